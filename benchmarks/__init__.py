@@ -1,0 +1,1 @@
+"""Measurements: `wire` without sockets, `endtoend` beside other proxies."""

@@ -1,0 +1,204 @@
+"""CLIENT: a client's own name and library, and the list of those who share its user.
+
+Always true: a client sees and closes connections of its own user only, so one tenant learns nothing
+about another. Names in the list have no spaces or line ends, or they could forge an entry.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from proxy import errors, resp, wire
+from proxy.handlers import Handler, Session
+from proxy.handlers.connection import LONGEST_NAME, bad_name, integer, printable
+
+
+def client_id(session: Session, request: wire.Request) -> bytes:
+    return resp.integer(session.id)
+
+
+def getname(session: Session, request: wire.Request) -> bytes:
+    return resp.bulk(session.name) if session.name else resp.null(session.protocol)
+
+
+def setname(session: Session, request: wire.Request) -> bytes:
+    name = request.arguments[2]
+    refusal = bad_name(name)
+    if refusal is not None:
+        return refusal
+    session.name = name
+    return resp.OK
+
+
+def setinfo(session: Session, request: wire.Request) -> bytes:
+    option, value = request.arguments[2:]
+    name, version = session.library
+    if option.upper() not in (b"LIB-NAME", b"LIB-VER"):
+        return errors.unrecognized_option(option)
+    if not printable(value) or len(value) > LONGEST_NAME:
+        return errors.bad_client_info(option)
+    session.library = (value, version) if option.upper() == b"LIB-NAME" else (name, value)
+    return resp.OK
+
+
+def switch(session: Session, request: wire.Request) -> bytes:
+    """NO-EVICT and NO-TOUCH: accepted; the shared connections to nodes cannot carry them."""
+    word = request.arguments[2].upper()
+    return resp.OK if word in (b"ON", b"OFF") else errors.SYNTAX
+
+
+def info(session: Session, request: wire.Request) -> bytes:
+    return resp.encode(resp.Verbatim(describe(session) + "\n"), session.protocol)
+
+
+def client_list(session: Session, request: wire.Request) -> bytes:
+    words = request.arguments[2:]
+    shown = _own(session)
+    if words:
+        option, values = words[0].upper(), words[1:]
+        if option == b"TYPE" and len(values) == 1:
+            kind = values[0].lower()
+            if kind not in _TYPES:
+                return errors.unknown_client_type(values[0])
+            shown = shown if kind == b"normal" else []
+        elif option == b"ID" and values:
+            ids = [integer(value) for value in values]
+            if None in ids:
+                return errors.BAD_CLIENT_ID
+            shown = [other for other in shown if other.id in ids]
+        else:
+            return errors.SYNTAX
+    text = "".join(describe(other) + "\n" for other in shown)
+    return resp.encode(resp.Verbatim(text), session.protocol)
+
+
+_TYPES = {b"normal", b"master", b"slave", b"replica", b"pubsub", b"primary"}
+
+
+def _own(session: Session) -> list[Session]:
+    everybody = session.server.sessions.values()
+    return [other for other in everybody if other.user == session.user]
+
+
+def describe(session: Session) -> str:
+    """Return one client's line as CLIENT LIST has it, without the end of line."""
+    side = session.downstream
+    fields = {
+        "id": session.id,
+        "addr": session.peer,
+        "laddr": session.local,
+        "name": session.name.decode("latin-1"),
+        "age": max(0, int(time.time() - session.created)),
+        "flags": "N",
+        "db": 0,
+        "sub": 0,
+        "psub": 0,
+        "ssub": 0,
+        "multi": -1,
+        "qbuf": side.held_bytes,
+        "oll": side.pending,
+        "omem": side.output_bytes,
+        "user": session.user,
+        "redir": -1,
+        "resp": session.protocol,
+        "lib-name": session.library[0].decode("latin-1"),
+        "lib-ver": session.library[1].decode("latin-1"),
+    }
+    return " ".join(f"{name}={value}" for name, value in fields.items())
+
+
+def kill(session: Session, request: wire.Request) -> bytes:
+    words = request.arguments[2:]
+    if len(words) == 1:
+        address = words[0].decode("latin-1")
+        found = [other for other in _own(session) if other.peer == address]
+        if not found:
+            return errors.NO_SUCH_CLIENT
+        _close(session, found)
+        return resp.OK
+    filters = _filters(session, words)
+    if isinstance(filters, bytes):
+        return filters
+    found = [
+        other
+        for other in _own(session)
+        if all(fits(other) for fits in filters.tests) and not (other is session and filters.skip_me)
+    ]
+    _close(session, found)
+    return resp.integer(len(found))
+
+
+def _close(session: Session, found: Sequence[Session]) -> None:
+    """Close clients; the one that asks gets its reply first."""
+    for other in found:
+        if other is session:
+            session.closing = True
+        else:
+            other.close()
+
+
+@dataclass
+class _Filters:
+    skip_me: bool = True
+    tests: list[Callable[[Session], bool]] = field(default_factory=list)
+
+
+def _filters(session: Session, words: Sequence[bytes]) -> _Filters | bytes:
+    """Return what CLIENT KILL asks for, or the error line of its first mistake."""
+    if len(words) % 2:
+        return errors.SYNTAX
+    filters = _Filters()
+    for option, value in zip(words[::2], words[1::2], strict=True):
+        if option.upper() == b"SKIPME":
+            if value.lower() not in (b"yes", b"no"):
+                return errors.SYNTAX
+            filters.skip_me = value.lower() == b"yes"
+            continue
+        test = _filter(session, option.upper(), value)
+        if isinstance(test, bytes):
+            return test
+        filters.tests.append(test)
+    return filters
+
+
+def _filter(session: Session, option: bytes, value: bytes) -> Callable[[Session], bool] | bytes:
+    text = value.decode("latin-1")
+    match option:
+        case b"ID":
+            number = integer(value)
+            if number is None or number < 1:
+                return errors.CLIENT_ID_NOT_POSITIVE
+            return lambda other: other.id == number
+        case b"ADDR":
+            return lambda other: other.peer == text
+        case b"LADDR":
+            return lambda other: other.local == text
+        case b"TYPE":
+            if value.lower() not in _TYPES:
+                return errors.unknown_client_type(value)
+            return lambda other: value.lower() == b"normal"
+        case b"USER":
+            # Other users are nobody's business, so they do not exist for this one.
+            if text != session.user:
+                return errors.no_such_user(value)
+            return lambda other: True
+        case b"MAXAGE":
+            age = integer(value)
+            if age is None or age < 1:
+                return errors.MAXAGE_NOT_POSITIVE
+            limit = time.time() - age
+            return lambda other: other.created <= limit
+    return errors.SYNTAX
+
+
+HANDLERS: dict[bytes, Handler] = {
+    b"client|id": client_id,
+    b"client|getname": getname,
+    b"client|setname": setname,
+    b"client|setinfo": setinfo,
+    b"client|no-evict": switch,
+    b"client|no-touch": switch,
+    b"client|info": info,
+    b"client|list": client_list,
+    b"client|kill": kill,
+}

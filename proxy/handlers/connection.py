@@ -1,0 +1,235 @@
+"""Who the client is and how it speaks: AUTH, HELLO, RESET, QUIT, SELECT, PING and their like.
+
+AUTH, HELLO, RESET and QUIT are barriers in the command table: nothing of the same client is in
+flight while they run, so no command is judged under one identity and answered under another.
+
+Always true: HELLO changes everything that it names or nothing; a password is compared as a digest
+in constant time, and the way through the code is the same for a user that does not exist.
+"""
+
+import asyncio
+import hashlib
+import hmac
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from proxy import errors, resp, wire
+from proxy.config import User
+from proxy.handlers import REDIS_VERSION, Handler, Session
+
+# Databases that Redis has by default; a number beyond them is out of range, one within them is
+# what a cluster does not offer.
+DATABASES = 16
+
+# Longer than any name that a person or a library gives; kept for as long as the client stays.
+LONGEST_NAME = 1024  # bytes
+
+# What a user that does not exist is compared with; no password has this digest.
+NOBODY = User("", (bytes(32),), "", False, False)
+
+
+def ping(session: Session, request: wire.Request) -> bytes:
+    words = request.arguments
+    if len(words) > 2:
+        return errors.wrong_arity(b"ping")
+    return b"+PONG\r\n" if len(words) == 1 else resp.bulk(words[1])
+
+
+def echo(session: Session, request: wire.Request) -> bytes:
+    return resp.bulk(request.arguments[1])
+
+
+def accept(session: Session, request: wire.Request) -> bytes:
+    """READONLY, READWRITE, ASKING: they speak to one node of a cluster, and there is none here."""
+    return resp.OK
+
+
+def quit_(session: Session, request: wire.Request) -> bytes:
+    session.closing = True
+    return resp.OK
+
+
+def reset(session: Session, request: wire.Request) -> bytes:
+    session.reset()
+    return b"+RESET\r\n"
+
+
+def select(session: Session, request: wire.Request) -> bytes:
+    number = integer(request.arguments[1])
+    if number is None:
+        return errors.NOT_AN_INTEGER
+    if not 0 <= number < DATABASES:
+        return errors.DB_OUT_OF_RANGE
+    return errors.SELECT_REFUSED if number else resp.OK
+
+
+def auth(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
+    words = request.arguments
+    if len(words) > 3:
+        return errors.SYNTAX
+    name = words[1] if len(words) == 3 else b"default"
+    if len(words) == 2 and _user(session, b"default").nopass:
+        return errors.NO_PASSWORD_SET
+    password = words[-1]
+
+    def finish(user: User | None) -> bytes:
+        if user is None:
+            return errors.WRONGPASS
+        session.authenticate(user.name)
+        return resp.OK
+
+    return _checked(session, request, name, password, finish)
+
+
+def hello(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
+    options = _hello_options(request.arguments)
+    if isinstance(options, bytes):
+        return options
+    if options.password is None:
+        if session.downstream.role < 0:
+            return errors.NOAUTH_HELLO
+        return _greet(session, options)
+    wanted = options
+
+    def finish(user: User | None) -> bytes:
+        if user is None:
+            return errors.WRONGPASS
+        session.authenticate(user.name)
+        return _greet(session, wanted)
+
+    return _checked(session, request, options.user, options.password, finish)
+
+
+@dataclass
+class _Hello:
+    """What a HELLO asks for; None leaves a thing as it is."""
+
+    protocol: int | None = None
+    user: bytes = b""
+    password: bytes | None = None
+    name: bytes | None = None
+
+
+def _hello_options(words: Sequence[bytes]) -> _Hello | bytes:
+    """Return the options, which come in any order behind the version, or the error line."""
+    options = _Hello()
+    if len(words) > 1:
+        options.protocol = integer(words[1])
+        if options.protocol is None:
+            return errors.PROTOCOL_NOT_AN_INTEGER
+        if options.protocol not in (2, 3):
+            return errors.NOPROTO
+    position = 2
+    while position < len(words):
+        left = len(words) - 1 - position
+        match words[position].upper():
+            case b"AUTH" if left >= 2:
+                options.user, options.password = words[position + 1 : position + 3]
+                position += 3
+            case b"SETNAME" if left >= 1:
+                options.name = words[position + 1]
+                refusal = bad_name(options.name)
+                if refusal is not None:
+                    return refusal
+                position += 2
+            case _:
+                return errors.bad_hello_option(words[position])
+    return options
+
+
+def _greet(session: Session, options: _Hello) -> bytes:
+    """Apply what was asked for and return the reply, in the protocol that was chosen."""
+    if options.name is not None:
+        session.name = options.name
+    if options.protocol is not None and options.protocol != session.protocol:
+        session.switch_protocol(options.protocol)
+    protocol = options.protocol or session.protocol
+    return resp.encode(
+        {
+            "server": "redis",
+            "version": REDIS_VERSION,
+            "proto": protocol,
+            "id": session.id,
+            "mode": "standalone",
+            "role": "master",
+            "modules": [],
+        },
+        protocol,
+    )
+
+
+def _checked(
+    session: Session,
+    request: wire.Request,
+    name: bytes,
+    password: bytes,
+    finish: Callable[[User | None], bytes],
+) -> bytes | Awaitable[bytes]:
+    """Compare a password, after a wait where its source has failed too often."""
+    source = session.peer.rpartition(":")[0]
+    failures = session.server.failures
+    wait = failures.wait(source, request.received)
+    if wait:
+        return _late(wait, lambda: finish(verified(session, name, password)))
+    user = verified(session, name, password)
+    if user is None:
+        failures.fail(source, request.received)
+    return finish(user)
+
+
+async def _late(wait: float, answer: Callable[[], bytes]) -> bytes:
+    await asyncio.sleep(wait)
+    return answer()
+
+
+def verified(session: Session, name: bytes, password: bytes) -> User | None:
+    """Return the user whose password this is, or None, in a time that depends on neither."""
+    user = _user(session, name)
+    digest = hashlib.sha256(password).digest()
+    right = False
+    for known in user.passwords:
+        right |= hmac.compare_digest(known, digest)
+    return user if (right or user.nopass) and user.enabled else None
+
+
+def _user(session: Session, name: bytes) -> User:
+    found = NOBODY
+    for user in session.server.config.users:
+        if hmac.compare_digest(user.name.encode(), name):
+            found = user
+    return found
+
+
+def bad_name(name: bytes) -> bytes | None:
+    """Return the error line for a client name that CLIENT LIST could not show, or None."""
+    if len(name) > LONGEST_NAME:
+        return errors.LONG_CLIENT_NAME
+    return None if printable(name) else errors.BAD_CLIENT_NAME
+
+
+def printable(text: bytes) -> bool:
+    """Return whether a text has neither spaces nor control characters nor bytes beyond ASCII."""
+    return all(0x21 <= byte <= 0x7E for byte in text)
+
+
+def integer(text: bytes) -> int | None:
+    """Return a number as Redis reads it, or None: no plus, no leading zero, no space."""
+    digits = text.removeprefix(b"-")
+    if not digits.isdigit() or len(digits) > 19 or (digits[:1] == b"0" and text != b"0"):
+        return None
+    number = int(text)
+    return number if -(2**63) <= number < 2**63 else None
+
+
+HANDLERS: dict[bytes, Handler] = {
+    b"ping": ping,
+    b"echo": echo,
+    b"readonly": accept,
+    b"readwrite": accept,
+    b"asking": accept,
+    b"quit": quit_,
+    b"reset": reset,
+    b"select": select,
+    b"auth": auth,
+    b"hello": hello,
+}

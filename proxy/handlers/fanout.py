@@ -1,0 +1,177 @@
+"""Commands that split over slots: MGET MSET DEL UNLINK EXISTS TOUCH.
+
+A handler gets a Request only when the keys do not share a slot. It makes one sub-command per slot
+and queues them all before it returns, in the client's order; only the reply waits.
+
+Always true: a part is answered exactly once, by its node, its deadline or its loss; the reply is
+made when the last part is in. It is not atomic: what an error says is how many parts took effect.
+One object with a counter serves all parts, because this is the path of every MGET and MSET.
+"""
+
+import asyncio
+from collections.abc import Awaitable
+from functools import partial
+
+from proxy import errors, resp, wire
+from proxy.handlers import Handler, Session
+
+
+class Part:
+    """One slot's share: the words of its sub-command and the places of its keys in the whole."""
+
+    __slots__ = ("location", "places", "words")
+
+    def __init__(self, location: wire.Location, name: bytes) -> None:
+        self.location = location
+        self.words = [name]
+        self.places: list[int] = []
+
+
+class Merge:
+    """Counts parts down; the first error is the reply."""
+
+    __slots__ = ("error", "future", "left", "parts", "succeeded")
+
+    def __init__(self, parts: int) -> None:
+        self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.parts = self.left = parts
+        self.succeeded = 0
+        self.error = b""
+
+    def take(self, part: Part, reply: bytes) -> None:
+        """Note the reply of one part; with the last one the future ends."""
+        if reply[:1] == b"-":
+            self.error = self.error or reply
+        else:
+            self.succeeded += 1
+            self.add(part, reply)
+        self.left -= 1
+        if not self.left and not self.future.done():
+            self.future.set_result(self.failure() if self.error else self.total())
+
+    def add(self, part: Part, reply: bytes) -> None:
+        """Take in a reply that is no error."""
+
+    def total(self) -> bytes:
+        return resp.OK
+
+    def failure(self) -> bytes:
+        return errors.partial(self.error, self.succeeded, self.parts)
+
+
+class Sum(Merge):
+    """Adds integers."""
+
+    __slots__ = ("count",)
+
+    def __init__(self, parts: int) -> None:
+        super().__init__(parts)
+        self.count = 0
+
+    def add(self, part: Part, reply: bytes) -> None:
+        self.count += int(reply[1:-2])
+
+    def total(self) -> bytes:
+        return resp.integer(self.count)
+
+
+class Positions(Merge):
+    """Puts the elements of arrays where their keys stood, as the bytes that the nodes sent.
+
+    A part that failed makes the whole reply that error: client libraries would hand an error among
+    the elements to the application as a value.
+    """
+
+    __slots__ = ("elements",)
+
+    def __init__(self, parts: int, keys: int) -> None:
+        super().__init__(parts)
+        self.elements = [b""] * keys
+
+    def add(self, part: Part, reply: bytes) -> None:
+        places = part.places
+        start = reply.index(b"\r\n") + 2
+        if len(places) == 1:
+            self.elements[places[0]] = reply[start:]
+            return
+        for place in places:
+            end = wire.frame_end(reply, start)
+            self.elements[place] = reply[start:end]
+            start = end
+
+    def total(self) -> bytes:
+        return resp.array(self.elements)
+
+    def failure(self) -> bytes:
+        return self.error
+
+
+def mget(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
+    parts = split(session, request, 1)
+    if isinstance(parts, bytes):
+        return parts
+    keys = sum(len(part.places) for part in parts)
+    return _submit(session, request, parts, Positions(len(parts), keys))
+
+
+def mset(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
+    parts = split(session, request, 2)
+    if isinstance(parts, bytes):
+        return parts
+    return _submit(session, request, parts, Merge(len(parts)))
+
+
+def summed(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
+    """DEL, UNLINK, EXISTS and TOUCH: how many keys, over all parts."""
+    parts = split(session, request, 1)
+    if isinstance(parts, bytes):
+        return parts
+    return _submit(session, request, parts, Sum(len(parts)))
+
+
+def split(session: Session, request: wire.Request, step: int) -> list[Part] | bytes:
+    """Return one part per slot, or the error line of the first key that may not be asked for.
+
+    Places and not keys: the same key may be asked twice, and each place needs its reply.
+    """
+    words = request.arguments
+    if (len(words) - 1) % step:
+        return errors.wrong_arity(request.name)
+    locate, row = session.downstream.locate, request.row
+    parts: dict[int, Part] = {}
+    cluster = -1
+    for position in range(1, len(words), step):
+        location = locate(words[position], row)
+        if isinstance(location, bytes):
+            return location
+        if location.cluster != cluster:
+            if cluster >= 0:
+                return errors.CROSS_CLUSTER
+            cluster = location.cluster
+        part = parts.get(location.slot)
+        if part is None:
+            part = parts[location.slot] = Part(location, words[0])
+        part.places.append(position - 1)
+        part.words.append(location.name)
+        if step == 2:
+            part.words.append(words[position + 1])
+    return list(parts.values())
+
+
+def _submit(
+    session: Session, request: wire.Request, parts: list[Part], merge: Merge
+) -> Awaitable[bytes]:
+    submit, row, received = session.downstream.submit, request.row, request.received
+    for part in parts:
+        submit(part.location, wire.pack(part.words), row, received, partial(merge.take, part))
+    return merge.future
+
+
+HANDLERS: dict[bytes, Handler] = {
+    b"mget": mget,
+    b"mset": mset,
+    b"del": summed,
+    b"unlink": summed,
+    b"exists": summed,
+    b"touch": summed,
+}

@@ -1,0 +1,60 @@
+"""Commands that are forwarded after a look at their arguments: COPY, SORT, SORT_RO.
+
+A cluster refuses `COPY ... DB n` and `SORT ... BY pattern` or `GET pattern`. A single node would
+carry them out: the first leaves the database that the rules speak about, the others read keys that
+no rule has seen. So they are refused here, with the words of a cluster, whatever the node is.
+"""
+
+from collections.abc import Awaitable, Mapping
+
+from proxy import errors, wire
+from proxy.handlers import Handler, Session
+from proxy.handlers.forward import locate_all, send
+
+
+def copy(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
+    words = request.arguments
+    position = 3
+    while position < len(words):
+        match words[position].upper():
+            case b"REPLACE":
+                position += 1
+            case b"DB" if position + 1 < len(words):
+                # Any other spelling of zero is left to nobody: "00" is no number for Redis either.
+                if words[position + 1] != b"0":
+                    return errors.COPY_DB_REFUSED
+                position += 2
+            case _:
+                return errors.SYNTAX
+    return _forward(session, request)
+
+
+def sort(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
+    words = request.arguments
+    position = 2
+    while position < len(words):
+        option = words[position].upper()
+        pattern = words[position + 1] if position + 1 < len(words) else b""
+        # Without a star BY means "do not sort" and GET is always nil; `#` is the element itself.
+        if option == b"BY" and b"*" in pattern:
+            return errors.SORT_BY_REFUSED
+        if option == b"GET" and b"*" in pattern:
+            return errors.SORT_GET_REFUSED
+        position += 1 + _SORT_VALUES.get(option, 0)
+    return _forward(session, request)
+
+
+_SORT_VALUES: Mapping[bytes, int] = {b"BY": 1, b"GET": 1, b"STORE": 1, b"LIMIT": 2}
+
+
+def _forward(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
+    words = request.arguments
+    locations = locate_all(session, request, words)
+    if isinstance(locations, bytes):
+        return locations
+    for position, location in zip(request.keys, locations, strict=True):
+        words[position] = location.name
+    return send(session, request, locations[0], words)
+
+
+HANDLERS: dict[bytes, Handler] = {b"copy": copy, b"sort": sort, b"sort_ro": sort}

@@ -1,0 +1,348 @@
+"""Rules about how the parts of the policies go together; each complaint is a value.
+
+The loader gives every keyspace, with its defaults, to each check. What cannot be safe is refused
+here: this is where a policy that would sell a seat twice is stopped. What depends on the database or
+on a node's memory is left to those who can see them.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from proxy.documents import quote, suggest
+from proxy.policy import sql
+from proxy.policy.blocks import HashTagWord
+from proxy.policy.model import Keyspace, Policies
+from proxy.policy.patterns import confused, parse_characters
+from proxy.policy.rights import Vocabulary
+from proxy.validation import Location
+
+_COLLECTIONS = ("hash", "list", "set", "zset", "stream")
+
+# Which end of which type can be kept.
+_ENDS = {
+    "zset": ("highest", "lowest"),
+    "list": ("newest", "oldest"),
+    "stream": ("newest", "oldest"),
+}
+
+_SHARERS = ("client", "user", "ip", "key", "keyspace", "global")
+
+# An exact window keeps the time of each cell; beyond this gcra is the better answer.
+_MOST_EXACT = 1000
+
+
+class Complaint(NamedTuple):
+    """What is wrong where, below a keyspace. `absent` is the field that is missed, if one is."""
+
+    location: Location
+    message: str
+    absent: str | None = None
+
+
+def _durable(own: Keyspace) -> Iterator[Complaint]:
+    """Locks and state are neither stale, evicted, nor read from where they may be old."""
+    stale = [f for f in ("stale_while_revalidate", "stale_if_error") if getattr(own.freshness, f)]
+    if own.kind != "cache" or own.security:
+        what = "with security: true" if own.kind == "cache" else f"of kind {own.kind}"
+        for field in stale:
+            yield Complaint(("freshness", field), f"a keyspace {what} is never served stale; "
+                            "leave it out")  # fmt: skip
+        if own.fallback.reads == "stale":
+            yield Complaint(("fallback", "reads"), f"a keyspace {what} is never served stale; "
+                            "allowed: origin, error")  # fmt: skip
+    if not own.durable:
+        return
+    if own.evict not in (None, "never"):
+        yield Complaint(("evict",), f"a key of kind {own.kind} is never evicted; allowed: never")
+    if own.reads == "replica":
+        yield Complaint(("reads",), f"a replica may be behind, which a key of kind {own.kind} must "
+                        "not be; allowed: primary")  # fmt: skip
+    if own.near is not None:
+        yield Complaint(("near",), f"a copy in the sidecar may be old, which a key of kind "
+                        f"{own.kind} must not be; leave near out")  # fmt: skip
+
+
+def _lock(own: Keyspace) -> Iterator[Complaint]:
+    if own.kind != "lock":
+        if own.lock is not None:
+            yield Complaint(("lock",), f"only keyspaces of kind lock have this block; this one is "
+                            f"of kind {own.kind}", "kind")  # fmt: skip
+        return
+    if own.write.mode != "none":
+        yield Complaint(("write", "mode"), f"a lock is written by its authority, never {quote(own.write.mode)}"
+                        ": a buffered lock can be granted twice; leave write out")  # fmt: skip
+    if own.fallback.writes == "journal":
+        yield Complaint(("fallback", "writes"), "a journalled lock can be granted twice; allowed: "
+                        "origin, error")  # fmt: skip
+    if own.ttl.default is None:
+        yield Complaint(("ttl", "default"), "a lock needs a time to live, or one crash holds it for"
+                        " ever: ttl: {default: 600s}", "ttl")  # fmt: skip
+    if own.lock is None:
+        return
+    yield from _mapping(own, ("lock", "key"), own.lock.key, complete=own.lock.table is not None)
+    per_owner = own.lock.per_owner
+    if per_owner is not None and per_owner.scope not in own.key.names:
+        yield _no_segment(own, ("lock", "per_owner", "scope"), per_owner.scope)
+    if own.lock.max_hold and own.ttl.default and own.lock.max_hold < own.ttl.default:
+        yield Complaint(("lock", "max_hold"), "is shorter than ttl.default")
+
+
+def _ttl(own: Keyspace) -> Iterator[Complaint]:
+    ttl = own.ttl
+    bounds = [("min", ttl.min), ("default", ttl.default), ("max", ttl.max)]
+    given = [(name, value) for name, value in bounds if value is not None]
+    for (low, shorter), (high, longer) in zip(given, given[1:], strict=False):
+        if shorter > longer:
+            yield Complaint(("ttl", low), f"ttl.{low} is longer than ttl.{high}")
+    if ttl.default is None:
+        if ttl.missing == "apply":
+            yield Complaint(("ttl", "missing"), "apply needs ttl.default", "ttl")
+        if ttl.refresh != "never":
+            yield Complaint(("ttl", "refresh"), f"{ttl.refresh} needs ttl.default", "ttl")
+        if ttl.jitter:
+            yield Complaint(("ttl", "jitter"), "jitter shortens ttl.default, which is not given",
+                            "ttl")  # fmt: skip
+        if own.kind == "rate_limit":
+            yield Complaint(("ttl", "default"), "a counter of kind rate_limit needs a time to live,"
+                            " or its window never ends", "ttl")  # fmt: skip
+
+
+def _hash_tag(own: Keyspace) -> Iterator[Complaint]:
+    if own.hash_tag is None:
+        return
+    if isinstance(own.hash_tag, HashTagWord):
+        return
+    if own.hash_tag not in own.key.names:
+        yield _no_segment(own, ("hash_tag",), own.hash_tag)
+        return
+    before = own.key.parts[: own.key.position(own.hash_tag)]
+    if any(isinstance(part, bytes) and b"{" in part for part in before):
+        yield Complaint(("hash_tag",), "Redis takes the first {…} of a name for the slot, and the "
+                        "key has a brace before this segment")  # fmt: skip
+
+
+def _grammar(own: Keyspace) -> Iterator[Complaint]:
+    """A pattern whose own text is not well-formed never matches anything."""
+    grammar = own.key_grammar
+    if grammar.characters is not None:
+        flags = parse_characters(grammar.characters)
+        wrong = sorted({chr(byte) for byte in own.key.literal if not flags[byte]})
+        if wrong:
+            yield Complaint(("key",), f"can never match: {quote(''.join(wrong))} is not among the "
+                            f"characters of key_grammar, {grammar.characters}")  # fmt: skip
+    shortest = len(own.key.literal) + len(own.key.segments)
+    if shortest > grammar.max_bytes:
+        yield Complaint(("key",), f"can never match: it has at least {shortest} bytes and "
+                        f"key_grammar.max_bytes is {grammar.max_bytes}")  # fmt: skip
+
+
+def _types(own: Keyspace) -> Iterator[Complaint]:
+    collection = own.collection
+    if collection.max_items is not None and own.type not in (*_COLLECTIONS, None):
+        yield Complaint(("collection",), f"a {own.type} has no members; type: hash, list, set, zset"
+                        " or stream has", "type")  # fmt: skip
+    if collection.keep is not None and collection.keep not in _ENDS.get(own.type or "", ()):
+        allowed = ", ".join(_ENDS.get(own.type or "", ())) or "none"
+        yield Complaint(("collection", "keep"), f"cannot be kept of type {own.type or 'unknown'}; "
+                        f"allowed: {allowed}", "type")  # fmt: skip
+    if not collection.exact and own.type != "stream":
+        yield Complaint(("collection", "exact"), "only a stream is trimmed roughly", "type")
+    if (own.value.is_json or own.value.json_schema) and own.type not in ("string", "json", None):
+        yield Complaint(("value",), f"a {own.type} is no JSON text; type: json is", "type")
+    if own.write.merge == "add" and own.type not in ("hash", "zset", "counter", None):
+        yield Complaint(("write", "merge"), f"a {own.type} cannot be added up", "type")
+
+
+def _origin(own: Keyspace) -> Iterator[Complaint]:
+    if own.origin is not None:
+        at = ("origin", "read")
+        yield from _parameters(own, at, own.origin.read, own.key.names)
+        if not sql.reads(own.origin.read):
+            yield Complaint(at, "must only read: it begins with SELECT, WITH, VALUES or TABLE")
+        return
+    for field in ("stale_while_revalidate", "stale_if_error", "negative"):
+        if getattr(own.freshness, field):
+            yield Complaint(("freshness", field), "needs an origin to fetch from", "origin")
+    if own.fallback.reads == "origin" and own.kind != "lock":
+        yield Complaint(("fallback", "reads"), "origin needs the block origin", "origin")
+    if own.drift is not None:
+        yield Complaint(("drift",), "needs an origin to compare with", "origin")
+    if own.on_loss == "refill":
+        yield Complaint(("on_loss",), "refill needs an origin to read from", "origin")
+
+
+def _write(own: Keyspace) -> Iterator[Complaint]:
+    write = own.write
+    if write.mode != "none" and write.sql is None:
+        yield Complaint(("write", "sql"), f"mode {write.mode} needs the statement: sql: …", "write")
+    if write.sql is not None:
+        if write.mode == "none":
+            yield Complaint(("write", "mode"), "sql is given but mode is none; allowed: through, "
+                            "behind", "write")  # fmt: skip
+        # The fields of a hash are parameters too, and only the database knows them.
+        if own.type in ("string", "json", "counter"):
+            names = (*own.key.names, "value", "ttl", "version")
+            yield from _parameters(own, ("write", "sql"), write.sql, names)
+        elif not sql.single(write.sql):
+            yield Complaint(("write", "sql"), "must be one statement")
+    if own.fallback.writes == "origin" and write.sql is None and own.kind != "lock":
+        yield Complaint(("fallback", "writes"), "origin needs write.sql", "write")
+    if own.fallback.writes == "journal" and write.mode != "behind":
+        yield Complaint(("fallback", "writes"), "journal needs write.mode: behind", "write")
+
+
+def _restore(own: Keyspace) -> Iterator[Complaint]:
+    if own.on_loss == "restore" and own.restore is None and own.kind != "lock":
+        yield Complaint(("on_loss",), "restore needs the block restore: {sql: …}", "restore")
+    if own.restore is not None:
+        if own.on_loss != "restore":
+            yield Complaint(("restore",), "is given, but on_loss is not restore", "on_loss")
+        if not sql.reads(own.restore.sql) or not sql.single(own.restore.sql):
+            yield Complaint(("restore", "sql"), "must be one statement that only reads")
+
+
+def _rate(own: Keyspace) -> Iterator[Complaint]:
+    for index, limit in enumerate(own.rate):
+        at: Location = ("rate", index)
+        if limit.per not in _SHARERS and limit.per not in own.key.names:
+            allowed = (*_SHARERS, *own.key.names)
+            yield Complaint((*at, "per"), f"{quote(limit.per)} is no segment of the key; allowed: "
+                            f"{', '.join(allowed)}{suggest(limit.per, allowed)}")  # fmt: skip
+        if limit.algorithm == "window" and limit.limit.amount > _MOST_EXACT:
+            yield Complaint((*at, "limit"), f"window is exact up to {_MOST_EXACT}; use gcra beyond")
+        if limit.algorithm == "window" and limit.burst is not None:
+            yield Complaint((*at, "burst"), "window has no burst; leave it out or use gcra")
+
+
+_OWN_CHECKS: tuple[Callable[[Keyspace], Iterator[Complaint]], ...] = (
+    _durable, _lock, _ttl, _hash_tag, _grammar, _types, _origin, _write, _restore, _rate,
+)  # fmt: skip
+
+
+def check_keyspace(own: Keyspace) -> Iterator[Complaint]:
+    """Yield what is wrong within one keyspace, its defaults included."""
+    for check in _OWN_CHECKS:
+        yield from check(own)
+
+
+def check_names(policies: Policies, vocabulary: Vocabulary) -> Iterator[Complaint]:
+    """Yield names that nothing has: clusters, commands, keyspaces. Locations are whole."""
+    places: list[tuple[Location, str]] = [(("defaults", "cluster"), policies.defaults.cluster)]
+    if "cluster" not in policies.defaults.model_fields_set:
+        places.clear()
+    for name, own in policies.keyspaces.items():
+        if "cluster" in own.model_fields_set:
+            places.append((("keyspaces", name, "cluster"), own.cluster))
+    for name, channel in policies.channels.items():
+        places.append((("channels", name, "cluster"), channel.cluster))
+    for at, cluster in places:
+        if vocabulary.clusters is not None and cluster not in vocabulary.clusters:
+            allowed = ", ".join(vocabulary.clusters)
+            yield Complaint(at, f"{quote(cluster)} is no cluster of the configuration; allowed: "
+                            f"{allowed}{suggest(cluster, vocabulary.clusters)}")  # fmt: skip
+    yield from _check_commands(policies, vocabulary)
+    for name, role in policies.roles.items():
+        for index, keyspace in enumerate(role.keyspaces or ()):
+            if keyspace not in policies.keyspaces:
+                yield _no_keyspace(policies, ("roles", name, "keyspaces", index), keyspace)
+
+
+def _check_commands(policies: Policies, vocabulary: Vocabulary) -> Iterator[Complaint]:
+    lists: list[tuple[Location, tuple[str, ...]]] = [
+        (("commands", "deny"), policies.commands.deny),
+        (("commands", "rename"), tuple(policies.commands.rename)),
+    ]
+    rights = [
+        (("defaults",), policies.defaults.commands),
+        *((("keyspaces", name), own.commands) for name, own in policies.keyspaces.items()),
+        *((("roles", name), role.commands) for name, role in policies.roles.items()),
+    ]
+    for at, held in rights:
+        lists.append(((*at, "commands", "allow"), held.allow or ()))
+        lists.append(((*at, "commands", "deny"), held.deny))
+    rates = [
+        *((("keyspaces", name), own.rate) for name, own in policies.keyspaces.items()),
+        *((("roles", name), role.rate) for name, role in policies.roles.items()),
+    ]
+    for at, limits in rates:
+        for index, limit in enumerate(limits):
+            lists.append(((*at, "rate", index, "commands"), limit.commands))
+    for where, words in lists:
+        for index, word in enumerate(words):
+            try:
+                vocabulary.commands(word)
+            except ValueError as error:
+                last = word if where[-1] == "rename" else index
+                yield Complaint((*where, last), str(error))
+
+
+def check_overlaps(
+    policies: Policies, place: Callable[[str], str]
+) -> Iterator[Complaint]:
+    """Yield patterns that cannot be told apart; place tells where a keyspace stands."""
+    names = list(policies.keyspaces)
+    for one, other in sorted(set(confused([own.key for own in policies.keyspaces.values()]))):
+        first, second = names[one], names[other]
+        pattern = policies.keyspaces[first].key.text
+        yield Complaint(
+            ("keyspaces", second, "key"),
+            f'can match the same keys as {quote(pattern)} of keyspace "{first}" at {place(first)}, '
+            "and nothing decides between them; give one of them more literal text or a narrower "
+            "type",
+        )
+
+
+def check_invalidation(policies: Policies) -> Iterator[Complaint]:
+    """Yield invalidations whose keys cannot be derived, or which would lose what is not in SQL."""
+    for name, own in policies.keyspaces.items():
+        for index, rule in enumerate(own.invalidate):
+            at: Location = ("keyspaces", name, "invalidate", index)
+            if own.durable:
+                yield Complaint(at, f"would delete keys of kind {own.kind}, which nothing can "
+                                "bring back; leave it out")  # fmt: skip
+            for complaint in _mapping(own, ("key",), rule.key, complete=True):
+                yield complaint._replace(location=(*at, *complaint.location))
+            for other, mapping in rule.also.items():
+                target = policies.keyspaces.get(other)
+                if target is None:
+                    yield _no_keyspace(policies, (*at, "also", other), other)
+                    continue
+                if target.durable:
+                    yield Complaint((*at, "also", other), f"would delete keys of kind "
+                                    f"{target.kind}, which nothing can bring back")  # fmt: skip
+                for complaint in _mapping(target, ("also", other), mapping, complete=True):
+                    yield complaint._replace(location=(*at, *complaint.location))
+
+
+def _mapping(
+    own: Keyspace, at: Location, mapping: dict[str, str], *, complete: bool
+) -> Iterator[Complaint]:
+    """Yield segments that a key does not have, and those that are missing."""
+    for segment in mapping:
+        if segment not in own.key.names:
+            yield _no_segment(own, (*at, segment), segment)
+    missing = [name for name in own.key.names if name not in mapping]
+    if complete and missing:
+        yield Complaint(at, f"the key cannot be derived: the segment{'s' * (len(missing) > 1)} "
+                        f"{', '.join(missing)} of {own.key.text} have no column")  # fmt: skip
+
+
+def _no_segment(own: Keyspace, at: Location, name: str) -> Complaint:
+    allowed = ", ".join(own.key.names) or "none, the key has no segment"
+    return Complaint(at, f"{quote(name)} is no segment of {own.key.text}; allowed: {allowed}"
+                     f"{suggest(name, own.key.names)}")  # fmt: skip
+
+
+def _no_keyspace(policies: Policies, at: Location, name: str) -> Complaint:
+    return Complaint(at, f"there is no keyspace {quote(name)}{suggest(name, policies.keyspaces)}")
+
+
+def _parameters(
+    own: Keyspace, at: Location, text: str, allowed: tuple[str, ...]
+) -> Iterator[Complaint]:
+    for name in sql.parameters(text):
+        if name not in allowed:
+            yield Complaint(at, f"the parameter :{name} is no segment of {own.key.text}; allowed: "
+                            f"{', '.join(allowed)}{suggest(name, allowed)}")  # fmt: skip
+    if not sql.single(text):
+        yield Complaint(at, "must be one statement")

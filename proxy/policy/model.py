@@ -1,0 +1,278 @@
+"""The policy files as types: one `Policies` for all files of a folder.
+
+The loader builds it, the compiler makes the data plane's tables of it, `check`, `explain` and
+`schema` read it. Every field is documented where it is defined; the JSON Schema for editors is made
+of this module. A field that is not set here is taken from `defaults`: see `Policies.effective`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, PlainValidator, WithJsonSchema
+
+from proxy.policy.blocks import (
+    TTL,
+    Collection,
+    CommandRights,
+    Commands,
+    Drift,
+    Fallback,
+    Freshness,
+    HashTag,
+    Invalidation,
+    KeyGrammar,
+    KeyPattern,
+    Lock,
+    Memory,
+    Mode,
+    Name,
+    Near,
+    Origin,
+    RateLimit,
+    Restore,
+    Text,
+    Value,
+    Write,
+)
+from proxy.units import PositiveSize
+from proxy.validation import Strict
+
+# Redis refuses keys and values that are larger (proto-max-bulk-len).
+REDIS_MAX_BYTES = 512 << 20
+
+Kind = Literal["cache", "state", "lock", "rate_limit"]
+Type = Literal["string", "json", "hash", "list", "set", "zset", "stream", "counter"]
+
+
+class Shared(Strict):
+    """What a keyspace may say for itself and `defaults` for all that do not."""
+
+    cluster: Text = Field("cache", description="Cluster of sidecache.yaml where the keys live.")
+    key_grammar: KeyGrammar = Field(KeyGrammar(), description="Which keys are well-formed.")
+    ttl: TTL = Field(TTL(), description="How long keys live.")
+    value: Value = Field(Value(), description="What a value may be.")
+    collection: Collection = Field(Collection(), description="How large a collection may grow.")
+    commands: CommandRights = Field(CommandRights(), description="Which commands may be sent.")
+    memory: Memory = Field(Memory(), description="What a keyspace may take.")
+    reads: Literal["primary", "replica"] = Field(
+        "primary", description="Which nodes answer reads; never replica for locks and state."
+    )
+    fallback: Fallback = Field(Fallback(), description="What happens while Redis is away.")
+    mode: Mode = Field(
+        "enforce", description="observe counts what would have happened, warn logs it as well."
+    )
+
+
+class Keyspace(Shared):
+    """Keys that share one rule."""
+
+    key: KeyPattern = Field(
+        description="Pattern of the keys: {name} is all up to the next colon; types are {n:int} "
+        "{n:uuid} {n:date} {n:hex} {n:ip} {rest:path}; {{ and }} are literal braces."
+    )
+    hash_tag: HashTag | None = Field(
+        None,
+        description="Segment whose value decides the slot, or {literal: word} for keys that share "
+        "none, so that scripts and transactions over one value work on a cluster. Nodes see other "
+        "names than clients.",
+    )
+    kind: Kind = Field(
+        "cache",
+        description="cache may be lost and stale; state is neither evicted nor stale; lock is "
+        "decided by PostgreSQL; rate_limit counts.",
+    )
+    type: Type | None = Field(
+        None, description="Type of the values; commands of another type get WRONGTYPE at once."
+    )
+    security: bool = Field(
+        False, description="The answer decides what somebody may do, so it is never stale."
+    )
+    rate: tuple[RateLimit, ...] = Field((), description="How often, and for whom.")
+    origin: Origin | None = Field(None, description="The rows of PostgreSQL behind the keys.")
+    freshness: Freshness = Field(Freshness(), description="How old an answer may be.")
+    write: Write = Field(Write(), description="What a write does besides changing Redis.")
+    invalidate: tuple[Invalidation, ...] = Field(
+        (), description="Which changes of which tables make keys stale."
+    )
+    drift: Drift | None = Field(None, description="Sampling against PostgreSQL.")
+    on_loss: Literal["restore", "refill", "lost"] | None = Field(
+        None, description="After Redis lost its data: read all again, one by one, or not at all."
+    )
+    restore: Restore | None = Field(None, description="How the keyspace is filled again.")
+    evict: Literal["never", "lru", "lfu", "ttl"] | None = Field(
+        None, description="Order in which keys give way when memory is short. never for locks and "
+        "state, else lru."
+    )  # fmt: skip
+    near: Near | None = Field(None, description="Copies inside the sidecar.")
+    lock: Lock | None = Field(None, description="How locks of kind lock work.")
+
+    @property
+    def durable(self) -> bool:
+        """Return whether losing or ageing a key would be wrong and not only slow."""
+        return self.kind in ("lock", "state")
+
+
+class Defaults(Shared):
+    """What every keyspace inherits that does not say otherwise, and what other keys get."""
+
+    unmatched: Literal["forward", "reject"] = Field(
+        "forward", description="Keys of no keyspace: sent to the default cluster, or refused."
+    )
+    unmatched_max_bytes: PositiveSize = Field(
+        REDIS_MAX_BYTES,
+        description="Longest key of no keyspace. Redis' own limit unless given.",
+        json_schema_extra={"default": "512MiB"},
+    )
+
+
+class GlobalCommands(Strict):
+    """Commands for everybody."""
+
+    deny: Commands = Field((), description="Nobody may send these.")
+    rename: dict[Text, Text] = Field(
+        {}, description="Old name to the only name under which the command is known."
+    )
+
+
+class FrameLimits(Strict):
+    """What one command of a client may hold."""
+
+    arguments: int = Field(1 << 20, ge=1, le=1 << 20, description="Words of one command.")
+    argument_bytes: PositiveSize = Field(
+        REDIS_MAX_BYTES, le=REDIS_MAX_BYTES, description="Bytes of one word.",
+        json_schema_extra={"default": "512MiB"},
+    )  # fmt: skip
+    inline_bytes: PositiveSize = Field(
+        64 << 10, description="Bytes of a command that is sent as a line.",
+        json_schema_extra={"default": "64KiB"},
+    )  # fmt: skip
+
+
+class Role(Strict):
+    """What a group of users may do."""
+
+    commands: CommandRights = Field(CommandRights(), description="Which commands may be sent.")
+    keys: tuple[KeyPattern, ...] | None = Field(
+        None, description="Patterns of the keys that may be named. All when not given."
+    )
+    keyspaces: tuple[Text, ...] | None = Field(
+        None, description="Keyspaces that may be used. All, and keys of none, when not given."
+    )
+    channels: tuple[Text, ...] | None = Field(
+        None, description="Pub/sub channels that may be used. All when not given."
+    )
+    rate: tuple[RateLimit, ...] = Field((), description="How often.")
+    limits: FrameLimits = Field(FrameLimits(), description="What one command may hold.")
+
+
+class Channel(Strict):
+    """Pub/sub channels that share one rule."""
+
+    channel: KeyPattern = Field(description="Pattern of the names, as for keys.")
+    cluster: Text = Field("cache", description="Cluster on which they are published.")
+    publish: tuple[Text, ...] | None = Field(None, description="Roles that may publish.")
+    subscribe: tuple[Text, ...] | None = Field(None, description="Roles that may subscribe.")
+
+
+class Script(Strict):
+    """A Lua script that is offered as a command."""
+
+    name: Text = Field(description="Name of the command, such as SEAT.ACQUIRE.")
+    file: Text = Field(description="The script in lua/.")
+    keys: tuple[KeyPattern, ...] = Field(description="KEYS, as templates of the arguments.")
+    arguments: tuple[Name, ...] = Field((), description="ARGV, by name and in order.")
+    on_unavailable: Literal["error", "origin"] = Field(
+        "error", description="While Redis is away: refuse, or let PostgreSQL do it."
+    )
+
+
+KeyspaceName = Annotated[
+    str,
+    PlainValidator(lambda name: _keyspace_name(name)),
+    WithJsonSchema({"type": "string", "pattern": "^[a-z][a-z0-9_]{0,62}$"}),
+]
+
+
+def _keyspace_name(name: object) -> str:
+    """Return the name; it becomes a metric label and stands in error lines."""
+    if (
+        not isinstance(name, str) or not 0 < len(name) <= 63 or not name[0].isalpha()
+        or not all(c in "abcdefghijklmnopqrstuvwxyz0123456789_" for c in name)
+    ):  # fmt: skip
+        raise ValueError("a name is a lower-case letter and up to 62 of a-z 0-9 _")
+    return name
+
+
+class File(Strict):
+    """One policy file. All files of a folder together are the policies."""
+
+    keyspaces: dict[KeyspaceName, Keyspace] = Field(
+        {}, description="Keys that share one rule, by a name of your own."
+    )
+    defaults: Defaults = Field(Defaults(), description="What every keyspace inherits.")
+    commands: GlobalCommands = Field(GlobalCommands(), description="Commands for everybody.")
+    roles: dict[KeyspaceName, Role] = Field({}, description="What groups of users may do.")
+    channels: dict[KeyspaceName, Channel] = Field({}, description="Pub/sub channels.")
+    scripts: dict[KeyspaceName, Script] = Field({}, description="Scripts offered as commands.")
+
+
+Block = TypeVar("Block", bound=Strict)
+
+
+def inherited(own: Block, parent: Strict) -> Block:
+    """Return a block whose unset fields are taken from another; blocks within blocks too."""
+    changed: dict[str, Any] = {}
+    for name in type(own).model_fields:
+        if name not in parent.model_fields_set:
+            continue
+        mine, theirs = getattr(own, name), getattr(parent, name)
+        if name not in own.model_fields_set:
+            changed[name] = theirs
+        elif isinstance(mine, Strict) and isinstance(theirs, Strict):
+            changed[name] = inherited(mine, theirs)
+    return own.model_copy(update=changed) if changed else own
+
+
+@dataclass(frozen=True)
+class Policies:
+    """All rules, as written."""
+
+    keyspaces: Mapping[str, Keyspace]
+    defaults: Defaults
+    commands: GlobalCommands
+    roles: Mapping[str, Role]
+    channels: Mapping[str, Channel]
+    scripts: Mapping[str, Script]
+
+    @cached_property
+    def effective(self) -> Mapping[str, Keyspace]:
+        """Return the keyspaces with what they inherit from the defaults."""
+        return {name: inherited(own, self.defaults) for name, own in self.keyspaces.items()}
+
+
+EMPTY = Policies({}, Defaults(), GlobalCommands(), {}, {}, {})
+
+
+def _without_defaults(schema: Any) -> Any:
+    """Return a schema without the defaults that are blocks or nothing: they say nothing new."""
+    if isinstance(schema, list):
+        return [_without_defaults(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: _without_defaults(value)
+        for key, value in schema.items()
+        # A dict under this name is the schema of a field that is called so.
+        if key != "default" or isinstance(value, str | int) or "description" in (value or ())
+    }
+
+
+def json_schema() -> str:
+    """Return the JSON Schema of a policy file, as `policies/policy.schema.json` holds it."""
+    schema = _without_defaults(File.model_json_schema(by_alias=True))
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "sidecache policy file"
+    return json.dumps(schema, indent=2, sort_keys=True) + "\n"

@@ -1,0 +1,101 @@
+"""Python values as RESP2 or RESP3 reply bytes.
+
+For replies that the proxy makes itself; the data plane passes a node's replies on as they are.
+Handlers call it with the protocol of their session.
+
+Always true: a type that RESP2 does not have becomes what Redis itself sends there: a map becomes
+a flat array, a set an array, a double and a verbatim string a bulk string, a boolean an integer.
+"""
+
+from collections.abc import Iterable, Mapping
+
+OK = b"+OK\r\n"
+
+
+class Simple(str):
+    """A simple string: one line of our own words."""
+
+    __slots__ = ()
+
+
+class Verbatim(str):
+    """Text for people: RESP3 tells clients that it is not to be escaped."""
+
+    __slots__ = ()
+
+
+def encode(value: object, protocol: int) -> bytes:
+    """Return the reply bytes of a value."""
+    parts: list[bytes] = []
+    _append(parts, value, protocol)
+    return b"".join(parts)
+
+
+def bulk(text: bytes) -> bytes:
+    return b"$%d\r\n%b\r\n" % (len(text), text)
+
+
+def integer(number: int) -> bytes:
+    return b":%d\r\n" % number
+
+
+def null(protocol: int) -> bytes:
+    return b"_\r\n" if protocol == 3 else b"$-1\r\n"
+
+
+def array(elements: list[bytes]) -> bytes:
+    """Return an array of elements that are reply bytes already."""
+    return b"*%d\r\n%b" % (len(elements), b"".join(elements))
+
+
+def mapping(pairs: Iterable[tuple[bytes, bytes]], protocol: int) -> bytes:
+    """Return a map of keys and values that are reply bytes already."""
+    flat = [part for pair in pairs for part in pair]
+    head = b"%%%d\r\n" % (len(flat) // 2) if protocol == 3 else b"*%d\r\n" % len(flat)
+    return head + b"".join(flat)
+
+
+def _append(parts: list[bytes], value: object, protocol: int) -> None:
+    match value:
+        case None:
+            parts.append(null(protocol))
+        case bool():
+            parts.append((b"#t\r\n" if value else b"#f\r\n") if protocol == 3 else integer(value))
+        case int():
+            parts.append(integer(value))
+        case float():
+            # 17 digits bring every double back, and are what Redis 7.0 sends.
+            text = format(value, ".17g").encode()
+            parts.append(b",%b\r\n" % text if protocol == 3 else bulk(text))
+        case Simple():
+            parts.append(b"+%b\r\n" % value.encode())
+        case Verbatim():
+            parts.append(_verbatim(value.encode(), protocol))
+        case str():
+            parts.append(bulk(value.encode()))
+        case bytes():
+            parts.append(bulk(value))
+        case _:
+            _append_many(parts, value, protocol)
+
+
+def _verbatim(text: bytes, protocol: int) -> bytes:
+    return b"=%d\r\ntxt:%b\r\n" % (len(text) + 4, text) if protocol == 3 else bulk(text)
+
+
+def _append_many(parts: list[bytes], value: object, protocol: int) -> None:
+    match value:
+        case Mapping():
+            size = len(value)
+            parts.append(b"%%%d\r\n" % size if protocol == 3 else b"*%d\r\n" % (2 * size))
+            elements: Iterable[object] = (part for pair in value.items() for part in pair)
+        case set() | frozenset():
+            parts.append(b"~%d\r\n" % len(value) if protocol == 3 else b"*%d\r\n" % len(value))
+            elements = value
+        case list() | tuple():
+            parts.append(b"*%d\r\n" % len(value))
+            elements = value
+        case _:
+            raise TypeError(f"a reply cannot hold {type(value).__name__}")
+    for element in elements:
+        _append(parts, element, protocol)

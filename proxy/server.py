@@ -1,0 +1,229 @@
+"""The side of the clients: listeners, the sessions that they made, and what all of them share.
+
+Made by `app`, which starts, drains and stops it. Sessions and handlers see it as `Server`.
+Always true:
+  * at most `capacity` clients are connected, and that number leaves descriptors for nodes, the
+    admin port and files, so running out of them cannot happen;
+  * clients that do not read cost at most the limits of the configuration, then the largest goes;
+  * draining answers every request that was received before a connection closes.
+"""
+
+import asyncio
+import os
+import resource
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+
+from proxy import errors, log, wire
+from proxy.config import Config
+from proxy.handlers import ClusterStatistics, Handler, Statistics
+from proxy.handlers.budget import FailureBudget
+from proxy.metrics import Metrics
+from proxy.session import Session
+
+# Descriptors that are never given to clients: nodes and their spares, PostgreSQL, admin visitors,
+# the files of a reload.
+RESERVED_DESCRIPTORS = 128
+
+# A full backlog makes clients wait a second for their next attempt, so it is as deep as Linux'
+# own limit usually allows.
+BACKLOG = 1024
+
+# How often connections are looked at for their deadlines, in seconds. Idle deadlines are minutes,
+# the shortest one (unread output) is ten seconds.
+ROUND = 0.5
+
+# A client that has been quiet for this long at a request boundary has read its replies and has no
+# request on the way, on any network where a sidecar makes sense.
+QUIET = 0.05
+
+# How often a drain looks for clients that are quiet, in seconds.
+DRAIN_ROUND = 0.01
+
+
+class Server:
+    """All clients of the process."""
+
+    def __init__(
+        self,
+        config: Config,
+        router: wire.Router,
+        batch: wire.Batch,
+        metrics: Metrics,
+        handlers: Mapping[bytes, Handler],
+    ) -> None:
+        self.config = config
+        self.router = router
+        self.batch = batch
+        self.metrics = metrics
+        self.handlers = handlers
+        self.started = time.time()
+        self.run_id = secrets.token_hex(20)
+        self.failures = FailureBudget()
+        self.sessions: dict[int, Session] = {}
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.capacity = min(config.limits.clients, descriptors() - RESERVED_DESCRIPTORS)
+        self.draining = False
+        self.cluster_statistics: Callable[[], tuple[ClusterStatistics, ...]] = tuple
+        self._loop = asyncio.get_running_loop()
+        self._listeners: list[asyncio.Server] = []
+        self._users = {user.name: user for user in config.users}
+        self._number = 0
+        self._received = self._rejected = 0
+        self._unread: dict[Session, int] = {}
+        self._unread_total = 0
+        self._strangers: set[Session] = set()
+
+    # Start and end.
+
+    async def listen(self) -> list[str]:
+        """Open the listeners; return their addresses. Raises OSError."""
+        listen = self.config.listen
+        if listen.tcp is not None:
+            host, port = listen.tcp
+            self._listeners.append(
+                await self._loop.create_server(self._connect, host, port, backlog=BACKLOG)
+            )
+        if listen.unix is not None:
+            self._listeners.append(await self._listen_unix(listen.unix, listen.unix_mode))
+        if self.capacity < self.config.limits.clients:
+            log.event(
+                log.WARNING, "clients_limited", clients=self.capacity,
+                configured=self.config.limits.clients, reason="open files limit",
+            )  # fmt: skip
+        return [
+            str(socket.getsockname()) for server in self._listeners for socket in server.sockets
+        ]
+
+    async def _listen_unix(self, path: Path, mode: int) -> asyncio.Server:
+        with suppress(FileNotFoundError):
+            if not path.is_socket():  # noqa: ASYNC240 - once, at start
+                raise OSError(f"{path} exists and is no socket")
+            path.unlink()  # noqa: ASYNC240
+        # The mask is narrow while the socket appears, so nobody connects before its mode is set.
+        before = os.umask(0o177)
+        try:
+            server = await self._loop.create_unix_server(self._connect, str(path), backlog=BACKLOG)
+        finally:
+            os.umask(before)
+        path.chmod(mode)  # noqa: ASYNC240
+        return server
+
+    def _connect(self) -> Session:
+        self._number += 1
+        return Session(self._number, self, self._loop)
+
+    async def watch(self) -> None:
+        """Hold clients to their deadlines, for ever."""
+        while True:
+            await asyncio.sleep(ROUND)
+            self._hold_to_deadlines(self._loop.time())
+
+    def _hold_to_deadlines(self, now: float) -> None:
+        limits = self.config.limits
+        for session in list(self._strangers):
+            if session.downstream.role_name is not None:
+                self._strangers.discard(session)
+            elif now - session.stranger_since > limits.unauthenticated:
+                session.close("unauthenticated")
+        for session, size in list(self._unread.items()):
+            if size > limits.output_bytes and now - session.unread_since > limits.output_seconds:
+                session.close("output")
+        if limits.idle:
+            for session in list(self.sessions.values()):
+                if session.idle and now - session.active > limits.idle:
+                    session.finish("idle")
+
+    async def drain(self, timeout: float) -> bool:
+        """Take no more clients, answer everything received, close; return whether all went."""
+        self.draining = True
+        # What waits in the backlog was let in by the kernel already: one more round takes it.
+        await asyncio.sleep(DRAIN_ROUND)
+        for listener in self._listeners:
+            listener.close()
+        deadline = self._loop.time() + timeout
+        while self.sessions and self._loop.time() < deadline:
+            now = self._loop.time()
+            for session in list(self.sessions.values()):
+                if session.idle and now - session.active >= QUIET:
+                    session.finish("drain")
+            await asyncio.sleep(DRAIN_ROUND)
+        complete = not self.sessions
+        for session in list(self.sessions.values()):
+            session.close("drain")
+        if self.config.listen.unix is not None:
+            self.config.listen.unix.unlink(missing_ok=True)
+        return complete
+
+    # What sessions and handlers call.
+
+    def admit(self, session: Session) -> bytes | None:
+        """Take a new session in, or return the error line with which it is turned away."""
+        self._received += 1
+        self.metrics.connections_received.count()
+        if len(self.sessions) >= self.capacity:
+            self._rejected += 1
+            self.metrics.connections_refused.count("clients")
+            return errors.MAX_CLIENTS
+        self.sessions[session.id] = session
+        self.metrics.clients.set(len(self.sessions))
+        return None
+
+    def estrange(self, session: Session) -> None:
+        self._strangers.add(session)
+
+    def dismiss(self, session: Session, reason: str) -> None:
+        self.sessions.pop(session.id, None)
+        self._strangers.discard(session)
+        self.backlog(session, 0)
+        self.metrics.clients.set(len(self.sessions))
+        self.metrics.connections_closed.count(reason)
+
+    def role_of(self, user: str) -> str | None:
+        found = self._users.get(user)
+        return found.role if found is not None and found.enabled else None
+
+    def first_user(self) -> str | None:
+        """Return whom a client counts as before AUTH, if it may do anything then."""
+        default = self._users.get("default")
+        return default.name if default is not None and default.enabled and default.nopass else None
+
+    def backlog(self, session: Session, size: int) -> None:
+        """Hear how many bytes a client leaves unread; over the total, the largest one is closed."""
+        self._unread_total += size - self._unread.pop(session, 0)
+        if size:
+            self._unread[session] = size
+        while self._unread_total > self.config.limits.output_total_bytes and self._unread:
+            largest = max(self._unread, key=self._unread.__getitem__)
+            self._unread_total -= self._unread.pop(largest)
+            largest.close("output")
+
+    def statistics(self) -> Statistics:
+        ruleset = self.router.ruleset
+        clusters = self.cluster_statistics()
+        return Statistics(
+            version=version(),
+            clients=len(self.sessions),
+            connections_received=self._received,
+            connections_rejected=self._rejected,
+            commands_processed=sum(count for *_, count in ruleset.counters.requests()),
+            maxmemory_policy=clusters[ruleset.default_cluster].maxmemory_policy,
+            clusters=clusters,
+        )
+
+
+def version() -> str:
+    """Return the version of the distribution, written once in pyproject.toml."""
+    return metadata.version("sidecache")
+
+
+def descriptors() -> int:
+    """Return how many descriptors the process may have, raised to what the system allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard if hard != resource.RLIM_INFINITY else 1 << 20

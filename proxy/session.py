@@ -1,0 +1,292 @@
+"""One client connection.
+
+A Session joins a transport to a `wire.Downstream` and remembers who the client is. The server
+creates it on accept; handlers get it as their first argument.
+
+Always true:
+  * every Request taken from the wire is answered exactly once, or the connection is closed;
+  * nothing here looks at a command: judging belongs to wire, meaning to handlers;
+  * reading stops while the client has more in flight than its window, or does not read its replies;
+  * what was received is answered before a close, unless the client itself is gone or in the way.
+
+Deadlines of nodes are not ours: `upstream.connection` owns them.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Mapping
+from typing import Protocol, cast
+
+from proxy import errors, log, wire
+from proxy.config import Config
+from proxy.handlers import Handler, Statistics
+from proxy.handlers.budget import FailureBudget
+from proxy.metrics import Metrics
+
+# One read from a client; shared by all sessions, because each read is taken apart before the next.
+# 256 KiB is a deep pipeline of small commands, and what a blocked client can leave unparsed.
+RECEIVE_BYTES = 256 * 1024
+_RECEIVED = memoryview(bytearray(RECEIVE_BYTES))
+
+# Unparsed bytes of a blocked client above which nothing more is read from its socket.
+HELD_BYTES = 64 * 1024
+
+# Replies in the transport above which no further command of the client is taken, and below which
+# it goes on. A MiB is a few milliseconds of loopback and bounds what a client that stopped costs.
+OUTPUT_HIGH = 1024 * 1024
+OUTPUT_LOW = 256 * 1024
+
+# Before AUTH nobody needs more than a few error lines.
+STRANGER_OUTPUT = 4 * 1024
+
+
+class Server(Protocol):
+    """The process, as a session sees it; a superset of what handlers see."""
+
+    @property
+    def config(self) -> Config: ...
+    @property
+    def started(self) -> float: ...
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def router(self) -> wire.Router: ...
+    @property
+    def sessions(self) -> "Mapping[int, Session]": ...
+    @property
+    def failures(self) -> FailureBudget: ...
+    @property
+    def batch(self) -> wire.Batch: ...
+    @property
+    def metrics(self) -> Metrics: ...
+    @property
+    def handlers(self) -> Mapping[bytes, Handler]: ...
+    @property
+    def tasks(self) -> set[asyncio.Task[None]]: ...
+    def statistics(self) -> Statistics: ...
+    def admit(self, session: "Session") -> bytes | None:
+        """Take a new session in, or return the error line with which it is turned away."""
+
+    def dismiss(self, session: "Session", reason: str) -> None: ...
+    def role_of(self, user: str) -> str | None: ...
+    def first_user(self) -> str | None:
+        """Return whom a client counts as before AUTH, if it may do anything then."""
+
+    def estrange(self, session: "Session") -> None:
+        """Hear that a client has to authenticate, soon."""
+
+    def backlog(self, session: "Session", size: int) -> None:
+        """Hear how many bytes a client leaves unread."""
+
+
+class Session(asyncio.BufferedProtocol):
+    """One client."""
+
+    def __init__(self, number: int, server: Server, loop: asyncio.AbstractEventLoop) -> None:
+        self.id = number
+        self.server = server
+        self.downstream = wire.Downstream(server.router, server.batch, number)
+        self.downstream.owner = self
+        self.name = b""
+        self.library = (b"", b"")
+        self.user = ""
+        self.created = time.time()
+        self.peer = self.local = "?"
+        self.closing = False
+        self.active = loop.time()  # when the client last sent something
+        self.stranger_since = 0.0  # when it began to be nobody
+        self.unread_since = 0.0  # when it stopped reading; 0 while it reads
+        self._loop = loop
+        self._transport: asyncio.Transport | None = None
+        self._reading = True
+        self._ended = False  # the client has sent all it will
+        self._reason = "client"
+
+    @property
+    def protocol(self) -> int:
+        return self.downstream.protocol
+
+    @property
+    def idle(self) -> bool:
+        """Return whether nothing of this client is under way."""
+        downstream = self.downstream
+        return not (downstream.pending or downstream.held_bytes or self.unread_bytes)
+
+    @property
+    def unread_bytes(self) -> int:
+        """Return the bytes of replies that the client has not taken yet."""
+        sent = self._transport.get_write_buffer_size() if self._transport is not None else 0
+        return sent + self.downstream.output_bytes
+
+    # Identity, changed by handlers.
+
+    def authenticate(self, user: str) -> None:
+        self.user = user
+        self.downstream.assume(self.server.role_of(user))
+        if self._transport is not None:
+            self._transport.set_write_buffer_limits(high=OUTPUT_HIGH, low=OUTPUT_LOW)
+
+    def deauthenticate(self) -> None:
+        """Return to the identity of a client that has just connected."""
+        user = self.server.first_user()
+        if user is not None:
+            self.authenticate(user)
+            return
+        self.user = ""
+        self.downstream.assume(None)
+        self.stranger_since = self._loop.time()
+        self.server.estrange(self)
+        if self._transport is not None:
+            self._transport.set_write_buffer_limits(high=STRANGER_OUTPUT)
+
+    def switch_protocol(self, version: int) -> None:
+        self.downstream.protocol = version
+
+    def reset(self) -> None:
+        """Return to the state of a new connection; the library's name and version stay."""
+        self.name = b""
+        self.switch_protocol(2)
+        self.deauthenticate()
+
+    def close(self, reason: str = "killed") -> None:
+        """Close now, whatever is under way."""
+        self._reason = reason
+        if self._transport is not None:
+            self._transport.abort()
+
+    def finish(self, reason: str) -> None:
+        """Close once everything that was taken is answered."""
+        self._reason = reason
+        self.closing = True
+        self.downstream.finish()
+        self._close_if_done()
+
+    # What the event loop calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self.peer = _address(transport.get_extra_info("peername"))
+        self.local = _address(transport.get_extra_info("sockname"))
+        refusal = self.server.admit(self)
+        if refusal is not None:
+            self._transport.write(refusal)
+            self._transport.close()
+            self._transport = None
+            self.downstream.connection_lost()
+            return
+        self.deauthenticate()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _RECEIVED
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._take(_RECEIVED[:nbytes])
+
+    def eof_received(self) -> bool:
+        """Keep the connection while replies are owed: a half-close asks for them, not for less."""
+        self._ended = True
+        self._close_if_done()
+        return not self.downstream.closing
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._transport is None:
+            return
+        self._transport = None
+        self.downstream.connection_lost()
+        self.server.dismiss(self, self._reason)
+
+    def pause_writing(self) -> None:
+        self.downstream.paused = True
+        self.unread_since = self._loop.time()
+        self.server.backlog(self, self.unread_bytes)
+
+    def resume_writing(self) -> None:
+        self.downstream.paused = False
+        self.unread_since = 0.0
+        self.server.backlog(self, 0)
+        self._go_on()
+
+    # The way of a command.
+
+    def _take(self, data: memoryview | bytes) -> None:
+        """Give bytes to the wire and its Requests to their handlers."""
+        downstream = self.downstream
+        now = self.active = self._loop.time()
+        request = downstream.receive_data(data, now)
+        while request is not None:
+            self._handle(request)
+            if self.closing:
+                downstream.finish()
+            request = downstream.receive_data(b"", now)
+        if downstream.blocked and self._reading and downstream.held_bytes > HELD_BYTES:
+            self._reading = False
+            if self._transport is not None:
+                self._transport.pause_reading()
+        if downstream.closing:
+            self._close_if_done()
+
+    def _handle(self, request: wire.Request) -> None:
+        """Answer a Request, now or when its handler is done."""
+        try:
+            reply = self.server.handlers[request.name](self, request)
+        except Exception as error:
+            log.event(log.ERROR, "handler_failed", error=error, command=request.name.decode())
+            reply = errors.INTERNAL
+        if isinstance(reply, bytes):
+            self.downstream.answer(request, reply)
+            return
+        task = self._loop.create_task(self._answer_later(request, reply))
+        self.server.tasks.add(task)
+        task.add_done_callback(self.server.tasks.discard)
+
+    async def _answer_later(self, request: wire.Request, reply: Awaitable[bytes]) -> None:
+        try:
+            line = await reply
+        except Exception as error:
+            log.event(log.ERROR, "handler_failed", error=error, command=request.name.decode())
+            line = errors.INTERNAL
+        self.downstream.answer(request, line)
+
+    def flush(self) -> None:
+        """Send the replies that are ready, and take what was held back for want of room."""
+        transport = self._transport
+        data = self.downstream.data_to_send()
+        if transport is None:
+            return
+        if data:
+            transport.write(data)
+            if self.unread_since:
+                self.server.backlog(self, self.unread_bytes)
+        if self.downstream.blocked:
+            self._go_on()
+        if self.closing or self._ended or self.downstream.closing:
+            self._close_if_done()
+
+    def _go_on(self) -> None:
+        if self.downstream.resumable:
+            self._take(b"")
+        if not self._reading and self.downstream.held_bytes <= HELD_BYTES:
+            self._reading = True
+            if self._transport is not None:
+                self._transport.resume_reading()
+
+    def _close_if_done(self) -> None:
+        """Close when the client is owed nothing and will be taken nothing from."""
+        downstream = self.downstream
+        if self._transport is None or downstream.pending or downstream.output_bytes:
+            return
+        if self._ended and (downstream.blocked or downstream.resumable):
+            return
+        if downstream.closing and not self.closing:
+            self._reason = "protocol"
+        if self._ended or self.closing or downstream.closing:
+            # The transport sends what it still holds before it closes.
+            self._transport.close()
+
+
+def _address(name: object) -> str:
+    """Return a socket's name as Redis writes it; a unix socket's peer has none."""
+    if isinstance(name, tuple):
+        host, port = str(name[0]), name[1]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"{name.decode() if isinstance(name, bytes) else name or ''}:0"

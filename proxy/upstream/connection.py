@@ -1,0 +1,348 @@
+"""One socket to one node: a protocol of the event loop around a `wire.Upstream`.
+
+The pool makes one per node, protocol version and lane; `Flusher` calls `flush` when its queue has
+something to say, which opens the socket when it is closed. Always true:
+  * commands leave only behind a handshake that the node has answered rightly: who we are, which
+    protocol, and that it is the node that its cluster says lives at this address;
+  * one write per loop iteration;
+  * a connection whose position in the stream is in doubt, or whose oldest command is overdue, is
+    closed and never used again. What it leaves unanswered goes to `Owner.orphaned`.
+Where orphans go, and which node owns what, is left to the topology.
+"""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, cast
+
+from proxy import wire
+from proxy.secret import Secret
+
+# One read of a node's replies; shared by all connections of the process, because each read is
+# taken apart before the next. 256 KiB is a full pipeline of replies and fits the CPU's cache.
+RECEIVE_BYTES = 256 * 1024
+_RECEIVED = memoryview(bytearray(RECEIVE_BYTES))
+
+# A handshake is at most four short replies; more bytes than this is no Redis node.
+HANDSHAKE_BYTES = 64 * 1024
+
+# First and longest pause between attempts to reach a node that is down, in seconds. The first is
+# short because a restarted process is back within it; the longest is what a node that comes back
+# after minutes waits, and costs nothing while it is down.
+FIRST_PAUSE = 0.05
+LONGEST_PAUSE = 0.5
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """How one node of a cluster is reached and recognised."""
+
+    host: str
+    port: int
+    username: str | None
+    password: Secret | None
+    tls: ssl.SSLContext | None
+    server_name: str | None
+    node_id: str | None  # what CLUSTER MYID must say; None outside cluster mode
+    timeout: float
+
+    @property
+    def address(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+class Loss(NamedTuple):
+    """Why a connection ended or could not be opened."""
+
+    kind: str  # "name" "refused" "timeout" "reset" "protocol" "authentication" "tls"
+    text: str
+
+
+CLOSED_BY_NODE = Loss("reset", "closed by the node")
+
+
+class Owner(Protocol):
+    """The topology, as a connection sees it."""
+
+    def connected(self, connection: "UpstreamConnection") -> None: ...
+    def disconnected(self, connection: "UpstreamConnection", loss: "Loss") -> None:
+        """Hear that an open connection was lost or that an attempt to open one has failed."""
+
+    def orphaned(self, connection: "UpstreamConnection", orphans: list[wire.Orphan]) -> None: ...
+
+
+class UpstreamConnection(asyncio.BufferedProtocol):
+    """One socket to one node, opened when it is first needed and again whenever it is lost."""
+
+    def __init__(
+        self, endpoint: Endpoint, protocol: int, lane: int, upstream: wire.Upstream, owner: Owner
+    ) -> None:
+        self.endpoint = endpoint
+        self.protocol = protocol
+        self.lane = lane
+        self.upstream = upstream
+        self._owner = owner
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._greeting: Greeting | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._pause = FIRST_PAUSE
+        self._loss = CLOSED_BY_NODE
+        self._retired = False
+        upstream.owner = self
+
+    @property
+    def ready(self) -> bool:
+        return self._transport is not None and self._greeting is None
+
+    def flush(self, now: float) -> None:
+        """Send what is queued, or open the socket for it."""
+        if self._transport is None:
+            self.open()
+        elif self._greeting is None:
+            data = self.upstream.data_to_send(now)
+            if data:
+                self._transport.write(data)
+        if self._deadline is None and self.upstream.pending:
+            self._watch()
+
+    def open(self) -> None:
+        """Start to connect, unless that is under way."""
+        if self._transport is None and self._opening is None and not self._retired:
+            self._opening = self._loop.create_task(self._open())
+
+    def retire(self) -> None:
+        """Close for good: the node has left its cluster, or the process ends."""
+        self._retired = True
+        self.upstream.available = False
+        if self._opening is not None:
+            self._opening.cancel()
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        if self._transport is not None:
+            self._transport.close()
+        self._orphan()
+
+    async def _open(self) -> None:
+        endpoint = self.endpoint
+        try:
+            async with asyncio.timeout(endpoint.timeout):
+                await self._loop.create_connection(
+                    lambda: self,
+                    endpoint.host,
+                    endpoint.port,
+                    ssl=endpoint.tls,
+                    server_hostname=endpoint.server_name if endpoint.tls else None,
+                )
+        except TimeoutError:
+            self._failed(Loss("timeout", f"no connection within {endpoint.timeout:g} s"))
+        except OSError as error:
+            self._failed(_loss_of(error))
+        finally:
+            self._opening = None
+
+    def _failed(self, loss: Loss) -> None:
+        """Give up what waits, tell the owner, and try again later."""
+        self.upstream.available = False
+        self._owner.disconnected(self, loss)
+        self._orphan()
+        if not self._retired:
+            self._loop.call_later(self._pause, self.open)
+            self._pause = min(self._pause * 2, LONGEST_PAUSE)
+
+    def _orphan(self) -> None:
+        orphans = self.upstream.connection_lost()
+        if orphans:
+            self._owner.orphaned(self, orphans)
+
+    def _watch(self) -> None:
+        self._deadline = self._loop.call_at(self.upstream.next_deadline(), self._expire)
+
+    def _expire(self) -> None:
+        """Answer what is overdue; close when the node owes the oldest answer for too long."""
+        self._deadline = None
+        stuck, overdue = self.upstream.expire(self._loop.time())
+        if overdue:
+            self._owner.orphaned(self, overdue)
+        if stuck:
+            self.abort(Loss("timeout", f"no reply within {self.endpoint.timeout:g} s"))
+        elif self.upstream.pending:
+            self._watch()
+
+    def abort(self, loss: Loss) -> None:
+        """Close at once: the position in the stream is in doubt."""
+        self._loss = loss
+        if self._transport is not None:
+            self._transport.abort()
+            # The event loop tells of the loss later; until then this socket must not be used.
+            self._lost()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        if self._retired:
+            self._transport.abort()
+            return
+        self._loss = CLOSED_BY_NODE
+        self._greeting = Greeting(self.endpoint, self.protocol)
+        self._transport.write(self._greeting.commands())
+        self._loop.call_later(self.endpoint.timeout, self._check_greeting, self._greeting)
+
+    def _check_greeting(self, greeting: "Greeting") -> None:
+        if self._greeting is greeting:
+            self.abort(Loss("timeout", f"no handshake within {self.endpoint.timeout:g} s"))
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _RECEIVED
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._transport is None:
+            return
+        if self._greeting is not None:
+            self._greet(bytes(_RECEIVED[:nbytes]))
+            return
+        orphans = self.upstream.receive_data(_RECEIVED[:nbytes], self._loop.time())
+        if orphans is not None:
+            self._owner.orphaned(self, orphans)
+        if self.upstream.fault is not None:
+            self.abort(Loss("protocol", self.upstream.fault))
+
+    def _greet(self, data: bytes) -> None:
+        assert self._greeting is not None
+        try:
+            if not self._greeting.receive(data):
+                return
+        except Refusal as error:
+            self.abort(Loss(error.kind, str(error)))
+            return
+        except ValueError as error:
+            self.abort(Loss("protocol", str(error)))
+            return
+        self._greeting = None
+        self._pause = FIRST_PAUSE
+        self.upstream.available = True
+        self._owner.connected(self)
+        self.flush(self._loop.time())
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._transport is not None:
+            if isinstance(error, OSError):
+                self._loss = _loss_of(error)
+            self._lost()
+
+    def _lost(self) -> None:
+        """Tell the owner, then try to be there again before anybody has to wait for it."""
+        greeted = self._greeting is None
+        self._transport = None
+        self._greeting = None
+        if greeted and not self._retired:
+            self._owner.disconnected(self, self._loss)
+            self._orphan()
+            self.open()
+        else:
+            self._failed(self._loss)
+
+
+def _loss_of(error: OSError) -> Loss:
+    kind = "reset"
+    if isinstance(error, socket.gaierror):
+        kind = "name"
+    elif isinstance(error, ssl.SSLError):
+        kind = "tls"
+    elif isinstance(error, ConnectionRefusedError):
+        kind = "refused"
+    return Loss(kind, str(error) or type(error).__name__)
+
+
+class Refusal(ValueError):
+    """The node does not want us, or is not the one that was meant."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+class Greeting:
+    """What is said first on a new connection, and what the node must answer."""
+
+    def __init__(self, endpoint: Endpoint, protocol: int) -> None:
+        self._endpoint = endpoint
+        self._received = b""
+        self._steps: list[tuple[bytes, Callable[[bytes], None]]] = []
+        secret = endpoint.password.reveal().encode() if endpoint.password else None
+        login = [(endpoint.username or "default").encode(), secret] if secret is not None else []
+        if protocol == 3:
+            words = [b"HELLO", b"3", *([b"AUTH", *login] if login else [])]
+            self._steps.append((wire.pack(words), _expect_no_error))
+        elif secret is not None:
+            words = login if endpoint.username else [secret]
+            self._steps.append((wire.pack([b"AUTH", *words]), _expect_no_error))
+        self._steps.append((wire.pack([b"CLIENT", b"SETNAME", b"sidecache"]), _ignore))
+        if endpoint.node_id is not None:
+            self._steps.append((wire.pack([b"CLUSTER", b"MYID"]), self._expect_id))
+        else:
+            self._steps.append((wire.pack([b"PING"]), _expect_no_error))
+
+    def commands(self) -> bytes:
+        return b"".join(command for command, _ in self._steps)
+
+    def receive(self, data: bytes) -> bool:
+        """Return whether all is answered rightly. Raises ValueError, Refusal among them, if not."""
+        self._received += data
+        while self._steps:
+            end = wire.frame_end(self._received, 0)
+            if end < 0:
+                if len(self._received) > HANDSHAKE_BYTES:
+                    raise ValueError("the answer to the handshake does not end")
+                return False
+            reply, self._received = self._received[:end], self._received[end:]
+            self._steps.pop(0)[1](reply)
+        if self._received:
+            raise ValueError("the node said more than it was asked")
+        return True
+
+    def _expect_id(self, reply: bytes) -> None:
+        _expect_no_error(reply)
+        # A pod's address may have passed to a node of another cluster: writes would go into
+        # somebody else's data, and clusters that meet merge.
+        told = reply.split(b"\r\n")[1].decode("ascii", "replace") if reply[:1] in b"$=" else ""
+        if told.removeprefix("txt:") != self._endpoint.node_id:
+            raise Refusal("protocol", "another node lives at this address")
+
+
+def _expect_no_error(reply: bytes) -> None:
+    if reply[:1] in b"-!":
+        words = reply[1:129].decode("ascii", "backslashreplace").strip()
+        raise Refusal("authentication", f"the node refuses the handshake: {words}")
+
+
+def _ignore(reply: bytes) -> None:
+    """An ACL may forbid CLIENT SETNAME; the name is only for people."""
+
+
+class Flusher:
+    """Writes once per loop iteration whatever nodes and clients have waiting."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.batch = wire.Batch(self._schedule)
+
+    def _schedule(self) -> None:
+        self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        # Clients first: sending replies makes room, and what they had to hold back goes to the
+        # nodes in the same iteration.
+        for downstream in self.batch.take_ready():
+            if downstream.owner is not None:
+                downstream.owner.flush()
+        now = self._loop.time()
+        for upstream in self.batch.take_touched():
+            if upstream.owner is not None:
+                upstream.owner.flush(now)

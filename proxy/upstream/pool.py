@@ -1,0 +1,276 @@
+"""The nodes of the clusters, their connections, and the slot map that is made of them.
+
+`app` makes one `Pools`; each cluster in it is a `ClusterPool`, which is the owner of its
+connections. Always true:
+  * commands go only to nodes that the cluster itself names, and a connection checks that it
+    reached the node it was meant to;
+  * the router's slot map is replaced as a whole, never changed;
+  * a node that leaves its cluster leaves its commands to the others.
+Where one orphan goes is decided in `redirects`, when the topology is asked in `topology`.
+"""
+
+import asyncio
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from proxy import log, wire
+from proxy.config import Cluster
+from proxy.metrics import Metrics, NodeMetrics
+from proxy.upstream.connection import Endpoint, Loss, UpstreamConnection
+from proxy.upstream.redirects import Redirector
+from proxy.upstream.topology import SLOTS, ClientTLS, Member, Refresher, View, topology_for
+
+PROTOCOLS = (2, 3)
+
+# Slots that move one by one during a resharding are published together: each new map makes every
+# client drain its pipeline once.
+PUBLISH_DELAY = 0.005  # seconds
+
+# How long after the loss of a node its cluster is watched closely, in seconds. A failover takes
+# one node timeout (15 s by default) and an election; what takes longer waits for a person.
+WATCHED = 60.0
+
+
+@dataclass(frozen=True)
+class Plumbing:
+    """What all connections of the process share."""
+
+    batch: wire.Batch
+    latencies: wire.Latencies
+    metrics: Metrics
+    states: log.StateLog
+
+
+class Node:
+    """One member of a cluster with its connections by protocol and lane."""
+
+    def __init__(
+        self,
+        member: Member,
+        index: int,
+        connections: tuple[tuple[UpstreamConnection, ...], ...],
+        metrics: NodeMetrics,
+    ) -> None:
+        self.member = member
+        self.index = index
+        self.connections = connections
+        self.upstreams = tuple(tuple(c.upstream for c in lanes) for lanes in connections)
+        self.metrics = metrics
+        metrics.connections = lambda: sum(c.ready for c in self.all())
+        metrics.in_flight = lambda: sum(c.upstream.pending for c in self.all())
+
+    def all(self) -> Iterable[UpstreamConnection]:
+        return (connection for lanes in self.connections for connection in lanes)
+
+    @property
+    def down(self) -> bool:
+        return self.metrics.state == "down"
+
+    def connection_like(self, other: UpstreamConnection) -> UpstreamConnection:
+        """Return the connection of the same protocol and lane: order holds along a lane."""
+        return self.connections[other.protocol - 2][other.lane]
+
+
+class Pools:
+    """All clusters, in the order of their indexes in the ruleset."""
+
+    def __init__(self, configs: Iterable[Cluster], router: wire.Router, plumbing: Plumbing) -> None:
+        self.router = router
+        self.plumbing = plumbing
+        self._nodes: list[Node | None] = []
+        self._publishing: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self.clusters = [ClusterPool(i, config, self) for i, config in enumerate(configs)]
+
+    def add(self, cluster: "ClusterPool", member: Member) -> Node:
+        """Make a node and give it a place in the slot map."""
+        index = self._nodes.index(None) if None in self._nodes else len(self._nodes)
+        node = Node(member, index, cluster.connections(member),
+                    self.plumbing.metrics.node(cluster.config.name, member.address))  # fmt: skip
+        if index == len(self._nodes):
+            self._nodes.append(node)
+        else:
+            self._nodes[index] = node
+        return node
+
+    def remove(self, node: Node) -> None:
+        self._nodes[node.index] = None
+
+    def node(self, index: int) -> Node | None:
+        return self._nodes[index] if index >= 0 else None
+
+    def publish_soon(self) -> None:
+        if self._publishing is None:
+            self._publishing = self._loop.call_later(PUBLISH_DELAY, self.publish)
+
+    def publish(self) -> None:
+        """Hand the router a slot map of how things are."""
+        if self._publishing is not None:
+            self._publishing.cancel()
+            self._publishing = None
+        self.router.slots = wire.SlotMap(
+            [(cluster.sharded, cluster.owners) for cluster in self.clusters],
+            [node.upstreams if node is not None else ((), ()) for node in self._nodes],
+        )
+
+    def stop(self) -> None:
+        """Close every connection; what is unanswered is answered with an error."""
+        if self._publishing is not None:
+            self._publishing.cancel()
+        for cluster in self.clusters:
+            cluster.stop()
+
+
+class ClusterPool:
+    """One cluster: its nodes, who owns which slot, and what to do when either changes."""
+
+    def __init__(self, index: int, config: Cluster, pools: Pools) -> None:
+        self.index = index
+        self.config = config
+        self.sharded = config.mode == "cluster"
+        self.owners = array("h", [-1] * (SLOTS if self.sharded else 1))
+        self.nodes: dict[str, Node] = {}
+        self._pools = pools
+        self._plumbing = pools.plumbing
+        self._tls = ClientTLS(config)
+        self._loop = asyncio.get_running_loop()
+        self._watched_until = 0.0
+        self._redirector = Redirector(self)
+        self.refresher = Refresher(
+            topology_for(config, self._tls), self._adopt, self._report, self._urgent
+        )
+
+    @property
+    def available(self) -> bool:
+        """Return whether every slot has an owner that is not down."""
+        return all(
+            (node := self._pools.node(index)) is not None and not node.down
+            for index in set(self.owners)
+        )
+
+    def owner_of(self, slot: int) -> Node | None:
+        return self._pools.node(self.owners[slot])
+
+    def move_slot(self, slot: int, node: Node) -> None:
+        """Believe a redirect: the slot lives at this node."""
+        if self.owners[slot] != node.index:
+            self.owners[slot] = node.index
+            self._pools.publish_soon()
+
+    def connections(self, member: Member) -> tuple[tuple[UpstreamConnection, ...], ...]:
+        """Make the closed connections of a new member."""
+        config = self.config
+        endpoint = Endpoint(
+            member.host, member.port, config.username, config.password, self._tls.context,
+            self._tls.server_name(member.hostname or member.host), member.node_id, config.timeout,
+        )  # fmt: skip
+        batch, latencies = self._plumbing.batch, self._plumbing.latencies
+        return tuple(
+            tuple(
+                UpstreamConnection(
+                    endpoint, protocol, lane,
+                    wire.Upstream(batch, latencies, self.index, config.timeout), self,
+                )
+                for lane in range(config.connections)
+            )
+            for protocol in PROTOCOLS
+        )  # fmt: skip
+
+    def stop(self) -> None:
+        self._redirector.stop()
+        for node in self.nodes.values():
+            for connection in node.all():
+                connection.retire()
+
+    # What the refresher calls.
+
+    def _adopt(self, view: View) -> bool:
+        """Take a view of the topology; return whether it changed anything."""
+        before = {address: node.member.node_id for address, node in self.nodes.items()}
+        wanted = {member.address: member for member in view.members}
+        gone = [
+            self.nodes.pop(address)
+            for address in list(self.nodes)
+            if address not in wanted or wanted[address].node_id != before[address]
+        ]
+        for address, member in wanted.items():
+            if address not in self.nodes:
+                self.nodes[address] = self._pools.add(self, member)
+        owners = array("h", [
+            self.nodes[view.members[owner].address].index if owner >= 0 else -1
+            for owner in view.owners
+        ])  # fmt: skip
+        changed = bool(gone) or len(before) != len(self.nodes) or owners != self.owners
+        self.owners = owners
+        self._plumbing.metrics.keep_nodes(self.config.name, self.nodes)
+        if changed:
+            self._pools.publish()
+            self._settle(gone)
+        return changed
+
+    def _settle(self, gone: list[Node]) -> None:
+        """Let commands that wait for a connection follow their slots, and open what is needed."""
+        for node in gone:
+            for connection in node.all():
+                connection.retire()
+            self._pools.remove(node)
+        for node in self.nodes.values():
+            for connection in node.all():
+                if not connection.ready and connection.upstream.pending:
+                    self.orphaned(connection, connection.upstream.connection_lost())
+        for index in set(self.owners):
+            owner = self._pools.node(index)
+            if owner is not None:
+                for connection in owner.connections[0]:
+                    connection.open()
+
+    def _report(self, outcome: str, reason: str) -> None:
+        self._plumbing.metrics.topology_refreshes.count(self.config.name, outcome)
+        subject = f"topology {self.config.name}"
+        if outcome == "failed":
+            self._plumbing.states.change(
+                log.ERROR, subject, "unknown", "topology_unknown",
+                cluster=self.config.name, reason=reason,
+            )  # fmt: skip
+        else:
+            self._plumbing.states.change(
+                log.INFO, subject, "known", "topology_known",
+                cluster=self.config.name, nodes=len(self.nodes),
+            )  # fmt: skip
+
+    def _urgent(self) -> bool:
+        return self._loop.time() < self._watched_until and not self.available
+
+    # What connections call.
+
+    def connected(self, connection: UpstreamConnection) -> None:
+        self._change(connection, log.INFO, "up", "node_up")
+
+    def disconnected(self, connection: UpstreamConnection, loss: Loss) -> None:
+        node = self.nodes.get(connection.endpoint.address)
+        if node is not None:
+            node.metrics.error(loss.kind)
+        # An idle connection that the node closes opens again at once; only a failure to open, or
+        # a node that does not answer, makes the node one that is down.
+        if not connection.upstream.available or loss.kind == "timeout":
+            self._change(connection, log.WARNING, "down", "node_down", reason=loss.text)
+        self._watched_until = self._loop.time() + WATCHED
+        self.refresher.hint()
+
+    def _change(
+        self, connection: UpstreamConnection, level: int, state: str, event: str, reason: str = ""
+    ) -> None:
+        address = connection.endpoint.address
+        node = self.nodes.get(address)
+        if node is None:
+            return
+        node.metrics.state = state
+        fields = {"reason": reason} if reason else {}
+        self._plumbing.states.change(
+            level, f"node {self.config.name} {address}", state, event,
+            cluster=self.config.name, node=address, **fields,
+        )  # fmt: skip
+
+    def orphaned(self, connection: UpstreamConnection, orphans: list[wire.Orphan]) -> None:
+        self._redirector.place(connection, orphans)

@@ -1,0 +1,340 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""Scanners: where a request or a reply ends, and where a request's words lie.
+
+Called by `Downstream` and `Upstream` with bytes as they arrived, cut anywhere. Always true:
+  * nothing is allocated from a length or count in a header, only for bytes that are there;
+  * no recursion on data: a reply's nesting is a counter of elements still to come;
+  * numbers follow our own rule (digits only, no sign but "-1" where null is legal, no leading
+    zero, at most ten digits), stricter than Redis and much stricter than int();
+  * a request that passes is canonical, so its bytes may be forwarded as they are.
+"""
+
+from libc.stdint cimport int64_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memchr, memcpy, memmove
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+
+cdef enum:
+    NUMBER_DIGITS = 10
+    # Errors and numbers of a node are short; a line without an end must not grow for ever.
+    LINE_BYTES = 65536
+    # A command's words are collected in an array that grows by doubling from here.
+    FIRST_WORDS = 64
+    FIRST_OCTETS = 512
+    # More elements than any reply can hold in memory: stops the counter from wrapping.
+    MOST_ELEMENTS = 1 << 40
+
+
+cdef int octets_append(Octets* octets, const char* data, Py_ssize_t size) except -1:
+    cdef Py_ssize_t held = octets.end - octets.start
+    cdef Py_ssize_t capacity = octets.capacity
+    cdef char* moved
+    if octets.end + size > capacity:
+        if octets.start > 0:
+            memmove(octets.data, octets.data + octets.start, held)
+            # Moving pays only where it freed half of the room; else the next append moves again.
+            if octets.start < capacity // 2:
+                capacity *= 2
+            octets.start = 0
+            octets.end = held
+        if capacity == 0:
+            capacity = FIRST_OCTETS
+        while capacity < held + size:
+            capacity *= 2
+        if capacity != octets.capacity:
+            moved = <char*> realloc(octets.data, capacity)
+            if moved == NULL:
+                raise MemoryError()
+            octets.data = moved
+            octets.capacity = capacity
+    memcpy(octets.data + octets.end, data, size)
+    octets.end += size
+    return 0
+
+
+cdef void octets_consume(Octets* octets, Py_ssize_t size) noexcept nogil:
+    octets.start += size
+    if octets.start == octets.end:
+        octets.start = octets.end = 0
+
+
+cdef void octets_free(Octets* octets) noexcept nogil:
+    free(octets.data)
+    octets.data = NULL
+    octets.start = octets.end = octets.capacity = 0
+
+
+cdef void progress_reset(Progress* progress) noexcept nogil:
+    progress.position = 0
+    progress.need = 0
+    progress.left = -1
+
+
+cdef int _number(const char* data, Py_ssize_t size, Py_ssize_t* position, int64_t* value,
+                 bint may_be_negative) noexcept nogil:
+    """Read digits and CR LF at position; BAD_COUNT for whatever is no number of ours."""
+    cdef Py_ssize_t at = position[0]
+    cdef Py_ssize_t first
+    cdef int64_t number = 0
+    cdef bint negative = False
+    if at < size and data[at] == b"-":
+        if not may_be_negative:
+            return BAD_COUNT
+        negative = True
+        at += 1
+    first = at
+    while at < size and b"0" <= data[at] <= b"9":
+        number = number * 10 + (data[at] - c"0")
+        at += 1
+        if at - first > NUMBER_DIGITS:
+            return BAD_COUNT
+    if at - first > 1 and data[first] == b"0":
+        return BAD_COUNT
+    if at >= size:
+        return INCOMPLETE
+    if at == first or data[at] != b"\r":
+        return BAD_COUNT
+    if at + 1 >= size:
+        return INCOMPLETE
+    if data[at + 1] != b"\n":
+        return BAD_COUNT
+    position[0] = at + 2
+    value[0] = -number if negative else number
+    return COMPLETE
+
+
+cdef int _remember(Words* words, Py_ssize_t head, Py_ssize_t at, Py_ssize_t size) except -1:
+    cdef Word* moved
+    cdef Py_ssize_t capacity
+    if words.count == words.capacity:
+        capacity = words.capacity * 2 if words.capacity else FIRST_WORDS
+        moved = <Word*> realloc(words.items, capacity * sizeof(Word))
+        if moved == NULL:
+            raise MemoryError()
+        words.items = moved
+        words.capacity = capacity
+    words.items[words.count].head = head
+    words.items[words.count].at = at
+    words.items[words.count].size = size
+    words.count += 1
+    return 0
+
+
+cdef int scan_request(const char* data, Py_ssize_t size, const Bounds* bounds,
+                      Progress* progress, Words* words) except? -100:
+    """Scan one multibulk request from data[0] == "*"; progress.position is its end when COMPLETE.
+
+    words collects where each word lies, or is NULL to find the end only.
+    """
+    cdef Py_ssize_t position
+    cdef Py_ssize_t head
+    cdef int64_t number = 0
+    cdef int status
+    if size < progress.need:
+        return INCOMPLETE
+    if progress.left < 0:
+        position = 1
+        status = _number(data, size, &position, &number, True)
+        if status != COMPLETE:
+            return status
+        if number > bounds.words:
+            return TOO_MANY_WORDS
+        progress.left = number if number > 0 else 0
+        progress.position = position
+    while progress.left > 0:
+        head = position = progress.position
+        if position >= size:
+            progress.need = position + 1
+            return INCOMPLETE
+        if data[position] != b"$":
+            return BAD_TYPE
+        position += 1
+        status = _number(data, size, &position, &number, False)
+        if status != COMPLETE:
+            progress.need = size + 1
+            return BAD_LENGTH if status == BAD_COUNT else status
+        if number > bounds.word_bytes:
+            return TOO_LONG_WORD
+        if position + number + 2 > size:
+            progress.need = position + number + 2
+            return INCOMPLETE
+        if data[position + number] != b"\r" or data[position + number + 1] != b"\n":
+            return BAD_TERMINATOR
+        if words != NULL:
+            _remember(words, head, position, number)
+        progress.position = position + number + 2
+        progress.left -= 1
+    return COMPLETE
+
+
+cdef int scan_reply(const char* data, Py_ssize_t size, Progress* progress) noexcept nogil:
+    """Scan one RESP2 or RESP3 reply from data[0]; progress.position is its end when COMPLETE."""
+    cdef Py_ssize_t position
+    cdef int64_t number = 0
+    cdef int status
+    cdef char kind
+    cdef const char* end
+    if size < progress.need:
+        return INCOMPLETE
+    if progress.left < 0:
+        progress.left = 1
+        progress.position = 0
+    while progress.left > 0:
+        position = progress.position
+        if position >= size:
+            progress.need = position + 1
+            return INCOMPLETE
+        kind = data[position]
+        position += 1
+        if kind == b"$" or kind == b"=" or kind == b"!":
+            status = _number(data, size, &position, &number, True)
+            if status != COMPLETE:
+                progress.need = size + 1
+                return BAD_LENGTH if status == BAD_COUNT else status
+            if number >= 0:
+                if position + number + 2 > size:
+                    progress.need = position + number + 2
+                    return INCOMPLETE
+                position += number
+                if data[position] != b"\r" or data[position + 1] != b"\n":
+                    return BAD_TERMINATOR
+                position += 2
+            elif number != -1:
+                return BAD_LENGTH
+            progress.left -= 1
+        elif kind == b"*" or kind == b"~" or kind == b">" or kind == b"%" or kind == b"|":
+            status = _number(data, size, &position, &number, True)
+            if status != COMPLETE:
+                progress.need = size + 1
+                return status
+            if number < -1:
+                return BAD_COUNT
+            if number > 0:
+                progress.left += 2 * number if kind == b"%" or kind == b"|" else number
+                if progress.left > MOST_ELEMENTS:
+                    return BAD_COUNT
+            # An attribute stands before the reply that it describes, so it answers nothing itself.
+            if kind != b"|":
+                progress.left -= 1
+        elif (kind == b"+" or kind == b"-" or kind == b":" or kind == b"_" or kind == b"#"
+              or kind == b"," or kind == b"("):
+            end = <const char*> memchr(data + position, b"\r", size - position)
+            if end == NULL or end + 1 >= data + size:
+                if size - position > LINE_BYTES:
+                    return TOO_LONG_LINE
+                progress.need = size + 1
+                return INCOMPLETE
+            if end[1] != b"\n":
+                return BAD_TERMINATOR
+            position = end - data + 2
+            progress.left -= 1
+        else:
+            return BAD_TYPE
+        progress.position = position
+    return COMPLETE
+
+
+FAULTS = {
+    BAD_COUNT: b"-ERR Protocol error: invalid multibulk length\r\n",
+    BAD_LENGTH: b"-ERR Protocol error: invalid bulk length\r\n",
+    BAD_TYPE: b"-ERR Protocol error: expected '$'\r\n",
+    BAD_TERMINATOR: b"-ERR Protocol error: expected CR LF after a bulk\r\n",
+    TOO_MANY_WORDS: b"-ERR Protocol error: invalid multibulk length\r\n",
+    TOO_LONG_WORD: b"-ERR Protocol error: invalid bulk length\r\n",
+    TOO_LONG_LINE: b"-ERR Protocol error: too big inline request\r\n",
+}
+
+
+cpdef bytes fault_line(int status):
+    return FAULTS[status]
+
+
+cpdef bytes pack(object arguments):
+    """Return the canonical frame of a command."""
+    cdef list parts = [b"*%d\r\n" % len(arguments)]
+    for word in arguments:
+        parts.append(b"$%d\r\n" % len(word))
+        parts.append(word)
+        parts.append(b"\r\n")
+    return b"".join(parts)
+
+
+def frame_end(object data, Py_ssize_t position):
+    """Return where the complete reply that starts at position ends, or -1."""
+    cdef Py_buffer view
+    cdef Progress progress
+    cdef int status
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        if position >= view.len:
+            return -1
+        progress_reset(&progress)
+        status = scan_reply(<const char*> view.buf + position, view.len - position, &progress)
+    finally:
+        PyBuffer_Release(&view)
+    if status < 0:
+        raise ValueError(f"these bytes are no reply: {fault_line(status).decode().strip()}")
+    return position + progress.position if status == COMPLETE else -1
+
+
+cdef dict ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"a": b"\a"}
+cdef bytes SPACES = b" \t\n\r\v\f\0"
+
+
+def split_inline(bytes line):
+    """Return the words of an inline command, or None where quotes do not balance.
+
+    The rule is that of redis-cli: double quotes with escapes (\\xHH, \\n, ...), single quotes with
+    \\' only, and a closing quote must be followed by a space or the end.
+    """
+    cdef list words = []
+    cdef Py_ssize_t at = 0
+    while True:
+        while at < len(line) and line[at:at + 1] in SPACES:
+            at += 1
+        if at >= len(line):
+            return words
+        parsed = _inline_word(line, at)
+        if parsed is None:
+            return None
+        words.append(parsed[0])
+        at = parsed[1]
+
+
+def _inline_word(bytes line, Py_ssize_t at):
+    cdef bytearray word = bytearray()
+    while at < len(line) and line[at:at + 1] not in SPACES:
+        mark = line[at:at + 1]
+        if mark == b'"' or mark == b"'":
+            at = _inline_quoted(line, at + 1, mark, word)
+            if at < 0 or (at < len(line) and line[at:at + 1] not in SPACES):
+                return None
+            break
+        word += mark
+        at += 1
+    return bytes(word), at
+
+
+def _inline_quoted(bytes line, Py_ssize_t at, bytes quote, bytearray word):
+    while at < len(line):
+        mark = line[at:at + 1]
+        if mark == quote:
+            return at + 1
+        if mark == b"\\" and at + 1 < len(line):
+            escaped = line[at + 1:at + 2]
+            if quote == b'"' and escaped == b"x" and _is_hex(line[at + 2:at + 4]):
+                word.append(int(line[at + 2:at + 4], 16))
+                at += 4
+                continue
+            if quote == b'"' or escaped == b"'":
+                word += ESCAPES.get(escaped, escaped) if quote == b'"' else escaped
+                at += 2
+                continue
+        word += mark
+        at += 1
+    return -1
+
+
+def _is_hex(bytes pair):
+    return len(pair) == 2 and all(mark in b"0123456789abcdefABCDEF" for mark in pair)

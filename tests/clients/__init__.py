@@ -1,0 +1,1 @@
+"""Sixty everyday operations, written for each client library as its users write them."""

@@ -1,0 +1,209 @@
+"""Real servers for every test that asks for them, started once and only when asked for.
+
+A test that uses one of these fixtures is marked `integration`. The clusters are shared: a test
+that kills, freezes or reconfigures nodes starts its own with `start_cluster`.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+import trustme
+import uvloop
+
+from proxy.embedded.node import Node, NodeOptions, TLSFiles
+from proxy.embedded.postgres import Postgres, postgres_for
+from proxy.embedded.process import EmbeddedError, temporary_directory
+from proxy.embedded.programs import Program, find_redis
+from proxy.embedded.redis import Cluster, Servers, Shape, Single, cluster_for, together
+from proxy.embedded.sidecar import Sidecar, configuration_for
+
+# Where Debian and its derivatives put the server whose TLS and age the suite needs.
+DEBIAN_REDIS = Path("/usr/bin/redis-server")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require",
+        action="append",
+        default=[],
+        choices=["redis-apt"],
+        help="fail where tests would be skipped for want of this",
+    )
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run every test under the loop that the product runs under."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(scope="session")
+def server_directory() -> Iterator[Path]:
+    """A short path, for unix sockets, that PostgreSQL's user can enter."""
+    with temporary_directory("sidecache-tests-") as directory:
+        yield directory
+
+
+@pytest.fixture(scope="session")
+def redis_binary() -> Program:
+    """The server under test; SIDECACHE_REDIS_BIN chooses another."""
+    return find_redis()
+
+
+@pytest.fixture(scope="session")
+def debian_redis(request: pytest.FixtureRequest) -> Program:
+    """A Redis of the oldest supported version that was built with TLS."""
+    program = None
+    with contextlib.suppress(EmbeddedError):
+        program = find_redis({"SIDECACHE_REDIS_BIN": str(DEBIAN_REDIS)})
+    if program is not None and program.tls:
+        return program
+    reason = f"{DEBIAN_REDIS} with TLS is missing: apt-get install redis-server"
+    if "redis-apt" in request.config.getoption("--require"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def certificates(server_directory: Path) -> TLSFiles:
+    """An authority, and a node's certificate for redis.internal and 127.0.0.1."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("redis.internal", "localhost", "127.0.0.1")
+    files = TLSFiles(*(server_directory / f"{name}.pem" for name in ("ca", "cert", "key")))
+    authority.cert_pem.write_to_path(str(files.ca))
+    issued.cert_chain_pems[0].write_to_path(str(files.cert))
+    issued.private_key_pem.write_to_path(str(files.key))
+    return files
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """The two that the proxy stands in front of."""
+
+    locks: Cluster
+    cache: Cluster
+
+
+@pytest.fixture(scope="session")
+async def clusters(server_directory: Path) -> AsyncIterator[Clusters]:
+    """Both clusters, 3 + 3 each, started side by side."""
+    locks = cluster_for("locks", server_directory / "locks")
+    policy = NodeOptions(maxmemory_policy="allkeys-lfu")
+    cache = cluster_for("cache", server_directory / "cache", policy)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(locks.stop)
+        stack.push_async_callback(cache.stop)
+        await together([locks.start(), cache.start()])
+        yield Clusters(locks, cache)
+
+
+@pytest.fixture(scope="session")
+def locks_cluster(clusters: Clusters) -> Cluster:
+    return clusters.locks
+
+
+@pytest.fixture(scope="session")
+def cache_cluster(clusters: Clusters) -> Cluster:
+    return clusters.cache
+
+
+@pytest.fixture
+async def empty_clusters(clusters: Clusters) -> Clusters:
+    """The shared clusters without the keys of other tests."""
+    await together([clusters.locks.flush(), clusters.cache.flush()])
+    return clusters
+
+
+@pytest.fixture(scope="session")
+async def plain_redis(redis_binary: Program, server_directory: Path) -> AsyncIterator[Node]:
+    """One node without cluster mode, to compare with."""
+    async with Single("plain", redis_binary, server_directory) as servers:
+        yield servers.node
+
+
+class StartCluster(Protocol):
+    """Starts a cluster of the test's own."""
+
+    def __call__(
+        self,
+        options: NodeOptions | None = None,
+        shape: Shape | None = None,
+        program: Program | None = None,
+    ) -> Awaitable[Cluster]: ...
+
+
+@pytest.fixture
+async def start_cluster(redis_binary: Program) -> AsyncIterator[StartCluster]:
+    """Clusters that a test may kill; ended with it."""
+    async with contextlib.AsyncExitStack() as stack:
+        directory = stack.enter_context(temporary_directory("sidecache-test-"))
+        names = (f"own{number}" for number in range(1, 100))
+
+        async def start(
+            options: NodeOptions | None = None,
+            shape: Shape | None = None,
+            program: Program | None = None,
+        ) -> Cluster:
+            cluster = Cluster(next(names), program or redis_binary, directory, options, shape)
+            return await stack.enter_async_context(cluster)
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+async def postgres_server(server_directory: Path) -> AsyncIterator[Postgres]:
+    async with postgres_for(server_directory / "postgres") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+async def postgres(postgres_server: Postgres) -> str:
+    """The address of an empty database."""
+    return await postgres_server.create_database("tests")
+
+
+@pytest.fixture(scope="session")
+def both_clusters(clusters: Clusters) -> dict[str, Servers]:
+    """The shared clusters by the names that sidecache.yaml gives them."""
+    return {"locks": clusters.locks, "cache": clusters.cache}
+
+
+class StartProxy(Protocol):
+    """Starts a proxy; blocks of sidecache.yaml replace those of the default."""
+
+    def __call__(
+        self, clusters: Mapping[str, Servers] | None = None, **blocks: Any
+    ) -> Awaitable[Sidecar]: ...
+
+
+@pytest.fixture
+async def proxy_process(both_clusters: dict[str, Servers]) -> AsyncIterator[StartProxy]:
+    """Proxies as processes of their own, on free ports; ended with the test.
+
+    In front of the shared clusters unless the test names others: {"cache": cluster, …}.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        directory = stack.enter_context(temporary_directory("sidecache-test-"))
+        names = (f"proxy{number}" for number in range(1, 100))
+
+        async def start(clusters: Mapping[str, Servers] | None = None, **blocks: Any) -> Sidecar:
+            configuration = configuration_for(clusters or both_clusters, **blocks)
+            return await stack.enter_async_context(Sidecar(configuration, directory / next(names)))
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+async def proxy(
+    both_clusters: dict[str, Servers], server_directory: Path
+) -> AsyncIterator[Sidecar]:
+    """One proxy in front of the shared clusters, for tests that leave it as it is."""
+    configuration = configuration_for(both_clusters)
+    async with Sidecar(configuration, server_directory / "proxy") as sidecar:
+        yield sidecar

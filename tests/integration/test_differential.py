@@ -1,0 +1,54 @@
+"""Random commands through the proxy and on a plain Redis of the same version: the same bytes."""
+
+import asyncio
+import os
+import random
+
+import pytest
+
+from proxy.embedded.node import Node
+from proxy.embedded.process import temporary_directory
+from proxy.embedded.programs import Program
+from proxy.embedded.redis import Cluster, Shape, Single
+from proxy.embedded.sidecar import Sidecar
+from tests.conftest import Clusters
+from tests.integration.differential import Differential, Report
+from tests.integration.rig import StartProxy
+
+pytestmark = pytest.mark.integration
+
+SEED = int(os.environ.get("SIDECACHE_SEED", random.SystemRandom().randrange(1_000_000)))
+
+
+async def compare(sidecar: Sidecar, plain: Node, nodes: list[Node], commands: int) -> Report:
+    """Run beside the loop: the comparison waits on plain sockets."""
+    await plain.ask("FLUSHALL")
+    run = Differential(sidecar.port, plain.port, [node.port for node in nodes], SEED)
+    report = await asyncio.to_thread(run.run, commands)
+    print(f"\n{report}")
+    return report
+
+
+async def test_ten_thousand_commands_give_the_same_bytes(
+    empty_clusters: Clusters, plain_redis: Node, proxy: Sidecar
+) -> None:
+    """All data types in random pipelines and pieces, RESP2 and RESP3."""
+    nodes = [*empty_clusters.locks.primaries, *empty_clusters.cache.primaries]
+    report = await compare(proxy, plain_redis, nodes, 10_000)
+    assert not report.differences, report
+    assert report.errors > 500  # mistakes are part of the run
+
+
+@pytest.mark.debian
+async def test_the_oldest_redis_gives_the_same_bytes(
+    debian_redis: Program, proxy_process: StartProxy
+) -> None:
+    """The same over a cluster of Debian's Redis, beside one plain node of it."""
+    with temporary_directory("sidecache-test-") as folder:
+        async with (
+            Cluster("old", debian_redis, folder / "old", shape=Shape(3, 0)) as cluster,
+            Single("plain", debian_redis, folder / "plain") as plain,
+        ):
+            sidecar = await proxy_process({"locks": cluster, "cache": cluster})
+            report = await compare(sidecar, plain.node, cluster.primaries, 10_000)
+    assert not report.differences, report

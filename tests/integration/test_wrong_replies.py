@@ -1,0 +1,31 @@
+"""No client ever gets a reply that is not its own, whatever happens to links and clients."""
+
+import random
+
+import pytest
+
+from proxy.embedded.redis import Shape
+from tests.checker import Plan
+from tests.conftest import StartCluster
+from tests.integration.hunting import blocks, hunt
+from tests.integration.rig import StartProxy, relayed
+
+pytestmark = pytest.mark.integration
+
+
+async def test_no_wrong_reply_among_a_hundred_thousand(
+    start_cluster: StartCluster, proxy_process: StartProxy
+) -> None:
+    """Resets, stalls beyond the deadline, slices and clients that leave: every reply is right."""
+    seed = random.SystemRandom().randrange(1_000_000)
+    cluster = await start_cluster(shape=Shape(3, 0))
+    async with relayed(cluster, seed) as relays:
+        sidecar = await proxy_process(**blocks(relays))
+        tally = await hunt(
+            relays, Plan(port=sidecar.port, replies=100_000, seconds=40.0, seed=seed)
+        )
+    assert tally.faults == 0, tally
+    assert tally.late == 0, tally
+    # Under trouble of this size most replies still are what was asked for.
+    assert tally.right > 20_000
+    assert tally.abandoned > 0

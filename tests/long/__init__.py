@@ -1,0 +1,1 @@
+"""Runs of acceptance scale: minutes each, seeds printed. `make long` runs them."""

@@ -1,0 +1,90 @@
+"""Faults put into a copy of the code, to see that a test turns red where they are.
+
+A mutant is a replacement in one file. `build` copies the tree to a directory, applies it and
+compiles what it touched; a proxy started there (`rig.run_from`) runs the faulty code. The text to
+replace must occur exactly once, so a mutant that the code has outgrown fails loudly.
+"""
+
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+# Compiling one module takes ten to thirty seconds on a busy machine.
+BUILD_TIMEOUT = 300.0  # seconds
+
+_BUILD = "import setuptools; setuptools.setup()"
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    name: str
+    fault: str
+    file: str
+    before: str
+    after: str
+
+
+VANISHED = Mutant(
+    name="m1",
+    fault="the entry of a client that has vanished is removed from its node's queue",
+    file="proxy/wire/upstream.pyx",
+    before="        if self.head is None or self.head is self.unsent:\n            self.fault =",
+    after=(
+        "        while (self.head is not None and self.head is not self.unsent\n"
+        "               and self.head.sink is None and not self.head.asking):\n"
+        "            self.pop()\n"
+        "        if self.head is None or self.head is self.unsent:\n            self.fault ="
+    ),
+)
+
+TIMED_OUT = Mutant(
+    name="m2",
+    fault="the head of the queue is popped at its deadline, and the connection kept",
+    file="proxy/wire/upstream.pyx",
+    before="            return True, overdue\n",
+    after=(
+        '            overdue.append(self._orphan(pending, "overdue"))\n'
+        "            self.pop()\n"
+        "            return False, overdue\n"
+    ),
+)
+
+MUTANTS = (VANISHED, TIMED_OUT)
+
+
+def build(mutant: Mutant, directory: Path) -> Path:
+    """Return a tree with the mutant's fault in it, compiled."""
+    tree = directory / mutant.name
+    shutil.copytree(
+        ROOT / "proxy", tree / "proxy", symlinks=False, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    shutil.copy2(ROOT / "pyproject.toml", tree)
+    for name in ("README.md", "LICENSE"):
+        (tree / name).write_text("")
+    path = tree / mutant.file
+    text = path.read_text()
+    if text.count(mutant.before) != 1:
+        raise AssertionError(
+            f"mutant {mutant.name}: its text occurs {text.count(mutant.before)} times in "
+            f"{mutant.file}; write it anew"
+        )
+    path.write_text(text.replace(mutant.before, mutant.after))
+    if path.suffix == ".pyx":
+        _compile(tree, path)
+    return tree
+
+
+def _compile(tree: Path, path: Path) -> None:
+    for stale in path.parent.glob(f"{path.stem}.*"):
+        if stale.suffix in (".c", ".so"):
+            stale.unlink()
+    done = subprocess.run(
+        [sys.executable, "-c", _BUILD, "-q", "build_ext", "--inplace"],
+        cwd=tree, capture_output=True, text=True, timeout=BUILD_TIMEOUT, check=False,
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise AssertionError(f"{path.name} does not compile:\n{done.stderr[-3000:]}")

