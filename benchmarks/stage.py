@@ -173,6 +173,7 @@ class Stage:
         """Start our proxy in front of running servers, with no keyspace loaded."""
         policies = self.folder / "policies"
         policies.mkdir(exist_ok=True)
+        (policies / "defaults.yaml").write_text("defaults: {cluster: cache}\n")
         configuration = configuration_for(clusters, policies=str(policies))
         sidecar = Sidecar(configuration, self.folder / "sidecache")
         self._runner.run(sidecar.start())

@@ -182,7 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR)
 
     def do_GET(self) -> None:
-        path = urlsplit(self.path).path
+        path = self.path.partition("?")[0]
         if path in _VERBS:
             self._answer(HTTPStatus.METHOD_NOT_ALLOWED, "use POST\n", allow="POST")
         elif path == "/metrics":
@@ -199,7 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def do_POST(self) -> None:
-        path = urlsplit(self.path).path
+        path = self.path.partition("?")[0]
         if path not in _VERBS:
             known = path in _QUESTIONS or path in ("/", "/metrics")
             status = HTTPStatus.METHOD_NOT_ALLOWED if known else HTTPStatus.NOT_FOUND
@@ -220,8 +220,7 @@ class _Handler(BaseHTTPRequestHandler):
         # comes from, and a name that was bent to 127.0.0.1 shows in Host; curl sends neither.
         if "Origin" in self.headers or "Sec-Fetch-Site" in self.headers:
             return "not from a browser"
-        host = urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""
-        if host not in ("", "localhost") and not _is_address(host):
+        if not _names_this_machine(self.headers.get("Host", "localhost")):
             return "address this machine by number or as localhost"
         return None
 
@@ -286,12 +285,13 @@ def _slowly(pieces: Iterable[bytes]) -> bytes:
     return b"".join(page)
 
 
-def _is_address(text: str) -> bool:
+def _names_this_machine(host: str) -> bool:
+    """Return whether a Host header is localhost or an address, with or without a port."""
     try:
-        ipaddress.ip_address(text)
+        name = urlsplit(f"//{host}").hostname
+        return name == "localhost" or ipaddress.ip_address(name or "") is not None
     except ValueError:
         return False
-    return True
 
 
 def _is_loopback(text: str) -> bool:

@@ -40,7 +40,7 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 OTHER: Final = "other"
 
 # Why a client was turned away at once, and why a connection ended.
-REFUSALS: Final = ("clients", "descriptors", "draining", "source")
+REFUSALS: Final = ("clients", "draining")
 CLOSINGS: Final = (
     "client", "quit", "idle", "unauthenticated", "protocol", "output", "killed", "drain", "failed",
 )  # fmt: skip

@@ -233,6 +233,8 @@ async def test_other_paths_are_refused(port: int, method: str, path: str, status
         {"Origin": "null"},
         {"Sec-Fetch-Site": "cross-site"},
         {"Host": "evil.example:9121"},
+        {"Host": "127.0.0.1.evil.example"},
+        {"Host": ""},
     ],
 )
 async def test_browsers_cannot_change_anything(
@@ -296,6 +298,8 @@ def say(port: int, data: bytes) -> bytes:
         b"\x16\x03\x01\x02\x00\x01\x00",
         b"GET\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
+        b"GET http://[/ HTTP/1.1\r\n\r\n",
+        b"POST /-/drain HTTP/1.1\r\nHost: [\r\n\r\n",
         b"GET /<script> HTTP/1.1\r\n\r\n",
         b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 200 + b"\r\n",
         b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\n\r\n",

@@ -65,7 +65,7 @@ class Traffic:
         slots = SlotMap([(True, owners), (False, owners[:1])], [[[self.node], [self.node]]])
         self.router = Router(ruleset, slots)
         self.client = Downstream(self.router, batch, 0)
-        self.client.role = 0
+        self.client.assume("default")
 
     def ask(self, *keys: str, command: str = "command0") -> None:
         frames = b"".join(pack([command.encode(), key.encode()]) for key in keys)

@@ -49,7 +49,8 @@ class Program:
     image: str = ""  # the container image to run instead of a program of this machine
 
     def __str__(self) -> str:
-        return f"{self.image or self.path} {self.version} ({self.reason})"
+        what = self.image or (str(self.path) if self.path != Path() else "a running server")
+        return " ".join(filter(None, (what, self.version, f"({self.reason})")))
 
     @property
     def tls(self) -> bool:

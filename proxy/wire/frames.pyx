@@ -22,8 +22,9 @@ cdef enum:
     # A command's words are collected in an array that grows by doubling from here.
     FIRST_WORDS = 64
     FIRST_OCTETS = 512
-    # More elements than any reply can hold in memory: stops the counter from wrapping.
-    MOST_ELEMENTS = 1 << 40
+
+# More elements than any reply can hold in memory: stops the counter from wrapping.
+cdef int64_t MOST_ELEMENTS = 1_000_000_000_000
 
 
 cdef int octets_append(Octets* octets, const char* data, Py_ssize_t size) except -1:
