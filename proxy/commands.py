@@ -61,7 +61,8 @@ class Row(NamedTuple):
         """Return all ACL categories, the derived ones too, without the @."""
         derived: set[str] = {"fast" if "fast" in self.flags else "slow"}
         derived |= self.flags & {"write", "admin", "pubsub", "blocking"}
-        if "readonly" in self.flags:
+        # What a script reads is known to nobody, so Redis does not call running one a read.
+        if "readonly" in self.flags and "scripting" not in self.groups:
             derived.add("read")
         if "admin" in self.flags:
             derived.add("dangerous")
@@ -448,7 +449,7 @@ failover                       -1 refused   -       admin                  -
 flushall                       -1 refused   -       write                  keyspace,dangerous
 flushdb                        -1 refused   -       write                  keyspace,dangerous
 info                           -1 local     -       -                      dangerous
-lastsave                        1 local     -       fast                   dangerous
+lastsave                        1 local     -       fast                   admin,dangerous
 latency                        -2 container -       -                      -
 latency|doctor                  2 refused   -       admin                  -
 latency|graph                   3 refused   -       admin                  -
@@ -475,7 +476,7 @@ monitor                         1 refused   -       admin                  -
 psync                          -3 refused   -       admin                  -
 replconf                       -1 refused   -       admin                  -
 replicaof                       3 refused   -       admin                  -
-role                            1 local     -       fast                   dangerous
+role                            1 local     -       fast                   admin,dangerous
 save                            1 refused   -       admin                  -
 shutdown                       -1 refused   -       admin                  -
 slaveof                         3 refused   -       admin                  -

@@ -8,6 +8,7 @@ the keys are not certain is not sent.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from proxy.commands import Row
 from proxy.wire.rules import KeyKind
@@ -46,59 +47,81 @@ def _numkeys(row: Row, arguments: Sequence[bytes]) -> list[int] | None:
 
 
 def _streams(row: Row, arguments: Sequence[bytes]) -> list[int] | None:
+    options = _GROUP_OPTIONS if row.write else _STREAM_OPTIONS
     position = 1
     while position < len(arguments):
         word = arguments[position].upper()
         if word == b"STREAMS":
             break
-        # GETKEYS takes the first STREAMS it sees, the command takes it for an option's value.
-        values = _STREAM_OPTIONS.get(word)
-        if values is None:
+        if word not in options:
             return None
-        if word != b"GROUP" and b"STREAMS" in map(bytes.upper, arguments[position + 1 :][:values]):
+        values = arguments[position + 1 : position + 1 + options[word]]
+        # The command takes this STREAMS for an option's value, GETKEYS for the word before the
+        # keys. Only behind GROUP it looks away.
+        if word != b"GROUP" and b"STREAMS" in map(bytes.upper, values):
             return None
-        position += 1 + values
+        position += 1 + options[word]
+    # GETKEYS looks for STREAMS behind `GROUP group consumer`, wherever the options stand.
+    if row.write and position < 4:
+        return None
     names = len(arguments) - position - 1
     if names <= 0 or names % 2:
         return None
     return list(range(position + 1, position + 1 + names // 2))
 
 
-_STREAM_OPTIONS = {b"COUNT": 1, b"BLOCK": 1, b"GROUP": 2, b"NOACK": 0}
+_STREAM_OPTIONS = {b"COUNT": 1, b"BLOCK": 1}
+_GROUP_OPTIONS = {**_STREAM_OPTIONS, b"GROUP": 2, b"NOACK": 0}
+
+
+class _Stores(NamedTuple):
+    """How a command is read that may store its result."""
+
+    options: Mapping[bytes, int]  # other options with values, and how many
+    stores: frozenset[bytes]
+    reread: frozenset[bytes]  # options of which GETKEYS may take the value for an option,
+    misread: frozenset[bytes]  # when it is one of these words
+
+
+_SORT_OPTIONS = {b"LIMIT": 2, b"BY": 1, b"GET": 1}
+_SORT = _Stores(
+    _SORT_OPTIONS,
+    stores=frozenset([b"STORE"]),
+    reread=frozenset([b"STORE"]),
+    misread=frozenset([b"STORE", *_SORT_OPTIONS]),
+)
+_GEO = _Stores(
+    {b"COUNT": 1},
+    stores=frozenset([b"STORE", b"STOREDIST"]),
+    reread=frozenset([b"COUNT", b"STORE", b"STOREDIST"]),
+    misread=frozenset([b"STORE", b"STOREDIST"]),
+)
 
 
 def _sort(row: Row, arguments: Sequence[bytes]) -> list[int] | None:
-    return _stored(row, arguments, 2, {b"LIMIT": 2, b"BY": 1, b"GET": 1}, {b"STORE"})
+    return _stored(row, arguments, 2, _SORT)
 
 
 def _georadius(row: Row, arguments: Sequence[bytes]) -> list[int] | None:
-    # The options begin behind the words that the arity demands; GETKEYS begins at 5.
-    if arguments[5:6] and arguments[5].upper() in _GEO_STORES and row.arity == -6:
+    # The options begin behind the words that the arity demands. GETKEYS begins at 5 for both
+    # commands, where GEORADIUS has its unit.
+    if row.arity == -6 and arguments[5].upper() in _GEO.stores:
         return None
-    return _stored(row, arguments, -row.arity, {b"COUNT": 1}, _GEO_STORES)
+    return _stored(row, arguments, -row.arity, _GEO)
 
 
-_GEO_STORES = {b"STORE", b"STOREDIST"}
-
-
-def _stored(
-    row: Row,
-    arguments: Sequence[bytes],
-    position: int,
-    options: Mapping[bytes, int],
-    stores: set[bytes],
-) -> list[int] | None:
-    """Return argument 1 and what the last STORE names, reading option by option as Redis does."""
+def _stored(row: Row, arguments: Sequence[bytes], position: int, rule: _Stores) -> list[int] | None:
+    """Return argument 1 and what STORE names, reading option by option as Redis does."""
     found: list[int] = []
     while position < len(arguments):
         word = arguments[position].upper()
-        values = 1 if word in stores else options.get(word, 0)
-        for value in arguments[position + 1 : position + 1 + values]:
-            # An option's value that spells an option: GETKEYS and the command read on differently.
-            if value.upper() in stores or (word in stores and value.upper() in options):
-                return None
-        if word in stores and position + 1 < len(arguments):
-            if "write" not in row.flags:
+        values = 1 if word in rule.stores else rule.options.get(word, 0)
+        taken = {value.upper() for value in arguments[position + 1 : position + 1 + values]}
+        if word in rule.reread and taken & rule.misread:
+            return None
+        if word in rule.stores:
+            # Of several destinations the command takes the last, GETKEYS the first, or each.
+            if "write" not in row.flags or not taken or found:
                 return None
             found = [position + 1]
         position += 1 + values

@@ -14,7 +14,6 @@ import resource
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -100,10 +99,9 @@ class Server:
         ]
 
     async def _listen_unix(self, path: Path, mode: int) -> asyncio.Server:
-        with suppress(FileNotFoundError):
-            if not path.is_socket():  # noqa: ASYNC240 - once, at start
-                raise OSError(f"{path} exists and is no socket")
-            path.unlink()  # noqa: ASYNC240
+        if path.exists() and not path.is_socket():  # noqa: ASYNC240 - once, at start
+            raise OSError(f"{path} exists and is no socket")
+        path.unlink(missing_ok=True)  # noqa: ASYNC240
         # The mask is narrow while the socket appears, so nobody connects before its mode is set.
         before = os.umask(0o177)
         try:

@@ -175,10 +175,17 @@ def both_clusters(clusters: Clusters) -> dict[str, Servers]:
 
 
 class StartProxy(Protocol):
-    """Starts a proxy; blocks of sidecache.yaml replace those of the default."""
+    """Starts a proxy; blocks of sidecache.yaml replace those of the default.
+
+    It is back when the proxy has reached its clusters; with degraded, as soon as it serves.
+    """
 
     def __call__(
-        self, clusters: Mapping[str, Servers] | None = None, **blocks: Any
+        self,
+        clusters: Mapping[str, Servers] | None = None,
+        *,
+        degraded: bool = False,
+        **blocks: Any,
     ) -> Awaitable[Sidecar]: ...
 
 
@@ -192,9 +199,14 @@ async def proxy_process(both_clusters: dict[str, Servers]) -> AsyncIterator[Star
         directory = stack.enter_context(temporary_directory("sidecache-test-"))
         names = (f"proxy{number}" for number in range(1, 100))
 
-        async def start(clusters: Mapping[str, Servers] | None = None, **blocks: Any) -> Sidecar:
+        async def start(
+            clusters: Mapping[str, Servers] | None = None, *, degraded: bool = False, **blocks: Any
+        ) -> Sidecar:
             configuration = configuration_for(clusters or both_clusters, **blocks)
-            return await stack.enter_async_context(Sidecar(configuration, directory / next(names)))
+            sidecar = Sidecar(configuration, directory / next(names))
+            stack.push_async_callback(sidecar.stop)
+            await sidecar.start(degraded=degraded)
+            return sidecar
 
         yield start
 

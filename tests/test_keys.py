@@ -2,13 +2,14 @@
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from proxy.commands import COMMANDS, INDEX, Row
 from proxy.keys import find_keys
 from proxy.wire.rules import KeyKind
-from tests.handlers.servers import PROGRAMS, Client, running
+from tests.handlers.servers import PROGRAMS, Client, program_of, running
 
 VECTORS = 24_000  # per server; they take about two seconds
 
@@ -19,6 +20,12 @@ NOT_COMPARED = {
     b"clusterscan",  # its "key" is a cursor
     b"spublish", b"ssubscribe", b"sunsubscribe",  # channels, which GETKEYS does not show
 }  # fmt: skip
+
+# GETKEYS calls PFMERGE without a source invalid, but the command is carried out.
+ACCEPTED_ALONE = [b"pfmerge", b"k1"]
+
+# A node that is older than a looser arity refuses by it, whatever the keys are.
+TOO_MANY_WORDS = "Invalid number of arguments"
 
 NUMBERS = [b"0", b"1", b"2", b"3", b"-1", b"02", b"2x", b" 2", b"+1", b"99999999999", b"",
            b"4294967297", b"18446744073709551617"]  # fmt: skip
@@ -51,9 +58,13 @@ def _words(row: Row, random_: random.Random) -> list[bytes]:
     return words
 
 
+@pytest.fixture(scope="module", params=PROGRAMS)
+def program(request: pytest.FixtureRequest) -> Path:
+    return program_of(request)
+
+
 @pytest.mark.integration
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.rpartition("/")[2])
-def test_keys_are_those_that_the_server_sees(program: str) -> None:
+def test_keys_are_those_that_the_server_sees(program: Path) -> None:
     """Of 24,000 argument vectors, each is seen alike or refused by us: never other keys."""
     random_ = random.Random(20260101)
     rows = [
@@ -83,6 +94,8 @@ def test_keys_are_those_that_the_server_sees(program: str) -> None:
         if positions is None:
             continue
         accepted[row.name] += 1
+        if TOO_MANY_WORDS in str(reply) or words == ACCEPTED_ALONE:
+            continue
         if not isinstance(reply, list) or sorted(reply) != sorted(words[p] for p in positions):
             wrong.append((words, positions, reply))
     assert wrong == []
@@ -95,9 +108,15 @@ def test_keys_are_those_that_the_server_sees(program: str) -> None:
     ("command", "positions"),
     [
         ("SORT a BY store STORE b", [1, 5]),
-        ("SORT a BY x GET store", None),
+        ("SORT a BY x GET store", [1]),
         ("SORT a STORE by STORE c", None),
         ("SORT_RO a STORE b", None),
+        ("SORT a STORE", None),
+        ("GEORADIUS k 1 2 3 m COUNT store STORE d", None),
+        ("GEORADIUS k 1 2 3 m STORE a STOREDIST b", None),
+        ("GEORADIUS k 1 2 3 m STORE count", [1, 7]),
+        ("SORT a STORE b STORE c", None),
+        ("XREAD GROUP g c STREAMS a >", None),
         ("GEORADIUS k 1 2 3 m STORE d", [1, 7]),
         ("GEORADIUSBYMEMBER k m 3 km STOREDIST d COUNT 2", [1, 6]),
         ("XREAD COUNT 2 STREAMS a b 0 0", [4, 5]),

@@ -84,12 +84,17 @@ class Sidecar:
         path = self.configuration["listen"].get("unix")
         return Path(path) if path else None
 
-    async def start(self, timeout: float = READY_TIMEOUT) -> None:
-        """Write the configuration, start the process and return when it is ready to serve."""
+    async def start(self, *, degraded: bool = False, timeout: float = READY_TIMEOUT) -> None:
+        """Write the configuration, start the process and return when it is ready to serve.
+
+        The proxy is ready while its clusters are away; here it is waited for until it has them,
+        unless degraded says that they may be away.
+        """
         self.write_configuration()
         self.child.start()
+        missing = self._unready if degraded else self._clusters_away
         try:
-            await wait_until(self._unready, timeout, [self.child])
+            await wait_until(missing, timeout, [self.child])
         except BaseException:
             self.child.kill()
             raise
@@ -118,6 +123,13 @@ class Sidecar:
         except (OSError, TimeoutError, ValueError) as error:
             return f"the proxy's admin port does not answer: {error}"
         return None if status == 200 else f"the proxy is not ready: {status} {body.strip()}"
+
+    async def _clusters_away(self) -> str | None:
+        if reason := await self._unready():
+            return reason
+        _, body = await self.get("/readyz")
+        wanted = {f"{name}=up" for name in self.configuration["clusters"]}
+        return None if wanted <= set(body.split()) else f"the proxy says {body.strip()}"
 
 
 def configuration_for(clusters: Mapping[str, Servers], **blocks: Any) -> dict[str, Any]:

@@ -170,16 +170,21 @@ def _checked(
     failures = session.server.failures
     wait = failures.wait(source, request.received)
     if wait:
-        return _late(wait, lambda: finish(verified(session, name, password)))
+        # Nothing behind this command may be judged while it is not known who the client will be.
+        session.downstream.hold()
+        return _late(session, wait, lambda: finish(verified(session, name, password)))
     user = verified(session, name, password)
     if user is None:
         failures.fail(source, request.received)
     return finish(user)
 
 
-async def _late(wait: float, answer: Callable[[], bytes]) -> bytes:
-    await asyncio.sleep(wait)
-    return answer()
+async def _late(session: Session, wait: float, answer: Callable[[], bytes]) -> bytes:
+    try:
+        await asyncio.sleep(wait)
+        return answer()
+    finally:
+        session.downstream.release()
 
 
 def verified(session: Session, name: bytes, password: bytes) -> User | None:

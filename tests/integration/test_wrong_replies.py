@@ -1,6 +1,7 @@
 """No client ever gets a reply that is not its own, whatever happens to links and clients."""
 
 import random
+from pathlib import Path
 
 import pytest
 
@@ -8,22 +9,20 @@ from proxy.embedded.redis import Shape
 from tests.checker import Plan
 from tests.conftest import StartCluster
 from tests.integration.hunting import blocks, hunt
-from tests.integration.rig import StartProxy, relayed
+from tests.integration.rig import front_of, relayed
 
 pytestmark = pytest.mark.integration
 
 
 async def test_no_wrong_reply_among_a_hundred_thousand(
-    start_cluster: StartCluster, proxy_process: StartProxy
+    start_cluster: StartCluster, tmp_path: Path
 ) -> None:
     """Resets, stalls beyond the deadline, slices and clients that leave: every reply is right."""
     seed = random.SystemRandom().randrange(1_000_000)
     cluster = await start_cluster(shape=Shape(3, 0))
-    async with relayed(cluster, seed) as relays:
-        sidecar = await proxy_process(**blocks(relays))
-        tally = await hunt(
-            relays, Plan(port=sidecar.port, replies=100_000, seconds=40.0, seed=seed)
-        )
+    async with relayed(cluster, seed) as relays, front_of(blocks(relays), tmp_path) as sidecar:
+        plan = Plan(port=sidecar.port, replies=100_000, seconds=40.0, seed=seed)
+        tally = await hunt(relays, plan)
     assert tally.faults == 0, tally
     assert tally.late == 0, tally
     # Under trouble of this size most replies still are what was asked for.

@@ -176,9 +176,10 @@ class Counters:
         self.outcome.latencies.append(time.monotonic() - start)
         self.outcome.operations += 1
         if is_error(reply):
-            # Whether it ran is not for this side to guess: every error counts as unknown.
-            self.unknown[key] += 1
             self.outcome.fail(reply)
+            # Any other error says that the addition was not made, and is held to that.
+            if "unknown" in str(reply):
+                self.unknown[key] += 1
         else:
             self.acknowledged[key] += 1
 

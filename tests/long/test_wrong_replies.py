@@ -14,8 +14,8 @@ from proxy.embedded.process import Child, Launch, reserve_port, temporary_direct
 from proxy.embedded.redis import Shape
 from tests.checker import Plan
 from tests.conftest import StartCluster
-from tests.integration.hunting import TROUBLE, blocks, hunt
-from tests.integration.rig import ROOT, Caller, StartProxy, check, relayed, run_from
+from tests.integration.hunting import blocks, hunt
+from tests.integration.rig import ROOT, Caller, check, front_of, relayed, run_from
 from tests.mutants import TIMED_OUT, VANISHED, Mutant, build
 
 pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(1800)]
@@ -27,14 +27,13 @@ FOUND_WITHIN = 10.0  # seconds
 
 
 async def test_no_wrong_reply_among_two_million(
-    start_cluster: StartCluster, proxy_process: StartProxy
+    start_cluster: StartCluster, tmp_path: Path
 ) -> None:
     """2,000,000 replies under resets, stalls, slices and leaving clients: none wrong."""
     seed = random.SystemRandom().randrange(1_000_000)
     print(f"seed {seed}")
     cluster = await start_cluster(shape=Shape(3, 0))
-    async with relayed(cluster, seed) as relays:
-        sidecar = await proxy_process(**blocks(relays))
+    async with relayed(cluster, seed) as relays, front_of(blocks(relays), tmp_path) as sidecar:
         plan = Plan(port=sidecar.port, replies=REPLIES, seconds=1500.0, seed=seed)
         tally = await hunt(relays, plan)
     assert tally.faults == 0, tally
@@ -85,17 +84,16 @@ async def _silent(port: int) -> str | None:
 
 @pytest.mark.parametrize("mutant", [VANISHED, TIMED_OUT], ids=lambda mutant: mutant.name)
 async def test_the_hunt_finds_mutants(
-    start_cluster: StartCluster, proxy_process: StartProxy, tmp_path: Path, mutant: Mutant
+    start_cluster: StartCluster, tmp_path: Path, mutant: Mutant
 ) -> None:
     """Our own code with a fault in its queue is convicted within ten seconds."""
     tree = await asyncio.to_thread(build, mutant, tmp_path)
     seed = random.SystemRandom().randrange(1_000_000)
     cluster = await start_cluster(shape=Shape(3, 0))
     async with relayed(cluster, seed) as relays:
-        sidecar = await proxy_process(**blocks(relays))
-        await sidecar.child.stop()
+        sidecar = front_of(blocks(relays), tmp_path)
         run_from(sidecar, tree)
-        await sidecar.start()
-        plan = Plan(port=sidecar.port, seconds=FOUND_WITHIN, seed=seed, stop_at_finding=True)
-        tally = await hunt(relays, plan, TROUBLE)
+        async with sidecar:
+            plan = Plan(port=sidecar.port, seconds=FOUND_WITHIN, seed=seed, stop_at_finding=True)
+            tally = await hunt(relays, plan)
     assert tally.faults > 0, tally
