@@ -100,7 +100,10 @@ MUTANTS = (
         name="shift",
         fault="a reply that nobody asked for is ignored instead of ending the connection",
         file="proxy/wire/upstream.pyx",
-        before='            self.fault = "a reply came that nobody asked for"\n            return None\n',
+        before=(
+            '            self.fault = "a reply came that nobody asked for"\n'
+            "            return None\n"
+        ),
         after="            return None\n",
         red=LYING + "test_a_node_out_of_step_harms_nobody",
     ),

@@ -211,7 +211,6 @@ def _document(name: bytes, protocol: int) -> bytes:
     row = COMMANDS[INDEX[name]]
     fields: list[tuple[bytes, bytes]] = [
         (bulk(b"summary"), bulk(_SUMMARIES[row.path].encode())),
-        (bulk(b"since"), bulk(b"1.0.0")),
         (bulk(b"group"), bulk(_group(row).encode())),
         (bulk(b"arguments"), array([])),
     ]

@@ -96,9 +96,11 @@ def stream_names(reply: bytes, names: Names) -> bytes:
 
 
 def error_names(line: bytes, names: Names) -> bytes:
-    """Return an error line with the client's names; the longest first, one may begin another."""
-    spelled = sorted(names, key=len, reverse=True)
-    pattern = b"|".join(re.escape(name) for name in spelled)
+    """Return an error line with the client's names.
+
+    A name that begins another may be replaced in its place: both have the same tag in it.
+    """
+    pattern = b"|".join(map(re.escape, names))
     return re.sub(pattern, lambda match: names[match.group()], line)
 
 

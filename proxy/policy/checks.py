@@ -1,11 +1,12 @@
 """Rules about how the parts of the policies go together; each complaint is a value.
 
 The loader gives every keyspace, with its defaults, to each check. What cannot be safe is refused
-here: this is where a policy that would sell a seat twice is stopped. What depends on the database or
-on a node's memory is left to those who can see them.
+here: this is where a policy that would sell a seat twice is stopped. What depends on the database
+or on a node's memory is left to those who can see them.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 from proxy.documents import quote, suggest
@@ -69,8 +70,8 @@ def _lock(own: Keyspace) -> Iterator[Complaint]:
                             f"of kind {own.kind}", "kind")  # fmt: skip
         return
     if own.write.mode != "none":
-        yield Complaint(("write", "mode"), f"a lock is written by its authority, never {quote(own.write.mode)}"
-                        ": a buffered lock can be granted twice; leave write out")  # fmt: skip
+        yield Complaint(("write", "mode"), "a lock is written by its authority alone: a buffered "
+                        "one can be granted twice; leave write out")  # fmt: skip
     if own.fallback.writes == "journal":
         yield Complaint(("fallback", "writes"), "a journalled lock can be granted twice; allowed: "
                         "origin, error")  # fmt: skip
@@ -91,7 +92,7 @@ def _ttl(own: Keyspace) -> Iterator[Complaint]:
     ttl = own.ttl
     bounds = [("min", ttl.min), ("default", ttl.default), ("max", ttl.max)]
     given = [(name, value) for name, value in bounds if value is not None]
-    for (low, shorter), (high, longer) in zip(given, given[1:], strict=False):
+    for (low, shorter), (high, longer) in pairwise(given):
         if shorter > longer:
             yield Complaint(("ttl", low), f"ttl.{low} is longer than ttl.{high}")
     if ttl.default is None:

@@ -3,9 +3,9 @@
 Used by `app` at start and reload, and by the verbs of the command line. All files of a folder are
 read, each is validated on its own, then they are put together and checked as a whole.
 
-Always true: nothing is half loaded: either all rules are right or `PolicyMistakes` names all that is
-wrong, each with file, line and column; and a mistake is told once, where it was made: what was left
-out because it is wrong is not reported as missing as well.
+Always true: nothing is half loaded: either all rules are right or `PolicyMistakes` names all that
+is wrong, each with file, line and column; and a mistake is told once, where it was made: what was
+left out because it is wrong is not reported as missing as well.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,7 +1,7 @@
 """What can be told of an SQL text without a database: its parameters and its first word.
 
-A parameter is `:name`. Text in quotes, comments, dollar quotes and casts (`::text`) are passed over.
-Whether the statement is right is decided by PostgreSQL, when it is prepared.
+A parameter is `:name`. Text in quotes, comments, dollar quotes and casts (`::text`) are passed
+over. Whether the statement is right is decided by PostgreSQL, when it is prepared.
 """
 
 import re

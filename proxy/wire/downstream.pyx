@@ -640,6 +640,8 @@ cdef class Downstream(Sink):
         request.ruleset = rules
         request.pending = self._expect(
             now, rules.rows[index].family if index >= 0 else rules.counters.families - 1, -1)
+        request.pending.size = size
+        self.request_bytes += size
         self.found = request
         return ASKED
 

@@ -37,6 +37,7 @@ async def test_what_leaves_the_rules_is_refused(words: bytes, line: bytes) -> No
         b"SORT a STORE {a}b",
         b"SORT a BY BY STORE {a}b",
         b"SORT_RO a DESC",
+        b"SORT a GET BY *",
     ],
 )
 async def test_the_rest_is_forwarded_as_it_is(words: bytes) -> None:

@@ -60,7 +60,7 @@ async def test_docs_tell_how_a_command_is_treated(protocol: bytes) -> None:
         found = {name: dict(zip(doc[::2], doc[1::2], strict=True)) for name, doc in found.items()}
     assert set(found) == {b"get", b"client"}
     assert found[b"get"][b"group"] == b"string"
-    assert {b"summary", b"since", b"group", b"arguments"} <= set(found[b"get"])
+    assert {b"summary", b"group", b"arguments"} <= set(found[b"get"])
     assert b"subcommands" in found[b"client"]
     assert len(client.value(b"COMMAND", b"DOCS")) >= 100
 

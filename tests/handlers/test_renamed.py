@@ -104,7 +104,7 @@ def test_stream_names(reply: bytes, expected: bytes) -> None:
     assert stream_names(reply, NAMES) == expected
 
 
-def test_error_names_prefers_the_longest() -> None:
-    """A name that begins another does not break it."""
+def test_error_names() -> None:
+    """Every name is put back, also one that begins another."""
     line = b"-NOGROUP 's:{e}:12' and 's:{e}:1'\r\n"
     assert error_names(line, NAMES) == b"-NOGROUP 's:e:12' and 's:e:1'\r\n"

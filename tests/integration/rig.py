@@ -255,6 +255,24 @@ class Mover:
             raise AssertionError(f"{node.name}: {words}: {value}")
         return value
 
+    async def settle(self) -> None:
+        """Wait until all nodes agree on every node's epoch and slots.
+
+        A node that takes its first slot gives itself a new epoch, above those it has heard of. If
+        it had not heard of the latest, two claims would carry the same epoch, and a node could
+        lose slots with the keys in them. So a new target begins only when everybody agrees.
+        """
+
+        async def agreed() -> bool:
+            views = set()
+            for node in self.cluster.primaries:
+                lines = str((await self.ask(node, "CLUSTER", "NODES")).decode()).splitlines()
+                rows = (line.split() for line in lines)
+                views.add(tuple(sorted((row[0], row[6], *row[8:]) for row in rows)))
+            return len(views) == 1
+
+        await wait_for(agreed, "agreement of all nodes")
+
     async def move(self, slot: int, source: Node, target: Node) -> int:
         """Move one slot with its keys and return how many keys there were."""
         await self.ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)

@@ -31,13 +31,13 @@ async def reshard(
     chosen = chance.sample(sorted(held), min(slots, len(held)))
     chosen += chance.sample(sorted(set(range(SLOTS)) - held), slots - len(chosen))
     chance.shuffle(chosen)
-    start, moved = time.monotonic(), 0
+    start, moved, nodes = time.monotonic(), 0, cluster.primaries
     try:
-        for slot in chosen:
-            source = owners[slot]
-            nodes = cluster.primaries
-            target = nodes[(nodes.index(source) + 1) % len(nodes)]
-            moved += await mover.move(slot, source, target)
+        # One pair of nodes after the other, as redis-cli does it.
+        for index, source in enumerate(nodes):
+            await mover.settle()
+            for slot in (slot for slot in chosen if owners[slot] is source):
+                moved += await mover.move(slot, source, nodes[(index + 1) % len(nodes)])
     finally:
         seconds = time.monotonic() - start
         until.set()

@@ -26,7 +26,7 @@ class Outcome:
     closed: int = 0
 
     def fail(self, error: Any) -> None:
-        self.errors[" ".join(str(error).split()[:3])] += 1
+        self.errors[" ".join(str(error).split()[:8])] += 1
         self.error_times.append(time.monotonic())
 
     def percentile(self, share: float) -> float:
