@@ -20,14 +20,6 @@ class SidecacheError(Exception):
     """Something that an operator must know, worded so that it can be acted on."""
 
 
-class ConfigError(SidecacheError):
-    """A mistake in sidecache.yaml, the environment or the flags."""
-
-
-class PolicyError(SidecacheError):
-    """A mistake in the policy files."""
-
-
 class StartError(SidecacheError):
     """Something that is needed to run is missing or cannot be started."""
 
@@ -150,12 +142,6 @@ def key_refused(keyspace: str | None, rule: str) -> bytes:
     return line(f"POLICY key refused by {where}: {rule}")
 
 
-def denied(keyspace: str | None, command: str) -> bytes:
-    """Return the line for a command that policy denies: in one keyspace, or to everybody."""
-    where = f" in keyspace '{keyspace}'" if keyspace is not None else ""
-    return line(f"NOPERM policy denies the '{quoted(command.encode())}' command{where}")
-
-
 # --- Nodes
 
 # Nothing ran, or nothing but a read: trying again is safe, so the word says so.
@@ -177,13 +163,6 @@ def partial(error: bytes, succeeded: int, parts: int) -> bytes:
 
 INTERNAL = line("ERR Internal error of the proxy; its log says more")
 MAX_CLIENTS = line("ERR max number of clients reached")
-DRAINING = line("ERR The proxy is shutting down")
-
-
-def protocol(reason: str) -> bytes:
-    """Return the line after which a connection is closed; reason is one of Redis' phrases."""
-    return line(f"ERR Protocol error: {quoted(reason.encode())}")
-
 
 # What the data plane answers without asking Python.
 DATA_PLANE = Errors(

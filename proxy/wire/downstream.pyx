@@ -799,7 +799,8 @@ cdef class Downstream(Sink):
             following = pending.next_of_client
             pending.next_of_client = None
             pending.sink = None
-            self.ruleset.counters.count(pending.keyspace, pending.family, ABANDONED)
+            if pending.reply is None:
+                self.ruleset.counters.count(pending.keyspace, pending.family, ABANDONED)
             pending = following
         self.head = self.tail = None
         self.pending = 0

@@ -94,7 +94,7 @@ cdef int _number(const char* data, Py_ssize_t size, Py_ssize_t* position, int64_
         return BAD_COUNT
     if at >= size:
         return INCOMPLETE
-    if at == first or data[at] != b"\r":
+    if at == first or data[at] != b"\r" or (negative and number == 0):
         return BAD_COUNT
     if at + 1 >= size:
         return INCOMPLETE
@@ -221,9 +221,10 @@ cdef int scan_reply(const char* data, Py_ssize_t size, Progress* progress) noexc
         elif (kind == b"+" or kind == b"-" or kind == b":" or kind == b"_" or kind == b"#"
               or kind == b"," or kind == b"("):
             end = <const char*> memchr(data + position, b"\r", size - position)
+            # Asked of a whole line too, or its fate would depend on how it was cut on its way.
+            if (data + size if end == NULL else end) - data - position > LINE_BYTES:
+                return TOO_LONG_LINE
             if end == NULL or end + 1 >= data + size:
-                if size - position > LINE_BYTES:
-                    return TOO_LONG_LINE
                 progress.need = size + 1
                 return INCOMPLETE
             if end[1] != b"\n":
