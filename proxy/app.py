@@ -8,7 +8,7 @@ clients are drained, nodes are closed, the admin port last, so that a drain can 
 import asyncio
 import gc
 import signal
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 
 import uvloop
 
@@ -73,6 +73,7 @@ class App:
         self._admin = Admin(config.admin.host, config.admin.port, self)
         self._stopping = asyncio.Event()
         self._started = False
+        self._failed = False
         self._loops: list[asyncio.Task[None]] = []
 
     async def run(self) -> int:
@@ -90,16 +91,20 @@ class App:
             await self._stopping.wait()
             complete = await self._finish()
         finally:
+            for task in self._loops:
+                task.cancel()
+            await asyncio.gather(*self._loops, return_exceptions=True)
             self._pools.stop()
+            self._heartbeat.stop()
             self._admin.stop()
         log.event(log.INFO, "stopped", complete=complete)
-        return 0 if complete else 1
+        return 0 if complete and not self._failed else 1
 
     async def _start(self) -> list[str]:
         self._heartbeat.start()
         for cluster in self._pools.clusters:
-            self._loops.append(asyncio.create_task(cluster.refresher.run()))
-        self._loops.append(asyncio.create_task(self._server.watch()))
+            self._spawn(cluster.refresher.run())
+        self._spawn(self._server.watch())
         try:
             addresses = await self._server.listen()
         except OSError as error:
@@ -114,11 +119,20 @@ class App:
 
     async def _finish(self) -> bool:
         log.event(log.INFO, "draining", clients=len(self._server.sessions))
-        complete = await self._server.drain(self._config.drain_timeout)
-        for task in self._loops:
-            task.cancel()
-        await asyncio.gather(*self._loops, return_exceptions=True)
-        return complete
+        return await self._server.drain(self._config.drain_timeout)
+
+    def _spawn(self, loop: Coroutine[None, None, None]) -> None:
+        """Run something that never ends by itself."""
+        task = asyncio.create_task(loop)
+        task.add_done_callback(self._notice_end)
+        self._loops.append(task)
+
+    def _notice_end(self, task: asyncio.Task[None]) -> None:
+        """Finish when a loop has failed: whoever restarts us gets a proxy that is whole."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.event(log.ERROR, "task_failed", error=error)
+            self._failed = True
+            self.drain()
 
     def _cluster_statistics(self) -> tuple[ClusterStatistics, ...]:
         return tuple(

@@ -9,7 +9,7 @@ digests only; each secret can come from a file; nothing here opens a connection.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +26,9 @@ __all__ = [
 
 # What is read when nobody names a file.
 DEFAULT_FILE = Path("sidecache.yaml")
+
+# Redis' port, on loopback: a sidecar's clients are on the same machine.
+DEFAULT_TCP = ("127.0.0.1", 6379)
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,11 @@ class Config:
 
 
 class ConfigMistakes(MistakesFound, ConfigError):
-    """Every mistake of file, environment and flags."""
+    """Every mistake of file, environment and flags, and what is left without what is wrong."""
+
+    def __init__(self, mistakes: Iterable[Mistake], readable: Config | None = None) -> None:
+        super().__init__(mistakes)
+        self.readable = readable
 
 
 # Redis' own start: one user for everybody, without a password, until somebody is configured.
@@ -151,6 +158,7 @@ def load(
         if root is not None and not isinstance(root.value, dict):
             mistakes.append(Mistake(str(path), 1, 1, "expects a mapping ({listen: …})"))
             root = None
+    unread = root is None
     root = root or Node({}, 0, 0)
     names = root.value["clusters"].node.value if "clusters" in root.value else {}
     sources = overlay(environment, flags or {}, set(names) if isinstance(names, dict) else set())
@@ -158,12 +166,16 @@ def load(
     locate = _Locator(path, root, sources)
     plain = plain_overlaid(root, sources.values)
     document, found, broken = validate(settings.Document, plain, locate)
+    if unread:
+        # Nothing is missing from a file that could not be read.
+        broken |= {("clusters",)}
     mistakes += found
+    config = None
     if document is not None:
         config = _Builder(document, path, mistakes, locate, broken).config()
         if not mistakes:
             return config
-    raise ConfigMistakes(mistakes)
+    raise ConfigMistakes(mistakes, config)
 
 
 class _Locator:
@@ -199,14 +211,14 @@ class _Builder:
 
     def config(self) -> Config:
         document = self._document
-        listen, limits, database = document.listen, document.limits, document.database
+        limits, database = document.limits, document.database
         clusters = {name: self._cluster(name, block) for name, block in document.clusters.items()}
         if not clusters and ("clusters",) not in self._broken:
             self._complain((), "no cluster is named: set SIDECACHE_CACHE_URL, or clusters: in the "
                            "file")  # fmt: skip
         users = tuple(self._user(name, block) for name, block in document.users.items())
         return Config(
-            listen=Listen(listen.tcp, self._path(listen.unix), listen.unix_mode),
+            listen=self._listen(document.listen),
             admin=Admin(*document.admin),
             clusters=clusters,
             database_url=self._secret(("database",), "url", database.url, database.url_file),
@@ -215,6 +227,16 @@ class _Builder:
             limits=Limits(**limits.model_dump()),
             drain_timeout=document.drain.timeout,
         )
+
+    def _listen(self, block: settings.ListenBlock) -> Listen:
+        unix = self._path(block.unix)
+        if unix is not None:
+            try:
+                settings.check_socket_path(unix)
+            except ValueError as error:
+                self._complain(("listen", "unix"), str(error))
+        tcp = DEFAULT_TCP if block.tcp is None and unix is None else block.tcp
+        return Listen(tcp, unix, block.unix_mode)
 
     def _cluster(self, name: str, block: settings.ClusterBlock) -> Cluster:
         at: Location = ("clusters", name)

@@ -103,11 +103,7 @@ class Node:
                 entry = node.value[part]
                 node = entry.node
                 line, column = (entry.line, entry.column) if key else (node.line, node.column)
-            elif (
-                isinstance(node.value, list)
-                and isinstance(part, int)
-                and part < len(node.value)
-            ):
+            elif isinstance(node.value, list) and isinstance(part, int) and part < len(node.value):
                 node = node.value[part]
                 line, column = node.line, node.column
         return line, column
@@ -158,10 +154,12 @@ def _text(path: Path) -> str:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise _Broken(0, 0, f"cannot be opened: {error.strerror}") from None
+    # Looked at before Python wraps it, which raises errors of its own for a folder.
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise _Broken(0, 0, "is not a regular file")
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise _Broken(0, 0, "is not a regular file")
         data = b"" if status.st_size > MAX_FILE_BYTES else file.read(MAX_FILE_BYTES + 1)
     if status.st_size > MAX_FILE_BYTES or len(data) > MAX_FILE_BYTES:
         raise _Broken(1, 1, f"the file is larger than {MAX_FILE_BYTES} bytes; split it")

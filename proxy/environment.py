@@ -39,19 +39,27 @@ _CLUSTER_FIELDS = {
 # Clusters that can be set without any file: those that the shipped policies name.
 _KNOWN_CLUSTERS = frozenset({"locks", "cache"})
 
-_FLAGS: dict[str, tuple[str, ...]] = {
+FLAGS: dict[str, tuple[str, ...]] = {
     "--listen": ("listen", "tcp"),
     "--unix": ("listen", "unix"),
     "--admin": ("admin",),
     "--policies": ("policies",),
+    "--locks-url": ("clusters", "locks", "nodes"),
+    "--cache-url": ("clusters", "cache", "nodes"),
 }
+
+# Fields that can come from a file, which a field of the same name and _file names.
+_SECRETS = frozenset({"url", "nodes", "password"})
 
 # Where a path of the environment or of a flag starts: here, and not at the configuration file.
 _PATHS = frozenset({"unix", "policies", "url_file", "nodes_file", "password_file"})
 
-# The file itself, and what a Kubernetes service named "sidecache" puts into every pod of its
-# namespace.
-_OTHERS = ("SIDECACHE_CONFIG", "SIDECACHE_SERVICE_", "SIDECACHE_PORT")
+# The file itself, the servers that demo and tests start, and what a Kubernetes service named
+# "sidecache" puts into every pod of its namespace.
+_OTHERS = (
+    "SIDECACHE_CONFIG", "SIDECACHE_REDIS_BIN", "SIDECACHE_PG_BIN",
+    "SIDECACHE_SERVICE_", "SIDECACHE_PORT",
+)  # fmt: skip
 
 
 @dataclass
@@ -78,7 +86,10 @@ def overlay(
             sources.mistakes.append(Mistake(name, 0, 0, f"no such setting{hint}"))
     _pair_files(sources)
     for name, text in flags.items():
-        _put(sources, _FLAGS[name], name, text)
+        location = FLAGS[name]
+        _put(sources, location, name, text)
+        if location[-1] in _SECRETS:
+            sources.values[_twin(location)] = None
     return sources
 
 
@@ -99,12 +110,18 @@ def _put(sources: Sources, location: tuple[str, ...], name: str, text: str) -> N
 def _pair_files(sources: Sources) -> None:
     """Let a secret of the environment replace the file's, however each of them is given."""
     for location, name in list(sources.origins.items()):
-        twin = (*location[:-1], f"{location[-1]}_file")
-        if location[-1].endswith("_file"):
-            twin = (*location[:-1], location[-1].removesuffix("_file"))
-            if twin in sources.origins:
-                message = f"{sources.origins[twin]} is set as well; keep one"
-                sources.mistakes.append(Mistake(name, 0, 0, message))
-                sources.values[location] = None
-        if location[-1] in ("url_file", "nodes_file", "password_file", "url", "nodes", "password"):
-            sources.values.setdefault(twin, None)
+        if location[-1].removesuffix("_file") not in _SECRETS:
+            continue
+        twin = _twin(location)
+        if location[-1].endswith("_file") and twin in sources.origins:
+            message = f"{sources.origins[twin]} is set as well; keep one"
+            sources.mistakes.append(Mistake(name, 0, 0, message))
+            sources.values[location] = None
+        sources.values.setdefault(twin, None)
+
+
+def _twin(location: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the field that names the file of a secret, or holds the secret of a file."""
+    *above, name = location
+    other = name.removesuffix("_file") if name.endswith("_file") else f"{name}_file"
+    return (*above, other)

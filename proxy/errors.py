@@ -20,6 +20,14 @@ class SidecacheError(Exception):
     """Something that an operator must know, worded so that it can be acted on."""
 
 
+class ConfigError(SidecacheError):
+    """A mistake in sidecache.yaml, the environment or the flags."""
+
+
+class PolicyError(SidecacheError):
+    """A mistake in the policy files."""
+
+
 class StartError(SidecacheError):
     """Something that is needed to run is missing or cannot be started."""
 

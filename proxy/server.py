@@ -43,6 +43,10 @@ QUIET = 0.05
 # How often a drain looks for clients that are quiet, in seconds.
 DRAIN_ROUND = 0.01
 
+# A client that has stopped for this long in the middle of a request will not finish it: on a
+# loopback even the largest request arrives without such a gap.
+STALLED = 1.0  # seconds
+
 
 class Server:
     """All clients of the process."""
@@ -75,6 +79,8 @@ class Server:
         self._received = self._rejected = 0
         self._unread: dict[Session, int] = {}
         self._unread_total = 0
+        self._over: dict[Session, float] = {}  # since when a client is seen above its limit
+        self._unix_inode = 0
         self._strangers: set[Session] = set()
 
     # Start and end.
@@ -109,6 +115,7 @@ class Server:
         finally:
             os.umask(before)
         path.chmod(mode)  # noqa: ASYNC240
+        self._unix_inode = path.stat().st_ino  # noqa: ASYNC240
         return server
 
     def _connect(self) -> Session:
@@ -128,8 +135,12 @@ class Server:
                 self._strangers.discard(session)
             elif now - session.stranger_since > limits.unauthenticated:
                 session.close("unauthenticated")
-        for session, size in list(self._unread.items()):
-            if size > limits.output_bytes and now - session.unread_since > limits.output_seconds:
+        for session in list(self._unread):
+            # Others may read slowly: what they still owe is known only here.
+            self.backlog(session, session.unread_bytes)
+            if self._unread.get(session, 0) <= limits.output_bytes:
+                self._over.pop(session, None)
+            elif now - self._over.setdefault(session, now) > limits.output_seconds:
                 session.close("output")
         if limits.idle:
             for session in list(self.sessions.values()):
@@ -147,15 +158,31 @@ class Server:
         while self.sessions and self._loop.time() < deadline:
             now = self._loop.time()
             for session in list(self.sessions.values()):
-                if session.idle and now - session.active >= QUIET:
+                quiet = STALLED if session.amid_request else QUIET
+                if session.idle and now - session.active >= quiet:
                     session.finish("drain")
             await asyncio.sleep(DRAIN_ROUND)
         complete = not self.sessions
         for session in list(self.sessions.values()):
             session.close("drain")
-        if self.config.listen.unix is not None:
-            self.config.listen.unix.unlink(missing_ok=True)
+        await self._finish_tasks(deadline)
+        self._unlink()
         return complete
+
+    async def _finish_tasks(self, deadline: float) -> None:
+        """Let handlers end whose clients are gone: what they write may be half done."""
+        if self.tasks:
+            await asyncio.wait(self.tasks, timeout=max(0.0, deadline - self._loop.time()))
+        left = list(self.tasks)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+    def _unlink(self) -> None:
+        """Remove our socket file, unless a successor has put its own there."""
+        path = self.config.listen.unix
+        if path is not None and path.exists() and path.stat().st_ino == self._unix_inode:
+            path.unlink()
 
     # What sessions and handlers call.
 
@@ -178,6 +205,7 @@ class Server:
         self.sessions.pop(session.id, None)
         self._strangers.discard(session)
         self.backlog(session, 0)
+        self._over.pop(session, None)
         self.metrics.clients.set(len(self.sessions))
         self.metrics.connections_closed.count(reason)
 

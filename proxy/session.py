@@ -95,7 +95,6 @@ class Session(asyncio.BufferedProtocol):
         self.closing = False
         self.active = loop.time()  # when the client last sent something
         self.stranger_since = 0.0  # when it began to be nobody
-        self.unread_since = 0.0  # when it stopped reading; 0 while it reads
         self._loop = loop
         self._transport: asyncio.Transport | None = None
         self._reading = True
@@ -109,9 +108,14 @@ class Session(asyncio.BufferedProtocol):
 
     @property
     def idle(self) -> bool:
-        """Return whether nothing of this client is under way."""
+        """Return whether nothing that this client sent in full is under way."""
         downstream = self.downstream
-        return not (downstream.pending or downstream.held_bytes or self.unread_bytes)
+        return not (downstream.pending or downstream.blocked or self.unread_bytes)
+
+    @property
+    def amid_request(self) -> bool:
+        """Return whether the client has sent the beginning of a request."""
+        return self.downstream.held_bytes > 0
 
     @property
     def unread_bytes(self) -> int:
@@ -187,7 +191,7 @@ class Session(asyncio.BufferedProtocol):
         """Keep the connection while replies are owed: a half-close asks for them, not for less."""
         self._ended = True
         self._close_if_done()
-        return not self.downstream.closing
+        return True
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._transport is None:
@@ -198,12 +202,10 @@ class Session(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         self.downstream.paused = True
-        self.unread_since = self._loop.time()
         self.server.backlog(self, self.unread_bytes)
 
     def resume_writing(self) -> None:
         self.downstream.paused = False
-        self.unread_since = 0.0
         self.server.backlog(self, 0)
         self._go_on()
 
@@ -216,14 +218,16 @@ class Session(asyncio.BufferedProtocol):
         request = downstream.receive_data(data, now)
         while request is not None:
             self._handle(request)
-            if self.closing:
+            if self.closing and not downstream.closing:
+                # A handler has said goodbye.
+                self._reason = "quit" if self._reason == "client" else self._reason
                 downstream.finish()
             request = downstream.receive_data(b"", now)
         if downstream.blocked and self._reading and downstream.held_bytes > HELD_BYTES:
             self._reading = False
             if self._transport is not None:
                 self._transport.pause_reading()
-        if downstream.closing:
+        if self._ended or downstream.closing:
             self._close_if_done()
 
     def _handle(self, request: wire.Request) -> None:
@@ -263,7 +267,7 @@ class Session(asyncio.BufferedProtocol):
             return
         if data:
             transport.write(data)
-            if self.unread_since:
+            if self.downstream.paused:
                 self.server.backlog(self, self.unread_bytes)
         if self.downstream.blocked:
             self._go_on()
@@ -283,7 +287,7 @@ class Session(asyncio.BufferedProtocol):
         downstream = self.downstream
         if self._transport is None or downstream.pending or downstream.output_bytes:
             return
-        if self._ended and (downstream.blocked or downstream.resumable):
+        if self._ended and downstream.blocked and not downstream.closing:
             return
         if downstream.closing and not self.closing:
             self._reason = "protocol"

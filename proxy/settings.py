@@ -11,7 +11,6 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, StringConstraints
 
-from proxy.documents import quote
 from proxy.secret import Secret
 from proxy.units import Duration, PositiveDuration, PositiveSize, Switch
 from proxy.validation import Strict
@@ -64,9 +63,12 @@ def parse_url(value: object) -> URL:
         raise ValueError(f"{expects}; write @ : / ? # [ ] % of a password as %40 and so on"
                          ) from None  # fmt: skip
     if parts.scheme not in ("redis", "rediss"):
-        raise ValueError(f"{expects}; the scheme {quote(parts.scheme)} is not known")
+        # What stands in the place of the scheme may be half of a password.
+        raise ValueError(f"{expects}; it begins with something else")
     if not host:
         raise ValueError(f"{expects}; the host is missing")
+    if port == 0:
+        raise ValueError("port 0 is nowhere to connect to")
     if parts.path not in ("", "/", "/0") or parts.query or parts.fragment:
         raise ValueError(f"{expects}; nothing may follow the port but /0: clusters have one "
                          "database")  # fmt: skip
@@ -109,7 +111,8 @@ def _octal(value: object) -> int:
     return int(text, 8)
 
 
-def _socket_path(path: Path) -> Path:
+def check_socket_path(path: Path) -> Path:
+    """Return a path that the system takes for a socket."""
     if len(str(path).encode()) > MAX_UNIX_PATH:
         raise ValueError(f"the path of a socket has at most {MAX_UNIX_PATH} bytes")
     return path
@@ -145,7 +148,7 @@ class ListenBlock(Strict):
     tcp: Address | None = Field(
         None, description="Address for clients. 127.0.0.1:6379 when neither listener is named."
     )
-    unix: Annotated[Path, AfterValidator(_socket_path)] | None = Field(
+    unix: Annotated[Path, AfterValidator(check_socket_path)] | None = Field(
         None, description="Unix socket for clients, beside TCP or alone."
     )
     unix_mode: Annotated[int, PlainValidator(_octal)] = Field(

@@ -165,6 +165,4 @@ def _follow(annotation: Any, location: Sequence[int | str]) -> Any:
 
 
 def _field(model: type[BaseModel], written: str) -> FieldInfo | None:
-    return next(
-        (f for name, f in model.model_fields.items() if (f.alias or name) == written), None
-    )
+    return next((f for name, f in model.model_fields.items() if (f.alias or name) == written), None)

@@ -98,6 +98,10 @@ class FakeConnection(asyncio.Protocol):
         if self._timer is None:
             self._next()
 
+    def asked(self, name: bytes) -> bool:
+        """Return whether a command of this name came over this connection."""
+        return any(words[0] == name for words in self.commands)
+
     def _next(self) -> None:
         while self._answers:
             answer = self._answers[0]

@@ -96,4 +96,5 @@ def test_rules_are_named_and_keys_are_not() -> None:
 
 def test_exceptions_are_one_tree() -> None:
     """An operator's mistake is caught by one name."""
-    assert issubclass(errors.StartError, errors.SidecacheError)
+    for kind in (errors.ConfigError, errors.PolicyError, errors.StartError):
+        assert issubclass(kind, errors.SidecacheError)

@@ -188,7 +188,7 @@ def _write(own: Keyspace) -> Iterator[Complaint]:
             yield Complaint(("write", "sql"), "must be one statement")
     if own.fallback.writes == "origin" and write.sql is None and own.kind != "lock":
         yield Complaint(("fallback", "writes"), "origin needs write.sql", "write")
-    if own.fallback.writes == "journal" and write.mode != "behind":
+    if own.fallback.writes == "journal" and write.mode != "behind" and own.kind != "lock":
         yield Complaint(("fallback", "writes"), "journal needs write.mode: behind", "write")
 
 
@@ -277,9 +277,7 @@ def _check_commands(policies: Policies, vocabulary: Vocabulary) -> Iterator[Comp
                 yield Complaint((*where, last), str(error))
 
 
-def check_overlaps(
-    policies: Policies, place: Callable[[str], str]
-) -> Iterator[Complaint]:
+def check_overlaps(policies: Policies, place: Callable[[str], str]) -> Iterator[Complaint]:
     """Yield patterns that cannot be told apart; place tells where a keyspace stands."""
     names = list(policies.keyspaces)
     for one, other in sorted(set(confused([own.key for own in policies.keyspaces.values()]))):

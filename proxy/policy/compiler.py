@@ -15,7 +15,7 @@ from proxy.documents import Mistake
 from proxy.policy.blocks import HashTagWord
 from proxy.policy.loader import PolicyMistakes
 from proxy.policy.model import Keyspace, Policies, Role
-from proxy.policy.patterns import parse_characters
+from proxy.policy.patterns import parse_characters, typed_characters
 from proxy.policy.rights import Vocabulary
 from proxy.wire import rules
 
@@ -81,9 +81,7 @@ def _cluster(name: str, policies: Policies, clusters: Sequence[str]) -> int:
     raise PolicyMistakes([Mistake("policies", 0, 0, message)])
 
 
-def _keyspace(
-    name: str, own: Keyspace, vocabulary: Vocabulary, cluster: int
-) -> rules.Keyspace:
+def _keyspace(name: str, own: Keyspace, vocabulary: Vocabulary, cluster: int) -> rules.Keyspace:
     tag: int | bytes | None = None
     if isinstance(own.hash_tag, HashTagWord):
         tag = own.hash_tag.literal.encode()
@@ -95,12 +93,25 @@ def _keyspace(
         pattern=own.key.parts,
         cluster=cluster,
         hash_tag=tag,
-        characters=None if grammar.characters is None else parse_characters(grammar.characters),
+        characters=_characters(own),
         max_key_bytes=grammar.max_bytes,
         denied=bytes(1 - flag for flag in vocabulary.allowed(own.commands)),
         key_error=errors.key_refused(name, _grammar_in_words(own)),
         denied_error=errors.line(f"NOPERM policy denies this command in keyspace '{name}'"),
     )
+
+
+def _characters(own: Keyspace) -> bytes | None:
+    """Return the flags of the characters that may stand in a key, or None for no such rule.
+
+    A typed segment is judged by its type, so what the type takes is allowed beside the grammar.
+    """
+    if own.key_grammar.characters is None:
+        return None
+    flags = bytearray(parse_characters(own.key_grammar.characters))
+    for byte in typed_characters(own.key):
+        flags[byte] = 1
+    return bytes(flags)
 
 
 def _grammar_in_words(own: Keyspace) -> str:

@@ -144,9 +144,7 @@ def _defined_twice(location: Location, first: _Source | None, second: _Source) -
     return Mistake(second.path, line, column, f"{what} is defined twice{where}")
 
 
-def _complaints(
-    policies: Policies, vocabulary: Vocabulary, owners: _Owners
-) -> Iterator[Mistake]:
+def _complaints(policies: Policies, vocabulary: Vocabulary, owners: _Owners) -> Iterator[Mistake]:
     """Yield what the checks find, but for what follows from a mistake that is told already."""
     for complaint in _all(policies, vocabulary, owners):
         source = owners.find(complaint.location)
@@ -160,9 +158,7 @@ def _complaints(
         yield Mistake(path, line, column, field + complaint.message)
 
 
-def _all(
-    policies: Policies, vocabulary: Vocabulary, owners: _Owners
-) -> Iterator[checks.Complaint]:
+def _all(policies: Policies, vocabulary: Vocabulary, owners: _Owners) -> Iterator[checks.Complaint]:
     for name, own in policies.effective.items():
         for complaint in checks.check_keyspace(own):
             yield complaint._replace(location=("keyspaces", name, *complaint.location))

@@ -22,6 +22,9 @@ KINDS = ("int", "uuid", "date", "hex", "ip", "text", "path")
 # wire keeps the bounds of this many segments while it matches.
 MAX_SEGMENTS = 16
 
+# The comparison of patterns walks them byte by byte. No key of anybody's is named with more.
+MAX_PATTERN = 512  # characters
+
 # Names that are ours: leases, markers and journals. They never reach a client.
 RESERVED = b"sidecache:"
 
@@ -78,6 +81,8 @@ def parse(value: object) -> Pattern:
         return value
     if not isinstance(value, str) or not value:
         raise ValueError("expects a pattern such as seat_lock:{event_id}:{seat_id}")
+    if len(value) > MAX_PATTERN:
+        raise ValueError(f"has more than {MAX_PATTERN} characters")
     parts: list[bytes | Segment] = []
     for token in _TOKEN.findall(value):
         part = _part(token)
@@ -154,6 +159,12 @@ def _check_end(segment: Segment, after: bytes | Segment) -> None:
         )
 
 
+def typed_characters(pattern: Pattern) -> frozenset[int]:
+    """Return the bytes that the typed segments of a pattern may have."""
+    typed = (_CHARACTERS[s.kind] for s in pattern.segments if s.kind not in ("text", "path"))
+    return frozenset().union(*typed)
+
+
 def parse_characters(spec: str) -> bytes:
     """Return 256 flags of a set such as A-Za-z0-9:_- or raise ValueError."""
     flags = bytearray(256)
@@ -196,10 +207,22 @@ def confused(patterns: Sequence[Pattern]) -> Iterator[tuple[int, int]]:
 def _overlaps(
     patterns: Sequence[Pattern], one: "_Fork", other: "_Fork"
 ) -> Iterator[tuple[int, int]]:
-    for left in one.members:
-        for right in other.members:
-            if intersects(patterns[left], patterns[right]):
+    """Yield for each pattern of the second fork the first one of the first that it meets."""
+    for right in other.members:
+        for left in one.members:
+            if _ends_fit(patterns[left], patterns[right]) and intersects(
+                patterns[left], patterns[right]
+            ):
                 yield min(left, right), max(left, right)
+                break
+
+
+def _ends_fit(left: Pattern, right: Pattern) -> bool:
+    """Return whether one key can end as both do. Cheap, and decides most pairs."""
+    one, other = left.parts[-1], right.parts[-1]
+    if isinstance(one, bytes) and isinstance(other, bytes):
+        return one.endswith(other) or other.endswith(one)
+    return True
 
 
 class _Fork:

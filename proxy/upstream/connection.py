@@ -1,4 +1,4 @@
-"""One socket to one node: a protocol of the event loop around a `wire.Upstream`.
+"""One socket to one node: what the event loop says, brought to a `wire.Upstream`.
 
 The pool makes one per node, protocol version and lane; `Flusher` calls `flush` when its queue has
 something to say, which opens the socket when it is closed. Always true:
@@ -28,11 +28,22 @@ _RECEIVED = memoryview(bytearray(RECEIVE_BYTES))
 # A handshake is at most four short replies; more bytes than this is no Redis node.
 HANDSHAKE_BYTES = 64 * 1024
 
+# What a node says to anybody while it cannot serve.
+NOT_READY = ("LOADING", "MASTERDOWN", "BUSY", "ERR max number of clients")
+
 # First and longest pause between attempts to reach a node that is down, in seconds. The first is
 # short because a restarted process is back within it; the longest is what a node that comes back
 # after minutes waits, and costs nothing while it is down.
 FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 0.5
+
+# A connection that the node closes sooner than this after the handshake was no good: the next
+# attempt is paced as if this one had failed, or both sides would open and close all day.
+STEADY = LONGEST_PAUSE  # seconds
+
+# Deadlines are looked at no more often than this, in seconds: a tenth of what a late answer may
+# be late.
+GRAIN = 0.01
 
 
 @dataclass(frozen=True)
@@ -73,7 +84,35 @@ class Owner(Protocol):
     def orphaned(self, connection: "UpstreamConnection", orphans: list[wire.Orphan]) -> None: ...
 
 
-class UpstreamConnection(asyncio.BufferedProtocol):
+class _Line(asyncio.BufferedProtocol):
+    """One socket. The loop calls it back later than we close it, and then it reaches nobody."""
+
+    def __init__(self, connection: "UpstreamConnection") -> None:
+        self.connection: UpstreamConnection | None = connection
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if self.connection is None:
+            cast(asyncio.Transport, transport).abort()
+        else:
+            self.connection.opened(cast(asyncio.Transport, transport))
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _RECEIVED
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self.connection is not None:
+            self.connection.receive(_RECEIVED[:nbytes])
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self.connection is not None:
+            loss = _loss_of(error) if isinstance(error, OSError) else CLOSED_BY_NODE
+            self.connection.lost(loss)
+
+
+class UpstreamConnection:
     """One socket to one node, opened when it is first needed and again whenever it is lost."""
 
     def __init__(
@@ -85,12 +124,15 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self.upstream = upstream
         self._owner = owner
         self._loop = asyncio.get_running_loop()
+        self._line: _Line | None = None
         self._transport: asyncio.Transport | None = None
         self._opening: asyncio.Task[None] | None = None
         self._greeting: Greeting | None = None
+        self._greeted = 0.0  # when the last handshake was answered rightly
+        self._greet_by: asyncio.TimerHandle | None = None
         self._deadline: asyncio.TimerHandle | None = None
+        self._retry: asyncio.TimerHandle | None = None
         self._pause = FIRST_PAUSE
-        self._loss = CLOSED_BY_NODE
         self._retired = False
         upstream.owner = self
 
@@ -98,69 +140,166 @@ class UpstreamConnection(asyncio.BufferedProtocol):
     def ready(self) -> bool:
         return self._transport is not None and self._greeting is None
 
+    # What the pool, the redirector and the flusher call.
+
     def flush(self, now: float) -> None:
-        """Send what is queued, or open the socket for it."""
+        """Send what is queued, or open the socket for it when no attempt is waited for."""
         if self._transport is None:
-            self.open()
-        elif self._greeting is None:
+            if self._retry is None:
+                self.open()
+        elif self._greeting is None and not self._transport.is_closing():
+            # What would be written to a socket that the node has closed stays unsent instead.
             data = self.upstream.data_to_send(now)
             if data:
                 self._transport.write(data)
         if self._deadline is None and self.upstream.pending:
-            self._watch()
+            self._watch(self.upstream.next_deadline())
+
+    def resubmit(self, orphan: wire.Orphan, asking: bool) -> None:
+        """Queue a command of another connection; its deadline stays what it was."""
+        orphan.resubmit(self.upstream, asking)
+        self._watch(orphan.deadline)
 
     def open(self) -> None:
-        """Start to connect, unless that is under way."""
-        if self._transport is None and self._opening is None and not self._retired:
-            self._opening = self._loop.create_task(self._open())
+        """Start to connect, unless that is done or under way."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        if self._line is None and not self._retired:
+            self._line = _Line(self)
+            self._opening = self._loop.create_task(self._open(self._line))
 
     def retire(self) -> None:
-        """Close for good: the node has left its cluster, or the process ends."""
+        """Close when what is queued is answered: the node has left its cluster.
+
+        It may have run what it was sent, and what moved elsewhere it says itself, in order.
+        """
+        self._retired = True
+        self.upstream.available = False
+        if self.ready and self.upstream.pending:
+            self.flush(self._loop.time())
+        else:
+            self.stop()
+
+    def stop(self) -> None:
+        """Close now and for good; what is unanswered goes to the owner."""
         self._retired = True
         self.upstream.available = False
         if self._opening is not None:
             self._opening.cancel()
+            self._opening = None
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
-        if self._transport is not None:
-            self._transport.close()
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        self._let_go()
         self._orphan()
 
-    async def _open(self) -> None:
+    def abort(self, loss: Loss) -> None:
+        """Close at once: the position in the stream is in doubt."""
+        if self._transport is not None:
+            self.lost(loss)
+
+    # What the socket calls.
+
+    def opened(self, transport: asyncio.Transport) -> None:
+        """Introduce ourselves on a new socket."""
+        self._opening = None
+        self._transport = transport
+        self._greeting = Greeting(self.endpoint, self.protocol)
+        self._greet_by = self._loop.call_later(self.endpoint.timeout, self._greet_too_late)
+        transport.write(self._greeting.commands())
+
+    def receive(self, data: memoryview) -> None:
+        """Take bytes from the node."""
+        if self._greeting is not None:
+            self._greet(bytes(data))
+            return
+        orphans = self.upstream.receive_data(data, self._loop.time())
+        if orphans is not None:
+            self._owner.orphaned(self, orphans)
+        if self.upstream.fault is not None:
+            self.abort(Loss("protocol", self.upstream.fault))
+        elif self._retired and not self.upstream.pending:
+            self.stop()
+
+    def lost(self, loss: Loss) -> None:
+        """Tell the owner, then try to be there again before anybody has to wait for it."""
+        if self._greeting is not None or self._transport is None:
+            self._failed(loss)
+            return
+        self._let_go()
+        if not self._retired:
+            self._owner.disconnected(self, loss)
+        self._orphan()
+        if self._loop.time() - self._greeted < STEADY:
+            self._open_later()
+        else:
+            self._pause = FIRST_PAUSE
+            self.open()
+
+    async def _open(self, line: _Line) -> None:
         endpoint = self.endpoint
         try:
             async with asyncio.timeout(endpoint.timeout):
                 await self._loop.create_connection(
-                    lambda: self,
+                    lambda: line,
                     endpoint.host,
                     endpoint.port,
                     ssl=endpoint.tls,
                     server_hostname=endpoint.server_name if endpoint.tls else None,
                 )
+            return
         except TimeoutError:
-            self._failed(Loss("timeout", f"no connection within {endpoint.timeout:g} s"))
+            loss = Loss("timeout", f"no connection within {endpoint.timeout:g} s")
         except OSError as error:
-            self._failed(_loss_of(error))
-        finally:
-            self._opening = None
+            loss = _loss_of(error)
+        except ValueError as error:
+            loss = Loss("name", str(error))
+        # The socket may have been made and lost in the same turn of the loop: that was told.
+        if self._line is line:
+            self._failed(loss)
 
     def _failed(self, loss: Loss) -> None:
         """Give up what waits, tell the owner, and try again later."""
+        self._let_go()
         self.upstream.available = False
-        self._owner.disconnected(self, loss)
-        self._orphan()
         if not self._retired:
-            self._loop.call_later(self._pause, self.open)
+            self._owner.disconnected(self, loss)
+        self._orphan()
+        self._open_later()
+
+    def _open_later(self) -> None:
+        if not self._retired:
+            self._retry = self._loop.call_later(self._pause, self.open)
             self._pause = min(self._pause * 2, LONGEST_PAUSE)
+
+    def _let_go(self) -> None:
+        """Have no socket."""
+        if self._line is not None:
+            self._line.connection = None
+        if self._transport is not None:
+            self._transport.abort()
+        if self._greet_by is not None:
+            self._greet_by.cancel()
+        self._line = self._transport = self._opening = self._greeting = self._greet_by = None
 
     def _orphan(self) -> None:
         orphans = self.upstream.connection_lost()
         if orphans:
             self._owner.orphaned(self, orphans)
 
-    def _watch(self) -> None:
-        self._deadline = self._loop.call_at(self.upstream.next_deadline(), self._expire)
+    def _watch(self, deadline: float) -> None:
+        """Look at the deadlines then, if that is not done earlier."""
+        # What is overdue and keeps its place would otherwise be looked at in every turn.
+        when = max(deadline, self._loop.time() + GRAIN)
+        if self._deadline is not None:
+            if self._deadline.when() <= when:
+                return
+            self._deadline.cancel()
+        self._deadline = self._loop.call_at(when, self._expire)
 
     def _expire(self) -> None:
         """Answer what is overdue; close when the node owes the oldest answer for too long."""
@@ -171,44 +310,10 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         if stuck:
             self.abort(Loss("timeout", f"no reply within {self.endpoint.timeout:g} s"))
         elif self.upstream.pending:
-            self._watch()
+            self._watch(self.upstream.next_deadline())
 
-    def abort(self, loss: Loss) -> None:
-        """Close at once: the position in the stream is in doubt."""
-        self._loss = loss
-        if self._transport is not None:
-            self._transport.abort()
-            # The event loop tells of the loss later; until then this socket must not be used.
-            self._lost()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        if self._retired:
-            self._transport.abort()
-            return
-        self._loss = CLOSED_BY_NODE
-        self._greeting = Greeting(self.endpoint, self.protocol)
-        self._transport.write(self._greeting.commands())
-        self._loop.call_later(self.endpoint.timeout, self._check_greeting, self._greeting)
-
-    def _check_greeting(self, greeting: "Greeting") -> None:
-        if self._greeting is greeting:
-            self.abort(Loss("timeout", f"no handshake within {self.endpoint.timeout:g} s"))
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return _RECEIVED
-
-    def buffer_updated(self, nbytes: int) -> None:
-        if self._transport is None:
-            return
-        if self._greeting is not None:
-            self._greet(bytes(_RECEIVED[:nbytes]))
-            return
-        orphans = self.upstream.receive_data(_RECEIVED[:nbytes], self._loop.time())
-        if orphans is not None:
-            self._owner.orphaned(self, orphans)
-        if self.upstream.fault is not None:
-            self.abort(Loss("protocol", self.upstream.fault))
+    def _greet_too_late(self) -> None:
+        self.abort(Loss("timeout", f"no handshake within {self.endpoint.timeout:g} s"))
 
     def _greet(self, data: bytes) -> None:
         assert self._greeting is not None
@@ -221,32 +326,13 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         except ValueError as error:
             self.abort(Loss("protocol", str(error)))
             return
-        self._greeting = None
-        self._pause = FIRST_PAUSE
+        assert self._greet_by is not None
+        self._greet_by.cancel()
+        self._greeting = self._greet_by = None
+        self._greeted = self._loop.time()
         self.upstream.available = True
         self._owner.connected(self)
         self.flush(self._loop.time())
-
-    def eof_received(self) -> bool:
-        return False
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if self._transport is not None:
-            if isinstance(error, OSError):
-                self._loss = _loss_of(error)
-            self._lost()
-
-    def _lost(self) -> None:
-        """Tell the owner, then try to be there again before anybody has to wait for it."""
-        greeted = self._greeting is None
-        self._transport = None
-        self._greeting = None
-        if greeted and not self._retired:
-            self._owner.disconnected(self, self._loss)
-            self._orphan()
-            self.open()
-        else:
-            self._failed(self._loss)
 
 
 def _loss_of(error: OSError) -> Loss:
@@ -319,7 +405,9 @@ class Greeting:
 def _expect_no_error(reply: bytes) -> None:
     if reply[:1] in b"-!":
         words = reply[1:129].decode("ascii", "backslashreplace").strip()
-        raise Refusal("authentication", f"the node refuses the handshake: {words}")
+        # A node that is not ready yet says so here too, and nobody has to look at a password.
+        kind = "refused" if words.startswith(NOT_READY) else "authentication"
+        raise Refusal(kind, f"the node refuses the handshake: {words}")
 
 
 def _ignore(reply: bytes) -> None:

@@ -11,6 +11,7 @@ Where one orphan goes is decided in `redirects`, when the topology is asked in `
 
 import asyncio
 from array import array
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -19,7 +20,17 @@ from proxy.config import Cluster
 from proxy.metrics import Metrics, NodeMetrics
 from proxy.upstream.connection import Endpoint, Loss, UpstreamConnection
 from proxy.upstream.redirects import Redirector
-from proxy.upstream.topology import SLOTS, ClientTLS, Member, Refresher, View, topology_for
+from proxy.upstream.topology import (
+    PACE,
+    PERIOD,
+    SLOTS,
+    URGENT_PACE,
+    ClientTLS,
+    Member,
+    Refresher,
+    View,
+    topology_for,
+)
 
 PROTOCOLS = (2, 3)
 
@@ -131,6 +142,8 @@ class ClusterPool:
         self.sharded = config.mode == "cluster"
         self.owners = array("h", [-1] * (SLOTS if self.sharded else 1))
         self.nodes: dict[str, Node] = {}
+        self._names: dict[str, Node] = {}  # by host name and port, where a node has a host name
+        self._owned = Counter(self.owners)  # slots by owner
         self._pools = pools
         self._plumbing = pools.plumbing
         self._tls = ClientTLS(config)
@@ -138,7 +151,7 @@ class ClusterPool:
         self._watched_until = 0.0
         self._redirector = Redirector(self)
         self.refresher = Refresher(
-            topology_for(config, self._tls), self._adopt, self._report, self._urgent
+            topology_for(config, self._tls), self._adopt, self._report, self._patience
         )
 
     @property
@@ -146,15 +159,22 @@ class ClusterPool:
         """Return whether every slot has an owner that is not down."""
         return all(
             (node := self._pools.node(index)) is not None and not node.down
-            for index in set(self.owners)
+            for index, slots in self._owned.items()
+            if slots
         )
 
     def owner_of(self, slot: int) -> Node | None:
         return self._pools.node(self.owners[slot])
 
+    def named(self, address: str) -> Node | None:
+        """Return the node that goes by this host and port, if it is one of the cluster's."""
+        return self.nodes.get(address) or self._names.get(address)
+
     def move_slot(self, slot: int, node: Node) -> None:
         """Believe a redirect: the slot lives at this node."""
         if self.owners[slot] != node.index:
+            self._owned[self.owners[slot]] -= 1
+            self._owned[node.index] += 1
             self.owners[slot] = node.index
             self._pools.publish_soon()
 
@@ -178,30 +198,35 @@ class ClusterPool:
         )  # fmt: skip
 
     def stop(self) -> None:
-        self._redirector.stop()
         for node in self.nodes.values():
             for connection in node.all():
-                connection.retire()
+                connection.stop()
+        self._redirector.stop()
 
     # What the refresher calls.
 
     def _adopt(self, view: View) -> bool:
         """Take a view of the topology; return whether it changed anything."""
-        before = {address: node.member.node_id for address, node in self.nodes.items()}
         wanted = {member.address: member for member in view.members}
         gone = [
             self.nodes.pop(address)
-            for address in list(self.nodes)
-            if address not in wanted or wanted[address].node_id != before[address]
+            for address, node in list(self.nodes.items())
+            if address not in wanted or _is_another(wanted[address], node.member)
         ]
-        for address, member in wanted.items():
-            if address not in self.nodes:
-                self.nodes[address] = self._pools.add(self, member)
+        new = [member for address, member in wanted.items() if address not in self.nodes]
+        for member in new:
+            self.nodes[member.address] = self._pools.add(self, member)
+        self._names = {
+            f"{node.member.hostname}:{node.member.port}": node
+            for node in self.nodes.values()
+            if node.member.hostname
+        }
         owners = array("h", [
             self.nodes[view.members[owner].address].index if owner >= 0 else -1
             for owner in view.owners
         ])  # fmt: skip
-        changed = bool(gone) or len(before) != len(self.nodes) or owners != self.owners
+        changed = bool(gone or new) or owners != self.owners
+        self._owned = Counter(owners)
         self.owners = owners
         self._plumbing.metrics.keep_nodes(self.config.name, self.nodes)
         if changed:
@@ -219,7 +244,7 @@ class ClusterPool:
             for connection in node.all():
                 if not connection.ready and connection.upstream.pending:
                     self.orphaned(connection, connection.upstream.connection_lost())
-        for index in set(self.owners):
+        for index in self._owned:
             owner = self._pools.node(index)
             if owner is not None:
                 for connection in owner.connections[0]:
@@ -239,8 +264,12 @@ class ClusterPool:
                 cluster=self.config.name, nodes=len(self.nodes),
             )  # fmt: skip
 
-    def _urgent(self) -> bool:
-        return self._loop.time() < self._watched_until and not self.available
+    def _patience(self) -> float:
+        """Return how long this view may stay without further evidence."""
+        if self.available:
+            return PERIOD
+        # Clients of a slot without an owner are told so at once, and bring no evidence.
+        return URGENT_PACE if self._loop.time() < self._watched_until else PACE
 
     # What connections call.
 
@@ -251,11 +280,14 @@ class ClusterPool:
         node = self.nodes.get(connection.endpoint.address)
         if node is not None:
             node.metrics.error(loss.kind)
+            # Attempts to reach it again are no news.
+            if not node.down:
+                self._watched_until = self._loop.time() + WATCHED
+                self.refresher.hurry()
         # An idle connection that the node closes opens again at once; only a failure to open, or
         # a node that does not answer, makes the node one that is down.
         if not connection.upstream.available or loss.kind == "timeout":
             self._change(connection, log.WARNING, "down", "node_down", reason=loss.text)
-        self._watched_until = self._loop.time() + WATCHED
         self.refresher.hint()
 
     def _change(
@@ -274,3 +306,9 @@ class ClusterPool:
 
     def orphaned(self, connection: UpstreamConnection, orphans: list[wire.Orphan]) -> None:
         self._redirector.place(connection, orphans)
+
+
+def _is_another(member: Member, known: Member) -> bool:
+    """Return whether the node at an address is not the one that is known, or has got a name."""
+    renamed = member.hostname is not None and member.hostname != known.hostname
+    return renamed or member.node_id != known.node_id

@@ -10,13 +10,14 @@ Always true:
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from proxy import errors, wire
 from proxy.upstream.connection import UpstreamConnection
 
-# A command that was sent on five times is chased in a circle by nodes that disagree; Redis' own
-# cluster clients give up at the same number.
+# A command that was sent on five times may be chased in a circle by nodes that disagree. From there
+# on it pauses before each hop, until its deadline: it may as well have waited for a migration that
+# has just ended, and then the next hop is the right one.
 MOST_HOPS = 5
 
 # Pause before a command that nobody can run yet is tried again, in seconds: a fraction of the
@@ -37,10 +38,21 @@ class Cluster(Protocol):
 
     @property
     def nodes(self) -> Mapping[str, Any]: ...
+    def named(self, address: str) -> Any | None:
+        """Return the node that goes by this host and port, if it is one of the cluster's."""
+
     @property
     def refresher(self) -> Hint: ...
     def owner_of(self, slot: int) -> Any | None: ...
     def move_slot(self, slot: int, node: Any) -> None: ...
+
+
+class Parked(NamedTuple):
+    """A command that waits, where it came from, and who is to be asked with ASKING, if anybody."""
+
+    orphan: wire.Orphan
+    source: UpstreamConnection
+    asked: UpstreamConnection | None
 
 
 class Redirector:
@@ -49,12 +61,13 @@ class Redirector:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._loop = asyncio.get_running_loop()
-        self._parked: list[tuple[wire.Orphan, UpstreamConnection]] = []
+        self._parked: list[Parked] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._stopped = False
         self._places: dict[str, Callable[[wire.Orphan, UpstreamConnection], None]] = {
             "moved": self._moved,
             "ask": self._ask,
-            "tryagain": self._park,
+            "tryagain": self._try_again,
             "unavailable": self._later,
             "readonly": self._later,
             "lost": self._lost,
@@ -71,47 +84,60 @@ class Redirector:
                 self._places[orphan.kind](orphan, source)
 
     def stop(self) -> None:
-        """Answer what is parked."""
+        """Answer what is parked, and from here on whatever cannot be placed."""
+        self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
-        for orphan, source in self._parked:
-            self._give_up(orphan, source)
+        for parked in self._parked:
+            self._give_up(parked.orphan, parked.source)
         self._parked = []
 
     def _moved(self, orphan: wire.Orphan, source: UpstreamConnection) -> None:
-        node = self._target(orphan, source)
-        if node is None:
-            self._later(orphan, source)
-            return
         self._cluster.refresher.hint()
-        self._cluster.move_slot(orphan.redirect_slot, node)
-        orphan.resubmit(node.connection_like(source).upstream, False)
+        node = self._target(orphan, source)
+        if node is not None:
+            self._cluster.move_slot(orphan.redirect_slot, node)
+        if node is None or not self._hop(orphan, node.connection_like(source), False):
+            self._park(orphan, source)
 
     def _ask(self, orphan: wire.Orphan, source: UpstreamConnection) -> None:
+        # The slot still belongs to the node that sent us on: the map stays as it is.
         node = self._target(orphan, source)
         if node is None:
             self._later(orphan, source)
             return
-        # The slot still belongs to the node that sent us on: the map stays as it is.
-        orphan.resubmit(node.connection_like(source).upstream, True)
+        target = node.connection_like(source)
+        if not self._hop(orphan, target, True):
+            self._park(orphan, source, target)
+
+    def _try_again(self, orphan: wire.Orphan, source: UpstreamConnection) -> None:
+        """Wait for the keys of a migrating slot to come together.
+
+        A node that does not own the slot was asked with ASKING, and is asked like that again.
+        """
+        owner = self._cluster.owner_of(orphan.slot)
+        owned = owner is None or owner.connection_like(source) is source
+        self._park(orphan, source, None if owned else source)
+
+    def _hop(self, orphan: wire.Orphan, target: UpstreamConnection, asking: bool) -> bool:
+        """Send it on at once, unless it has to pause first."""
+        if orphan.hops >= MOST_HOPS or not target.upstream.available:
+            return False
+        target.resubmit(orphan, asking)
+        return True
 
     def _target(self, orphan: wire.Orphan, source: UpstreamConnection) -> Any | None:
         """Return the node that a redirect names, if it is one of this cluster's."""
-        if orphan.hops >= MOST_HOPS or not self._cluster.sharded:
+        if not self._cluster.sharded:
             return None
-        address = orphan.address
-        if address.startswith(":"):
-            # A node that does not know its own address means the one it was reached by.
-            address = source.endpoint.host + address
-        return self._cluster.nodes.get(address)
+        host, _, port = orphan.address.rpartition(":")
+        # A node that does not know its own address means the one it was reached by.
+        return self._cluster.named(f"{host or source.endpoint.host}:{port}")
 
     def _later(self, orphan: wire.Orphan, source: UpstreamConnection) -> None:
         """Try again when the topology has been asked."""
         self._cluster.refresher.hint()
-        if orphan.hops >= MOST_HOPS and orphan.kind in ("moved", "ask"):
-            self._give_up(orphan, source)
-        else:
-            self._park(orphan, source)
+        self._park(orphan, source)
 
     def _lost(self, orphan: wire.Orphan, source: UpstreamConnection) -> None:
         if orphan.sent and not orphan.repeatable:
@@ -126,16 +152,24 @@ class Redirector:
         node = self._cluster.owner_of(orphan.slot)
         if node is None:
             return False
-        upstream = node.connection_like(source).upstream
-        if not upstream.available or upstream.overloaded:
+        target = node.connection_like(source)
+        if not target.upstream.available or target.upstream.overloaded:
             return False
-        orphan.resubmit(upstream, False)
+        target.resubmit(orphan, False)
         return True
 
-    def _park(self, orphan: wire.Orphan, source: UpstreamConnection) -> None:
+    def _park(
+        self,
+        orphan: wire.Orphan,
+        source: UpstreamConnection,
+        asked: UpstreamConnection | None = None,
+    ) -> None:
         """Keep it, and keep its client from sending more, until somebody can take it."""
+        if self._stopped or self._loop.time() >= orphan.deadline:
+            self._give_up(orphan, source)
+            return
         orphan.park()
-        self._parked.append((orphan, source))
+        self._parked.append(Parked(orphan, source, asked))
         if self._timer is None:
             self._timer = self._loop.call_later(PAUSE, self._unpark)
 
@@ -143,11 +177,13 @@ class Redirector:
         self._timer = None
         parked, self._parked = self._parked, []
         now = self._loop.time()
-        for orphan, source in parked:
+        for orphan, source, asked in parked:
             if not orphan.wanted:
                 continue
             if now >= orphan.deadline:
                 self._give_up(orphan, source)
+            elif asked is not None and asked.upstream.available:
+                asked.resubmit(orphan, True)
             elif not self._resubmit(orphan, source):
                 self._park(orphan, source)
 

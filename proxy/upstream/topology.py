@@ -11,11 +11,11 @@ Talking to nodes for this is control work, so redis-py does it, on connections o
 import asyncio
 import random
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from redis.asyncio import Redis
+from redis.asyncio import Connection, ConnectionPool, Redis
 from redis.asyncio.sentinel import Sentinel
 from redis.exceptions import RedisError
 
@@ -29,9 +29,13 @@ SLOTS = 16384
 # from the others, and bound what a refresh costs in a cluster of a hundred.
 VIEWS = 3
 
+# Once one view is there, how long the other nodes that are asked may take, in seconds: a node that
+# hangs must not hold up the view that takes its slots away from it.
+GRACE = 0.1
+
 # Seconds between refreshes. Without evidence a minute is enough to learn of new nodes. With it,
-# one per second: redirects during a resharding patch the slot map by themselves. While a node is
-# missing the next view is what everybody waits for, and costs about a millisecond.
+# one per second: redirects during a resharding patch the slot map by themselves. For a while after
+# a loss the next view is what everybody waits for, and costs a few milliseconds.
 PERIOD = 60.0
 PACE = 1.0
 URGENT_PACE = 0.15
@@ -94,13 +98,11 @@ class SentinelTopology:
         config = self._config
         assert config.primary_name is not None
         first = config.nodes[0]
-        sentinel = Sentinel(  # type: ignore[no-untyped-call]
-            [(node.host, node.port) for node in config.nodes],
-            sentinel_kwargs={
-                **_options(config.timeout, first.username, first.password),
-                **self._tls.arguments(),
-            },
-        )
+        sentinel = Sentinel([])  # type: ignore[no-untyped-call]
+        options = _options(config.timeout, first.username, first.password)
+        sentinel.sentinels = [
+            self._tls.client(Member(node.host, node.port), options) for node in config.nodes
+        ]
         try:
             async with asyncio.timeout(config.timeout * len(config.nodes)):
                 host, port = await sentinel.discover_master(config.primary_name)
@@ -110,6 +112,14 @@ class SentinelTopology:
             for client in sentinel.sentinels:
                 await client.aclose()
         return View(False, (Member(str(host), int(port)),), [0])
+
+
+class Report(NamedTuple):
+    """What one node says about one node."""
+
+    member: Member
+    epoch: int
+    spans: tuple[tuple[int, int], ...]  # slots, both ends included
 
 
 class ClusterTopology:
@@ -123,71 +133,97 @@ class ClusterTopology:
         """Merge what up to three nodes say; for each slot the claim of the highest epoch wins."""
         seeds = [Member(node.host, node.port) for node in self._config.nodes]
         candidates = [*random.sample(list(known), len(known)), *seeds]
-        addresses = list({member.address: member for member in candidates}.values())
-        reports: list[dict[str, Any]] = []
+        addresses = list({member.address: member for member in reversed(candidates)}.values())[::-1]
+        views: list[Sequence[Report]] = []
         error: Exception | None = None
-        while addresses and len(reports) < VIEWS:
-            asked, addresses = addresses[: VIEWS - len(reports)], addresses[VIEWS - len(reports) :]
-            for answer in await asyncio.gather(*map(self._ask, asked), return_exceptions=True):
-                if isinstance(answer, dict):
-                    reports.append(answer)
-                elif isinstance(answer, Exception):
+        while addresses and len(views) < VIEWS:
+            asked, addresses = addresses[: VIEWS - len(views)], addresses[VIEWS - len(views) :]
+            for answer in await self._ask_all(asked, bool(views)):
+                if isinstance(answer, Exception):
                     error = answer
                 else:
-                    raise answer
-            if reports and error is not None and not known:
-                break
-        if not reports:
+                    views.append(answer)
+        if not views:
             raise TopologyError(f"no node tells the topology: {_reason(error)}")
-        return merge(reports)
+        return merge(views)
 
-    async def _ask(self, member: Member) -> dict[str, Any]:
+    async def _ask_all(
+        self, asked: Sequence[Member], hurry: bool
+    ) -> list[Sequence[Report] | Exception]:
+        """Return the views that come in time, and why others do not."""
+        tasks = [asyncio.create_task(self._ask(member)) for member in asked]
+        waiting = set(tasks)
+        done = {tasks[0]}
+        try:
+            while waiting and done:
+                done, waiting = await asyncio.wait(
+                    waiting,
+                    timeout=GRACE if hurry else None,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                hurry = hurry or any(not isinstance(task.result(), Exception) for task in done)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return [task.result() for task in tasks if task not in waiting]
+
+    async def _ask(self, member: Member) -> Sequence[Report] | Exception:
+        """Return one node's view, or why there is none; nonsense is a ValueError or LookupError."""
         config = self._config
         options = _options(config.timeout, config.username, config.password)
-        client = Redis(
-            host=member.host, port=member.port, **options,
-            **self._tls.arguments(member.hostname or member.host),
-        )  # fmt: skip
+        client = self._tls.client(member, options)
         try:
             async with asyncio.timeout(config.timeout):
                 nodes: dict[str, dict[str, Any]] = await client.execute_command(  # type: ignore[no-untyped-call]
                     "CLUSTER NODES"
                 )
+                return read_nodes(nodes, member.host)
+        except (RedisError, OSError, TimeoutError, ValueError, LookupError) as error:
+            return error
         finally:
             await client.aclose()
+
+
+def read_nodes(nodes: Mapping[str, Mapping[str, Any]], asked: str) -> list[Report]:
+    """Return the members in a parsed CLUSTER NODES that have an address, as one node sees them."""
+    reports = []
+    for address, node in nodes.items():
+        flags = node["flags"].split(",")
+        if "noaddr" in flags or "handshake" in flags:
+            continue
+        host, _, port = address.rpartition(":")
         # A node that has met nobody yet does not know its own address and says ":port".
-        return {
-            f"{member.host}{address}" if address.startswith(":") else address: node
-            for address, node in nodes.items()
-        }
+        member = Member(host or asked, int(port), node["node_id"], node.get("hostname") or None)
+        spans = tuple((int(span[0]), int(span[-1])) for span in node["slots"] if any(span))
+        if not all(0 <= first <= last < SLOTS for first, last in spans):
+            raise ValueError(f"{address} claims slots that do not exist")
+        reports.append(Report(member, int(node["epoch"]), spans if "master" in flags else ()))
+    return reports
 
 
-def merge(reports: Sequence[dict[str, Any]]) -> View:
-    """Return one view of what several nodes report in CLUSTER NODES."""
-    members: dict[str, int] = {}
-    rows: list[Member] = []
-    owners = [-1] * SLOTS
-    epochs = [-1] * SLOTS
-    for report in reports:
-        for address, node in report.items():
-            flags = node["flags"].split(",")
-            if "noaddr" in flags or "handshake" in flags:
-                continue
-            if address not in members:
-                host, _, port = address.rpartition(":")
-                members[address] = len(rows)
-                rows.append(Member(host, int(port), node["node_id"], node.get("hostname") or None))
-            if "master" not in flags:
-                continue
-            epoch = int(node["epoch"])
-            for first, last in ((int(span[0]), int(span[-1])) for span in node["slots"]):
-                for slot in range(first, min(last, SLOTS - 1) + 1):
-                    if epoch > epochs[slot]:
-                        epochs[slot] = epoch
-                        owners[slot] = members[address]
-    if not rows:
+def merge(views: Sequence[Sequence[Report]]) -> View:
+    """Return one view of what several nodes report."""
+    members: dict[str, Member] = {}
+    ranks: dict[str, tuple[int, bool]] = {}
+    claims: list[tuple[int, str, tuple[tuple[int, int], ...]]] = []
+    for member, epoch, spans in (report for view in views for report in view):
+        # Of two nodes that are said to live at one address the one of the younger epoch does, and
+        # a name spreads later than its address.
+        rank = (epoch, member.hostname is not None)
+        if rank > ranks.get(member.address, (-1, False)):
+            members[member.address], ranks[member.address] = member, rank
+        claims.append((epoch, member.address, spans))
+    if not members:
         raise TopologyError("the nodes know no node with an address")
-    return View(True, tuple(rows), owners)
+    places = {address: index for index, address in enumerate(members)}
+    owners = [-1] * SLOTS
+    # The stronger claim is written last; of equal ones the first that was heard.
+    claims.reverse()
+    for _, address, spans in sorted(claims, key=lambda claim: claim[0]):
+        for first, last in spans:
+            owners[first : last + 1] = [places[address]] * (last - first + 1)
+    return View(True, tuple(members.values()), owners)
 
 
 class ClientTLS:
@@ -208,18 +244,29 @@ class ClientTLS:
         tls = self._config.tls
         return None if tls is None else tls.server_name or host
 
-    def arguments(self, host: str | None = None) -> dict[str, Any]:
-        """Return redis-py's words for the same."""
-        tls = self._config.tls
-        if tls is None:
-            return {}
-        return {
-            "ssl": True,
-            "ssl_ca_certs": str(tls.ca) if tls.ca else None,
-            "ssl_certfile": str(tls.cert) if tls.cert else None,
-            "ssl_keyfile": str(tls.key) if tls.key else None,
-            "ssl_check_hostname": tls.server_name is None or tls.server_name == host,
-        }
+    def client(self, member: Member, options: Mapping[str, Any]) -> Redis:
+        """Return a client of redis-py for one node, used once."""
+        kind: type[Connection] = Connection
+        if self.context is not None:
+            name = self.server_name(member.hostname or member.host)
+            kind, options = _TLSConnection, {**options, "context": self.context, "name": name}
+        # A pool of our own comes without redis-py's retries, whose pauses are longer than ours.
+        pool = ConnectionPool(connection_class=kind, host=member.host, port=member.port, **options)
+        return Redis.from_pool(pool)
+
+
+class _TLSConnection(Connection):
+    """Checks the certificate against the name that data connections check it against.
+
+    Until redis-py lets one say that name where the address is another.
+    """
+
+    def __init__(self, *, context: ssl.SSLContext, name: str, **options: Any) -> None:
+        super().__init__(**options)
+        self._arguments = {"ssl": context, "server_hostname": name}
+
+    def _connection_arguments(self) -> Mapping[str, Any]:
+        return {**super()._connection_arguments(), **self._arguments}
 
 
 def _options(timeout: float, username: str | None, password: Secret | None) -> dict[str, Any]:
@@ -253,20 +300,29 @@ class Refresher:
         topology: Topology,
         adopt: Callable[[View], bool],
         report: Callable[[str, str], None],
-        urgent: Callable[[], bool],
+        patience: Callable[[], float],
     ) -> None:
-        """adopt takes a view and says whether it changed anything; report hears the outcome."""
+        """adopt takes a view and says whether it changed anything; report hears the outcome.
+
+        patience says how long the view may stay as it is without evidence: a pace or the period.
+        """
         self._topology = topology
         self._adopt = adopt
         self._report = report
-        self._urgent = urgent
+        self._patience = patience
         self._evidence = asyncio.Event()
+        self._loss = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self.known: tuple[Member, ...] = ()
 
     def hint(self) -> None:
         """Bring evidence that the last view is wrong."""
         self._evidence.set()
+
+    def hurry(self) -> None:
+        """Bring word that a node was lost."""
+        self._evidence.set()
+        self._loss.set()
 
     async def refresh(self) -> bool:
         """Ask once; return whether there is a view."""
@@ -284,23 +340,26 @@ class Refresher:
         failures = 0
         while True:
             self._evidence.clear()
+            self._loss.clear()
             asked = self._loop.time()
             failures = 0 if await self.refresh() else failures + 1
-            if failures:
-                # Nobody answers at all: back off, up to the pace of an ordinary refresh.
-                pace = min(PACE, URGENT_PACE * failures)
-            elif self._urgent():
-                pace = URGENT_PACE
-            else:
-                pace = PACE
-                await self._wait_for_evidence()
+            # While nobody answers at all, it backs off up to the pace of an ordinary refresh.
+            patience = min(PACE, URGENT_PACE * failures) if failures else self._patience()
+            if patience > PACE:
+                await _happens(self._evidence, asked + patience * random.uniform(0.8, 1.2))
+                patience = PACE
+            if patience > URGENT_PACE:
+                await _happens(self._loss, asked + patience)
+                patience = URGENT_PACE
             # The jitter keeps sidecars that heard of a failover together from asking together.
-            pause = max(0.0, asked + pace - self._loop.time()) + random.uniform(0.0, JITTER)
+            pause = max(0.0, asked + patience - self._loop.time()) + random.uniform(0.0, JITTER)
             await asyncio.sleep(pause)
 
-    async def _wait_for_evidence(self) -> None:
-        try:
-            async with asyncio.timeout(PERIOD * random.uniform(0.8, 1.2)):
-                await self._evidence.wait()
-        except TimeoutError:
-            pass
+
+async def _happens(event: asyncio.Event, until: float) -> None:
+    """Wait for an event, but not longer than until a moment."""
+    try:
+        async with asyncio.timeout_at(until):
+            await event.wait()
+    except TimeoutError:
+        pass

@@ -293,6 +293,8 @@ async def test_a_node_out_of_step_harms_nobody(tmp_path: Path, lie: str) -> None
         reply, spent = await timed(callers[0], b"GET", b"own:0")
         assert spent <= DEADLINE + SLACK
         assert reply == b"a" if lie == "two replies" else is_error(reply)
+        liars = [each for each in cluster.nodes[0].connections if each.asked(b"GET")]
+        await wait_for(lambda: not any(each.open for each in liars), "the end of the connection")
         cluster.nodes[0].answers.clear()
         for number, caller in enumerate(callers):
             await wait_for(lambda c=caller, n=number: _own(c, n), "the right answer")

@@ -23,3 +23,4 @@ async def test_a_mutant_turns_its_test_red(tmp_path: Path, mutant: Mutant) -> No
     text = out.decode(errors="replace")
     assert process.returncode == 1, f"{mutant.fault}: {text[-1500:]}"
     assert "1 failed" in text, text[-1500:]
+    assert "ServerFailed" not in text, "the copy does not start at all"
