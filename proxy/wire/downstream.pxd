@@ -65,7 +65,7 @@ cdef class Downstream(Sink):
     cdef int _empty(self, double now) except -1
     cdef int _fail(self, bytes line) except -1
     cdef int judge(self, const char* frame, Py_ssize_t size, double now) except -1
-    cdef int _subcommand(self, const char* frame, int index) except? -1
+    cdef int _subcommand(self, const char* frame, int index) noexcept
     cdef int _route(self, const char* frame, Py_ssize_t size, int index, CommandRow* row,
                     double now) except -1
     cdef bytes _judge_key(self, const char* frame, Py_ssize_t place, int command, Match* found)

@@ -38,8 +38,9 @@ cdef enum:
     # expected keeps what one client that never reads can cost at a few MiB here and in the node.
     MOST_PENDING = 128
     WINDOW_BYTES = 1024 * 1024
-    # A new client's replies are taken for this large until some have come: eight in flight.
-    FIRST_ESTIMATE = 128 * 1024
+    # A new client's replies are taken for this large until some have come: two in flight. Four
+    # small replies open the window to sixteen, so a pipeline of small commands hardly notices.
+    FIRST_ESTIMATE = 512 * 1024
     # Buffers of an idle client: what is larger is given back.
     KEPT_CAPACITY = 1024
     # Empty frames are legal and answer nothing, so they are what a flood would be made of.
@@ -57,6 +58,7 @@ cdef enum:
     KEYS_UNSURE = -1
     KEYS_BLOCKING = -2
     KEYS_BAD_COUNT = -3
+    KEYS_UNPAIRED = -4
 
 cdef struct KeyPlaces:
     KeyPlace* items
@@ -129,8 +131,10 @@ cdef int _find_keys(const char* frame, CommandRow* row) except -100:
     KEYS.count = 0
     if row.kind == KEYS_RANGE:
         last = row.last if row.last >= 0 else WORDS.count + row.last
-        if last >= WORDS.count or (row.step > 1 and (WORDS.count - row.first) % row.step):
+        if last >= WORDS.count:
             return KEYS_UNSURE
+        if row.step > 1 and (WORDS.count - row.first) % row.step:
+            return KEYS_UNPAIRED
         i = row.first
         while i <= last:
             _add_key(i)
@@ -148,19 +152,23 @@ cdef int _find_keys(const char* frame, CommandRow* row) except -100:
             _add_key(row.first + 1 + i)
         return 0
     if row.kind == KEYS_STREAMS:
-        return _find_streams(frame)
-    return _find_stores(frame, row.kind)
+        return _find_streams(frame, row)
+    return _find_stores(frame, row)
 
 
-cdef int _find_streams(const char* frame) except -100:
-    """XREAD and XREADGROUP: options, then STREAMS, then as many ids as names."""
+cdef int _find_streams(const char* frame, CommandRow* row) except -100:
+    """XREAD and XREADGROUP: options, then STREAMS, then as many ids as names.
+
+    Where a node's own key finder could take an option's value for the word STREAMS, or looks for it
+    only behind `GROUP group consumer`, the keys are not certain.
+    """
     cdef Py_ssize_t i = 1
     cdef Py_ssize_t names
     cdef int status = 0
     while i < WORDS.count:
         if _word_is(frame, i, "STREAMS", 7):
             names = WORDS.count - i - 1
-            if names == 0 or names % 2:
+            if names == 0 or names % 2 or (row.write and i < 4):
                 return KEYS_UNSURE
             names //= 2
             while names > 0:
@@ -168,50 +176,63 @@ cdef int _find_streams(const char* frame) except -100:
                 names -= 1
                 _add_key(i)
             return status
-        if _word_is(frame, i, "BLOCK", 5):
-            status = KEYS_BLOCKING
+        if _word_is(frame, i, "BLOCK", 5) or _word_is(frame, i, "COUNT", 5):
+            if i + 1 < WORDS.count and _word_is(frame, i + 1, "STREAMS", 7):
+                return KEYS_UNSURE
+            if _word_is(frame, i, "BLOCK", 5):
+                status = KEYS_BLOCKING
             i += 2
-        elif _word_is(frame, i, "COUNT", 5):
-            i += 2
-        elif _word_is(frame, i, "GROUP", 5):
+        elif row.write and _word_is(frame, i, "GROUP", 5):
             i += 3
-        elif _word_is(frame, i, "NOACK", 5):
+        elif row.write and _word_is(frame, i, "NOACK", 5):
             i += 1
         else:
             return KEYS_UNSURE
     return KEYS_UNSURE
 
 
-cdef int _find_stores(const char* frame, int kind) except -100:
-    """SORT and GEORADIUS: the first key, and the one behind each STORE, read option by option.
+cdef bint _is_store(const char* frame, Py_ssize_t index) noexcept:
+    return _word_is(frame, index, "STORE", 5) or _word_is(frame, index, "STOREDIST", 9)
 
-    An option's argument may spell the name of another option, so arguments are skipped by count.
+
+cdef int _find_stores(const char* frame, CommandRow* row) except -100:
+    """SORT and GEORADIUS: the first key, and the one behind STORE, read option by option.
+
+    An option's value may spell another option, and a node's key finder and its command do not
+    always agree on which it is; the same with several STOREs. Then the keys are not certain.
     """
-    cdef Py_ssize_t i
-    if WORDS.count < 2:
+    cdef bint sorts = row.kind == KEYS_SORT
+    cdef Py_ssize_t i = 2 if sorts else -row.arity
+    cdef bint stored = False
+    if WORDS.count < 2 or (row.arity == -6 and WORDS.count > 5 and _is_store(frame, 5)):
         return KEYS_UNSURE
     _add_key(1)
-    if kind == KEYS_SORT:
-        i = 2
-    else:
-        # GEORADIUS has longitude and latitude where GEORADIUSBYMEMBER has one member; both end
-        # with radius and unit. The first option is looked for from the earlier of the two places.
-        i = 5
     while i < WORDS.count:
-        if _word_is(frame, i, "STORE", 5) or _word_is(frame, i, "STOREDIST", 9):
-            if i + 1 >= WORDS.count:
+        if _word_is(frame, i, "STORE", 5) or (not sorts and _is_store(frame, i)):
+            if not row.write or stored or i + 1 >= WORDS.count or _is_option(frame, i + 1, sorts):
                 return KEYS_UNSURE
+            stored = True
             _add_key(i + 1)
             i += 2
-        elif kind == KEYS_SORT and (_word_is(frame, i, "BY", 2) or _word_is(frame, i, "GET", 3)):
-            i += 2
-        elif kind == KEYS_SORT and _word_is(frame, i, "LIMIT", 5):
+        elif sorts and _word_is(frame, i, "LIMIT", 5):
             i += 3
-        elif kind == KEYS_GEORADIUS and _word_is(frame, i, "COUNT", 5):
+        elif sorts and (_word_is(frame, i, "BY", 2) or _word_is(frame, i, "GET", 3)):
+            i += 2
+        elif not sorts and _word_is(frame, i, "COUNT", 5):
+            if i + 1 < WORDS.count and _is_store(frame, i + 1):
+                return KEYS_UNSURE
             i += 2
         else:
             i += 1
     return 0
+
+
+cdef bint _is_option(const char* frame, Py_ssize_t index, bint sorts) noexcept:
+    """Whether what stands behind STORE could be read as an option instead of a key."""
+    if not sorts:
+        return _is_store(frame, index)
+    return (_word_is(frame, index, "STORE", 5) or _word_is(frame, index, "LIMIT", 5)
+            or _word_is(frame, index, "BY", 2) or _word_is(frame, index, "GET", 3))
 
 
 @cython.freelist(64)
@@ -451,13 +472,10 @@ cdef class Downstream(Sink):
         cdef CommandRow* row
         if index >= 0 and rules.rows[index].path == CONTAINER and WORDS.count > 1:
             index = self._subcommand(frame, index)
-            if index < -1:
-                index = -2 - index
-                return self._reply(rules.commands[index].refused_error, -1, rules.rows[index].family)
         if self.role < 0 and (index < 0 or not rules.rows[index].unauthenticated):
             return self._reply(rules.errors.noauth, -1, rules.counters.families - 1)
         if index < 0:
-            return self._ask(frame, size, index, now)
+            return self._ask(frame, size, -1, now)
         row = &rules.rows[index]
         if (row.arity > 0 and WORDS.count != row.arity) or WORDS.count < -row.arity:
             return self._reply(rules.commands[index].arity_error, -1, row.family)
@@ -467,25 +485,24 @@ cdef class Downstream(Sink):
             return self._reply(rules.commands[index].refused_error, -1, row.family)
         if row.path == BARRIER and self.pending:
             return WAIT
-        if row.path == LOCAL or row.path == BARRIER:
+        if row.path == LOCAL or row.path == BARRIER or row.path == CONTAINER:
             return self._ask(frame, size, index, now)
         return self._route(frame, size, index, row, now)
 
-    cdef int _subcommand(self, const char* frame, int index) except? -1:
-        """Return the row of "container|word", or -2 - index where the container has no such word."""
+    cdef int _subcommand(self, const char* frame, int index) noexcept:
+        """Return the row of "container|word", or -1 where the container has no such word."""
         cdef CommandRow* row = &self.ruleset.rows[index]
         cdef Word* word = &WORDS.items[1]
         cdef char name[NAME_BYTES]
-        cdef int found = -1
         cdef Py_ssize_t i
-        if row.size + 1 + word.size <= NAME_BYTES:
-            for i in range(row.size):
-                name[i] = row.name[i]
-            name[row.size] = c"|"
-            for i in range(word.size):
-                name[row.size + 1 + i] = frame[word.at + i]
-            found = self.ruleset.find(name, row.size + 1 + word.size)
-        return found if found >= 0 else -2 - index
+        if row.size + 1 + word.size > NAME_BYTES:
+            return -1
+        for i in range(row.size):
+            name[i] = row.name[i]
+        name[row.size] = c"|"
+        for i in range(word.size):
+            name[row.size + 1 + i] = frame[word.at + i]
+        return self.ruleset.find(name, row.size + 1 + word.size)
 
     cdef int _route(self, const char* frame, Py_ssize_t size, int index, CommandRow* row,
                     double now) except -1:
@@ -501,6 +518,8 @@ cdef class Downstream(Sink):
         cdef Match found
         if status == KEYS_BLOCKING:
             return self._ask(frame, size, index, now)
+        if status == KEYS_UNPAIRED:
+            return self._reply(rules.commands[index].arity_error, -1, row.family)
         if status < 0 or KEYS.count == 0:
             return self._reply(rules.errors.bad_numkeys if status == KEYS_BAD_COUNT
                                else rules.errors.syntax, -1, row.family)
@@ -666,10 +685,7 @@ cdef class Downstream(Sink):
 
     cdef int deliver(self, Pending pending, const char* data, Py_ssize_t size, double now) except -1:
         """Take the reply of one of this client's commands."""
-        cdef double estimate = self.reply_estimate
-        # Growing replies count at once by half, shrinking ones slowly: the window must not open
-        # wide because of a few small replies among large ones.
-        self.reply_estimate += (size - estimate) / (2 if size > estimate else 4)
+        self.reply_estimate += (size - self.reply_estimate) / 2
         self.request_bytes -= pending.size
         self.ruleset.counters.count(pending.keyspace, pending.family,
                                     ERROR if data[0] == c"-" else OK)

@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -173,7 +174,7 @@ def test_the_matcher_does_what_the_loader_promises(one: str, other: str) -> None
     if one == other or list(confused(pair)):
         return
     keyspaces = {f"k{i}": Keyspace(key=pattern) for i, pattern in enumerate(pair)}
-    rules = compiled(type(EMPTY)(**{**vars(EMPTY), "keyspaces": keyspaces}))
+    rules = compiled(replace(EMPTY, keyspaces=keyspaces))
     meets = intersects(*pair)
     for key in KEYS:
         fit = {i for i, text in enumerate((one, other)) if reference(text, key)}
@@ -196,4 +197,4 @@ def test_kinds_are_the_data_planes() -> None:
     """Every type of segment is one that the data plane knows."""
     for kind in KINDS:
         keyspaces = {"k": Keyspace(key=f"a:{{x:{kind}}}")}
-        compiled(type(EMPTY)(**{**vars(EMPTY), "keyspaces": keyspaces}))
+        compiled(replace(EMPTY, keyspaces=keyspaces))

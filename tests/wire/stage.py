@@ -22,8 +22,8 @@ def keyspace(name: str, pattern: Sequence[bytes | rules.Segment], **changes: Any
         characters=None,
         max_key_bytes=512,
         denied=bytes(len(ROWS)),
-        key_error=errors.key_refused(name, "it breaks the grammar"),
-        denied_error=errors.denied(name, "this"),
+        key_error=errors.line(f"POLICY key refused by keyspace '{name}'"),
+        denied_error=errors.line(f"NOPERM denied in keyspace '{name}'"),
     )
     return plain._replace(**changes)
 
