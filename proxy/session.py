@@ -24,8 +24,9 @@ from proxy.handlers.budget import FailureBudget
 from proxy.metrics import Metrics
 
 # One read from a client; shared by all sessions, because each read is taken apart before the next.
-# 256 KiB is a deep pipeline of small commands, and what a blocked client can leave unparsed.
-RECEIVE_BYTES = 256 * 1024
+# 64 KiB is a deep pipeline of small commands. The event loop makes up to 32 reads of one client
+# before it turns to the next, so more would let one client hold up the others.
+RECEIVE_BYTES = 64 * 1024
 _RECEIVED = memoryview(bytearray(RECEIVE_BYTES))
 
 # Unparsed bytes of a blocked client above which nothing more is read from its socket.
@@ -36,8 +37,9 @@ HELD_BYTES = 64 * 1024
 OUTPUT_HIGH = 1024 * 1024
 OUTPUT_LOW = 256 * 1024
 
-# Before AUTH nobody needs more than a few error lines.
-STRANGER_OUTPUT = 4 * 1024
+# Before AUTH nobody needs to send more at once, or to leave more than a few error lines unread.
+STRANGER_BYTES = 4 * 1024
+_STRANGE = _RECEIVED[:STRANGER_BYTES]
 
 
 class Server(Protocol):
@@ -142,7 +144,7 @@ class Session(asyncio.BufferedProtocol):
         self.stranger_since = self._loop.time()
         self.server.estrange(self)
         if self._transport is not None:
-            self._transport.set_write_buffer_limits(high=STRANGER_OUTPUT)
+            self._transport.set_write_buffer_limits(high=STRANGER_BYTES)
 
     def switch_protocol(self, version: int) -> None:
         self.downstream.protocol = version
@@ -182,7 +184,7 @@ class Session(asyncio.BufferedProtocol):
         self.deauthenticate()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return _RECEIVED
+        return _RECEIVED if self.downstream.role_name is not None else _STRANGE
 
     def buffer_updated(self, nbytes: int) -> None:
         self._take(_RECEIVED[:nbytes])
@@ -223,7 +225,10 @@ class Session(asyncio.BufferedProtocol):
                 self._reason = "quit" if self._reason == "client" else self._reason
                 downstream.finish()
             request = downstream.receive_data(b"", now)
-        if downstream.blocked and self._reading and downstream.held_bytes > HELD_BYTES:
+        if downstream.output_bytes > OUTPUT_LOW or downstream.role_name is None:
+            # What is answered at once has no window: it is sent before more is read.
+            self._send()
+        if downstream.blocked and self._reading and self._holds_much():
             self._reading = False
             if self._transport is not None:
                 self._transport.pause_reading()
@@ -254,7 +259,6 @@ class Session(asyncio.BufferedProtocol):
 
     def flush(self) -> None:
         """Send the replies that are ready, and take what was held back for want of room."""
-        transport = self._transport
         if self.downstream.pending and not self._delayed:
             # The nodes of one pipeline answer within a turn of the loop of each other: waiting for
             # one turn, and no longer, saves every fourth write to a client.
@@ -262,25 +266,32 @@ class Session(asyncio.BufferedProtocol):
             self._loop.call_soon(self.flush)
             return
         self._delayed = False
-        data = self.downstream.data_to_send()
-        if transport is None:
+        self._send()
+        if self._transport is None:
             return
-        if data:
-            transport.write(data)
-            if self.downstream.paused:
-                self.server.backlog(self, self.unread_bytes)
         if self.downstream.blocked:
             self._go_on()
         if self.closing or self._ended or self.downstream.closing:
             self._close_if_done()
 
+    def _send(self) -> None:
+        data = self.downstream.data_to_send()
+        if data and self._transport is not None:
+            self._transport.write(data)
+            if self.downstream.paused:
+                self.server.backlog(self, self.unread_bytes)
+
     def _go_on(self) -> None:
         if self.downstream.resumable:
             self._take(b"")
-        if not self._reading and self.downstream.held_bytes <= HELD_BYTES:
+        if not self._reading and not self._holds_much():
             self._reading = True
             if self._transport is not None:
                 self._transport.resume_reading()
+
+    def _holds_much(self) -> bool:
+        stranger = self.downstream.role_name is None
+        return self.downstream.held_bytes > (STRANGER_BYTES if stranger else HELD_BYTES)
 
     def _close_if_done(self) -> None:
         """Close when the client is owed nothing and will be taken nothing from."""

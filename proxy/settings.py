@@ -230,7 +230,9 @@ class LimitsBlock(Strict):
         8 << 20, description="Replies that one client may leave unread."
     )
     output_total_bytes: PositiveSize = Field(
-        256 << 20, description="Replies that all clients together may leave unread."
+        96 << 20,
+        description="Replies that all clients together may leave unread; over it, the "
+        "client that leaves most is closed. The process takes up to twice as much for a moment.",
     )
     output_seconds: PositiveDuration = Field(
         10.0, description="A client above output_bytes for this long is closed."

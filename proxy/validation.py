@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from proxy.documents import Mistake, Node, quote, suggest
+from proxy.documents import MAX_DEPTH, Mistake, Node, quote, suggest
 
 Model = TypeVar("Model", bound=BaseModel)
 Location = tuple[int | str, ...]
@@ -54,13 +54,27 @@ def validate(
     mistakes = [_mistake(model, details, locate) for details in errors]
     locations: list[Location] = [details["loc"] for details in errors]
     broken = frozenset(loc[:n] for loc in locations for n in range(1, len(loc) + 1))
-    # The second round leaves out whole fields, where one cannot be without its wrong part.
-    for rest in (_without(plain, locations), _without(plain, [loc[:1] for loc in locations])):
+    return _rest(model, _without(plain, locations)), mistakes, broken
+
+
+def _rest(model: type[Model], plain: object) -> Model | None:
+    """Return the model of what remains, without each block that lacks what it cannot be without.
+
+    Only the block: a keyspace without a key must not hide what is wrong in the next one. Each
+    round leaves out something that is less deep than before, so the depth of a file bounds them.
+    """
+    for _ in range(MAX_DEPTH):
         try:
-            return model.model_validate(rest), mistakes, broken
-        except ValidationError:
-            continue
-    return None, mistakes, broken
+            return model.model_validate(plain)
+        except ValidationError as error:
+            locations = [
+                details["loc"][:-1] if details["type"] == "missing" else details["loc"]
+                for details in error.errors(include_url=False)
+            ]
+        if () in locations:
+            break
+        plain = _without(plain, locations)
+    return None
 
 
 def _without(plain: Any, locations: Sequence[Location]) -> Any:

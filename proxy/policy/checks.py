@@ -33,7 +33,7 @@ _MOST_EXACT = 1000
 
 
 class Complaint(NamedTuple):
-    """What is wrong where, below a keyspace. `absent` is the field that is missed, if one is."""
+    """What is wrong where, below a keyspace. `absent` is the field or keyspace that is missed."""
 
     location: Location
     message: str
@@ -333,7 +333,8 @@ def _no_segment(own: Keyspace, at: Location, name: str) -> Complaint:
 
 
 def _no_keyspace(policies: Policies, at: Location, name: str) -> Complaint:
-    return Complaint(at, f"there is no keyspace {quote(name)}{suggest(name, policies.keyspaces)}")
+    hint = suggest(name, policies.keyspaces)
+    return Complaint(at, f"there is no keyspace {quote(name)}{hint}", name)
 
 
 def _parameters(

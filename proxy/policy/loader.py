@@ -15,7 +15,7 @@ from typing import Any
 
 from proxy.documents import Mistake, MistakesFound, Node, read
 from proxy.errors import PolicyError
-from proxy.policy import checks
+from proxy.policy import checks, scripts
 from proxy.policy.model import EMPTY, Defaults, File, GlobalCommands, Policies
 from proxy.policy.rights import Vocabulary
 from proxy.validation import Location, locator, validate
@@ -49,7 +49,8 @@ def load(path: Path | None, vocabulary: Vocabulary) -> Policies:
     mistakes: list[Mistake] = []
     sources = [s for file in _files(path, mistakes) if (s := _read(file, mistakes)) is not None]
     policies, owners = _merge(sources, mistakes)
-    mistakes += _complaints(policies, vocabulary, owners)
+    broken = frozenset().union(*(source.broken for source in sources))
+    mistakes += _complaints(policies, vocabulary, owners, broken)
     if mistakes:
         raise PolicyMistakes(mistakes)
     return policies
@@ -144,12 +145,16 @@ def _defined_twice(location: Location, first: _Source | None, second: _Source) -
     return Mistake(second.path, line, column, f"{what} is defined twice{where}")
 
 
-def _complaints(policies: Policies, vocabulary: Vocabulary, owners: _Owners) -> Iterator[Mistake]:
+def _complaints(
+    policies: Policies, vocabulary: Vocabulary, owners: _Owners, broken: frozenset[Location]
+) -> Iterator[Mistake]:
     """Yield what the checks find, but for what follows from a mistake that is told already."""
     for complaint in _all(policies, vocabulary, owners):
         source = owners.find(complaint.location)
         missed = (*complaint.location[:2], complaint.absent)
         if complaint.location in source.broken or missed in source.broken:
+            continue
+        if ("keyspaces", complaint.absent) in broken:
             continue
         key = complaint.message.startswith("is given")
         path, line, column = owners.place(complaint.location, key=key)
@@ -170,3 +175,4 @@ def _all(policies: Policies, vocabulary: Vocabulary, owners: _Owners) -> Iterato
     yield from checks.check_overlaps(policies, place)
     yield from checks.check_names(policies, vocabulary)
     yield from checks.check_invalidation(policies)
+    yield from scripts.check_scripts(policies)

@@ -590,7 +590,7 @@ cdef class Downstream(Sink):
         cdef int keyspace = KEYS.items[0].keyspace
         if not upstream.available:
             return self._reply(self.ruleset.errors.clusterdown, keyspace, row.family)
-        if upstream.overloaded:
+        if upstream.crowded():
             return self._reply(self.ruleset.errors.overloaded, keyspace, row.family)
         if renamed:
             size = self._put_renamed(upstream, frame, size)
@@ -781,7 +781,7 @@ cdef class Downstream(Sink):
         upstream = lanes[self.lane % len(lanes)]
         if not upstream.available:
             return deliver(self.ruleset.errors.clusterdown)
-        if upstream.overloaded:
+        if upstream.crowded():
             return deliver(self.ruleset.errors.overloaded)
         delivery = Delivery.__new__(Delivery)
         delivery.receive = deliver

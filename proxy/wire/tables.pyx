@@ -221,7 +221,6 @@ cdef class Ruleset:
         self.reject_unmatched = reject_unmatched
         self.max_key_bytes = max_key_bytes
         self.counters = Counters(len(self.keyspaces), len(self.families))
-        self.kept = []
         self._lay_out_commands()
         self._lay_out_keyspaces()
         self._lay_out_patterns()
@@ -269,6 +268,9 @@ cdef class Ruleset:
         cdef int i
         cdef KeyspaceRow* row
         cdef bytes flags
+        # Most keyspaces have the same flags. Sharing them keeps what is looked up per command in
+        # the processor's cache, however many keyspaces there are.
+        cdef dict shared = {}
         self.spaces = <KeyspaceRow*> calloc(len(self.keyspaces) + 1, sizeof(KeyspaceRow))
         if self.spaces == NULL:
             raise MemoryError()
@@ -278,14 +280,12 @@ cdef class Ruleset:
             row.max_key_bytes = space.max_key_bytes
             if len(space.denied) != len(self.commands):
                 raise ValueError(f"keyspace {space.name}: one flag per command is needed")
-            flags = space.denied
-            self.kept.append(flags)
+            flags = shared.setdefault(space.denied, space.denied)
             row.denied = <const uint8_t*> <char*> flags
             if space.characters is not None:
                 if len(space.characters) != 256:
                     raise ValueError(f"keyspace {space.name}: 256 flags of characters are needed")
-                flags = space.characters
-                self.kept.append(flags)
+                flags = shared.setdefault(space.characters, space.characters)
                 row.characters = <const uint8_t*> <char*> flags
             if isinstance(space.hash_tag, bytes):
                 row.tag = LITERAL_TAG
@@ -293,6 +293,7 @@ cdef class Ruleset:
                 row.tag = NO_TAG
             else:
                 row.tag = sum(not isinstance(part, bytes) for part in space.pattern[:space.hash_tag])
+        self.kept = list(shared)
 
     def _lay_out_patterns(self):
         root = _Branch()

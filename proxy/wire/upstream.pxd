@@ -76,6 +76,7 @@ cdef class Upstream(Sink):
     cdef uint64_t sent        # count of the first byte not handed to the socket
     cdef Octets partial       # a reply of which the end is missing
     cdef Progress progress
+    cdef bint crowded(self) noexcept
     cdef int link(self, Pending pending, Py_ssize_t size) except -1
     cdef int enqueue(self, Pending pending, const char* command, Py_ssize_t size) except -1
     cdef int put(self, const char* data, Py_ssize_t size) except -1

@@ -211,13 +211,17 @@ cdef class Upstream(Sink):
         octets_free(&self.queue)
         octets_free(&self.partial)
 
+    cdef bint crowded(self) noexcept:
+        return (self.pending >= MOST_PENDING
+                or self.first + (self.queue.end - self.queue.start) - self.sent >= MOST_UNSENT)
+
     @property
     def unsent_bytes(self):
         return <Py_ssize_t> (self.first + (self.queue.end - self.queue.start) - self.sent)
 
     @property
     def overloaded(self):
-        return self.pending >= MOST_PENDING or self.unsent_bytes >= MOST_UNSENT
+        return self.crowded()
 
     cdef int put(self, const char* data, Py_ssize_t size) except -1:
         return octets_append(&self.queue, data, size)

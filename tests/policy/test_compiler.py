@@ -76,12 +76,31 @@ def test_names_for_nodes(folder: Folder) -> None:
 
 
 KEYS_REFUSED = [
-    b"plain:a\n", b"plain:\na", b"plain:a\0", b"plain:a\0b", b"plain:a b", b"plain:a\r", b"plain:a\t",
-    "plain:é".encode(), b"plain:\xff", b"plain:\x7f", b"plain:{a}", b"plain:a}", b"plain:a*",
-    b"plain:a.b", b"plain:" + b"x" * 507, b"plain:a/b", b'plain:"', b"seat_lock:{e}:s",
-    b"seat_lock:e:s\n", b"seat_lock:e:" + "ß".encode(), b"ip:1.2.3.4\n:api", b"free:x12345",
-    b"free:\n", b"free: ",
-]  # fmt: skip
+    b"plain:a\n",
+    b"plain:\na",
+    b"plain:a\0",
+    b"plain:a\0b",
+    b"plain:a b",
+    b"plain:a\r",
+    b"plain:a\t",
+    "plain:é".encode(),
+    b"plain:\xff",
+    b"plain:\x7f",
+    b"plain:{a}",
+    b"plain:a}",
+    b"plain:a*",
+    b"plain:a.b",
+    b"plain:" + b"x" * 507,
+    b"plain:a/b",
+    b'plain:"',
+    b"seat_lock:{e}:s",
+    b"seat_lock:e:s\n",
+    b"seat_lock:e:" + "ß".encode(),
+    b"ip:1.2.3.4\n:api",
+    b"free:x12345",
+    b"free:\n",
+    b"free: ",
+]
 
 
 @pytest.mark.parametrize("key", KEYS_REFUSED)
@@ -99,10 +118,17 @@ def test_keys_that_break_the_grammar(folder: Folder, key: bytes) -> None:
 @pytest.mark.parametrize(
     "key",
     [
-        b"plain:A-Za-z0-9_-", b"plain:" + b"x" * 506, b"seat_lock:evt_1:seat_2", b"free:x1234",
-        b"free:{}", b"ip:10.0.0.1:api", b"ip:2001:db8::1:api", b"other:\xff.{x}", b"x" * 5000,
+        b"plain:A-Za-z0-9_-",
+        b"plain:" + b"x" * 506,
+        b"seat_lock:evt_1:seat_2",
+        b"free:x1234",
+        b"free:{}",
+        b"ip:10.0.0.1:api",
+        b"ip:2001:db8::1:api",
+        b"other:\xff.{x}",
+        b"x" * 5000,
     ],
-)  # fmt: skip
+)
 def test_keys_within_the_grammar(folder: Folder, key: bytes) -> None:
     """512 bytes of the set are taken, addresses in typed segments, and any key of no keyspace."""
     assert refusal(client(folder.compile(RULES)), key) is None

@@ -1,5 +1,6 @@
 """Policy files to policies, or every mistake of every file with its place."""
 
+import json
 import os
 import random
 import time
@@ -7,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from proxy.documents import read
 from proxy.policy import loader
 from proxy.policy.loader import MAX_FILES, PolicyMistakes
-from tests.policy.rulebook import SHIPPED, VOCABULARY, Folder, complaints, compiled, load
+from tests.policy.rulebook import SHIPPED, VOCABULARY, Folder, compiled, complaints, load
 
 # A reload that takes longer is felt by the clients.
 REFUSED_WITHIN = 0.2  # seconds
@@ -37,9 +39,16 @@ def test_every_mistake_in_one_run(folder: Folder) -> None:
     found = complaints(folder.path)
     places = [line.split(": ")[0] for line in found]
     assert places == [
-        "1.yaml:4:5", "1.yaml:5:15", "1.yaml:7:20", "1.yaml:8:19", "1.yaml:9:12", "1.yaml:11:10",
-        "1.yaml:13:27", "2.yaml:1:38", "2.yaml:1:52",
-    ]  # fmt: skip
+        "1.yaml:4:5",
+        "1.yaml:5:15",
+        "1.yaml:7:20",
+        "1.yaml:8:19",
+        "1.yaml:9:12",
+        "1.yaml:11:10",
+        "1.yaml:13:27",
+        "2.yaml:1:37",
+        "2.yaml:1:52",
+    ]
     hints = [line.partition("did you mean ")[2].rstrip("?") for line in found]
     assert hints == ['"cluster"', '"event_id"', '"600s"', "", "", "", '"flushall"', '"cache"', ""]
     assert "allowed: never, lru, lfu, ttl" in found[4]
@@ -51,6 +60,12 @@ def test_a_mistake_is_told_once(folder: Folder) -> None:
     assert len(folder.keyspace("kind: lock\nttl: {default: soon}")) == 1
     assert len(folder.keyspace("type: zzet\ncollection: {max_items: 1, keep: highest}")) == 1
     assert len(folder.keyspace("origin: {raed: SELECT 1}\nfreshness: {negative: 5s}")) >= 1
+
+
+def test_a_reference_to_a_wrong_keyspace_is_no_mistake(folder: Folder) -> None:
+    """A keyspace that is told already is not reported as missing where a role names it."""
+    text = "keyspaces: {a: {key: 'a{'}, b: {key: b}}\nroles: {r: {keyspaces: [a, b, c]}}\n"
+    assert [line.split(":")[1] for line in folder.complaints(text)] == ["1", "2"]
 
 
 def test_a_wrong_keyspace_does_not_hide_the_next(folder: Folder) -> None:
@@ -126,29 +141,49 @@ def test_a_swapped_link_is_followed(tmp_path: Path) -> None:
 
 def broken_files() -> list[bytes]:
     """Return sixty files that are no policies: cut, garbled, of wrong types, hostile."""
-    random.seed(60)
-    whole = (SHIPPED / "seats.yaml").read_bytes()
-    # The last colon of the part that is kept has no value behind it, so a cut is never right.
-    cuts = [whole[: random.choice(colons) + 1] + b" {" for colons in [_colons(whole)] * 20]
-    garbled = [whole[:at] + bytes([byte]) + whole[at:]
-               for at, byte in zip(random.sample(range(len(whole)), 10), [0, 1, 7, 27, 127, 128, 192, 255, 254, 245], strict=True)]  # fmt: skip
-    noise = [random.randbytes(size) for size in (1, 100, 10_000, 900_000)]
+    dice = random.Random(60)
+    # As JSON the file is one pair of braces, so that no cut of it is right by chance.
+    root, _ = read(SHIPPED / "seats.yaml")
+    assert root is not None
+    whole = json.dumps(root.plain()).encode()
+    cuts = [whole[:at] for at in dice.sample(range(len(whole)), 24)]
+    controls = [0, 1, 7, 27, 127, 128, 192, 245, 254, 255]
+    garbled = [
+        whole[:at] + bytes([byte]) + whole[at:]
+        for at, byte in zip(dice.sample(range(len(whole)), 10), controls, strict=True)
+    ]
+    noise = [dice.randbytes(size) for size in (1, 100, 10_000, 900_000)]
     types = [
-        b"1", b"text", b"[]", b"- keyspaces", b"keyspaces: 1", b"keyspaces: []", b"keyspaces: {a: 1}",
-        b"keyspaces: {a: {key: 1}}", b"keyspaces: {a: {key: [a]}}", b"keyspaces: {a: {key: {a: b}}}",
-        b"keyspaces: {1: {key: a}}", b"keyspaces: {a: {key: null}}", b"defaults: []",
-        b"roles: {r: {limits: [1]}}", b"keyspaces: {a: {key: a, ttl: {default: {s: 1}}}}",
-    ]  # fmt: skip
+        b"1",
+        b"text",
+        b"[]",
+        b"- keyspaces",
+        b"keyspaces: 1",
+        b"keyspaces: []",
+        b"keyspaces: {a: 1}",
+        b"keyspaces: {a: {key: 1}}",
+        b"keyspaces: {a: {key: [a]}}",
+        b"keyspaces: {a: {key: {a: b}}}",
+        b"keyspaces: {1: {key: a}}",
+        b"keyspaces: {a: {key: null}}",
+        b"defaults: []",
+        b"roles: {r: {limits: [1]}}",
+        b"keyspaces: {a: {key: a, ttl: {default: {s: 1}}}}",
+    ]
     hostile = [
-        b"", b"\n\n# nothing\n", b"---\n---\n", b"a: &a [*a]", b"a: !!python/object:os.system {}",
-        b"[" * 500_000, b"{a: " * 200_000, b"? " * 300_000, b"\xef\xbb\xbf\xff", b"a:\n\tb: c",
+        b"",
+        b"\n\n# nothing\n",
+        b"---\n---\n",
+        b"a: &a [*a]",
+        b"a: !!python/object:os.system {}",
+        b"[" * 500_000,
+        b"{a: " * 200_000,
+        b"? " * 300_000,
+        b"\xef\xbb\xbf\xff",
+        b"a:\n\tb: c",
         b"x" * (1 << 21),
-    ]  # fmt: skip
+    ]
     return [*cuts, *garbled, *noise, *types, *hostile]
-
-
-def _colons(text: bytes) -> list[int]:
-    return [i for i, byte in enumerate(text) if byte == ord(":") and text[i + 1 : i + 2] == b"\n"]
 
 
 BROKEN = broken_files()

@@ -105,6 +105,7 @@ PAIRS = [
     ("{x}-b", "{x}.b", False),  # no key ends in both ways
     ("{x}-b", "{x}.c", False),
     ("{x}-{y}", "{x}.{y}", True),
+    ("{x}-a", "{x}.b-a", True),
     ("a:{x}:b", "a:{rest:path}", False),
     ("a:{x:int}-b", "a:{x:int}:b", False),
 ]

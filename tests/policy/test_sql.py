@@ -12,7 +12,7 @@ from proxy.policy import sql
         ("SELECT * FROM t WHERE a = :a AND b = :b OR a = :a", ["a", "b"]),
         ("SELECT ':no', \":no\", $$ :no $$, $x$ :no $$ $x$ -- :no\n/* :no */, :yes", ["yes"]),
         ("SELECT a::text, :b::date", ["b"]),
-        ("SELECT a[1:n], 'it''s :no'", []),
+        ("SELECT a[1:n], b[c[1]:n], 'it''s :no'", []),
     ],
 )
 def test_parameters(text: str, names: list[str]) -> None:

@@ -1,0 +1,232 @@
+"""All clients of the process: how many, where they connect, what they cost, how they are let go."""
+
+import asyncio
+import random
+import socket
+import stat
+import time
+from collections.abc import Awaitable
+from pathlib import Path
+
+import pytest
+
+from proxy import errors, wire
+from proxy.config import User
+from proxy.handlers import Session
+from proxy.server import descriptors
+from tests.fakenode import Answer
+from tests.front import front
+from tests.integration.rig import Caller, wait_for
+from tests.replies import pack
+
+
+async def test_one_too_many() -> None:
+    """A client beyond the limit is told so in Redis' words; a place that is free is given again."""
+    async with front(clients=2) as house:
+        first, second = await house.connect(), await house.connect()
+        assert [await c.call("PING") for c in (first, second)] == [b"PONG", b"PONG"]
+        third = await house.connect()
+        assert [str(reply) for reply in await third.rest()] == [errors.MAX_CLIENTS[1:-2].decode()]
+        first.close()
+        await wait_for(lambda: len(house.server.sessions) == 1, "a free place")
+        assert await (await house.connect()).call("PING") == b"PONG"
+        statistics = house.server.statistics()
+        assert (statistics.clients, statistics.connections_rejected) == (2, 1)
+        assert statistics.connections_received == 4
+        assert 'sidecache_connections_refused_total{reason="clients"} 1.0' in house.stand.page()
+
+
+def test_descriptors_are_raised_to_what_is_allowed() -> None:
+    """The process asks for all the descriptors it may have."""
+    assert descriptors() == descriptors() > 128
+
+
+async def call_unix(path: Path, *words: str) -> object:
+    reader, writer = await asyncio.open_unix_connection(str(path))
+    caller = Caller(reader, writer)
+    try:
+        return await caller.call(*words)
+    finally:
+        caller.close()
+
+
+async def test_the_unix_socket(tmp_path: Path) -> None:
+    """It has its mode from the start, replaces what a dead process left, and goes with us."""
+    path = tmp_path / "redis.sock"
+    dead = socket.socket(socket.AF_UNIX)
+    dead.bind(str(path))
+    dead.close()
+    async with front(unix=path) as house:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o660
+        assert await call_unix(path, "SET", "k", "v") == b"OK"
+        assert await (await house.connect()).call("GET", "k") == b"v"
+    assert not path.exists()
+
+
+async def test_a_file_in_the_place_of_the_socket(tmp_path: Path) -> None:
+    """What is no socket is not removed."""
+    path = tmp_path / "redis.sock"
+    path.write_text("important")
+    with pytest.raises(OSError, match="exists and is no socket"):
+        async with front(unix=path):
+            pass
+    assert path.read_text() == "important"
+
+
+async def test_the_socket_of_a_successor_stays(tmp_path: Path) -> None:
+    """A process that ends does not take away the socket of the one that replaced it."""
+    path = tmp_path / "redis.sock"
+    async with front(unix=path), front(unix=path):
+        pass
+    async with front(unix=path) as first, front(unix=path):
+        assert await first.server.drain(1.0)
+        assert path.exists()
+        assert await call_unix(path, "PING") == b"PONG"
+    assert not path.exists()
+
+
+async def test_draining_answers_what_was_received() -> None:
+    """Pipelines far beyond the window, slow commands and slow handlers are answered in full."""
+
+    async def answer() -> bytes:
+        await asyncio.sleep(0)
+        return b"+done\r\n"
+
+    def slow(session: Session, request: wire.Request) -> Awaitable[bytes]:
+        return answer()
+
+    async with front(handlers={b"echo": slow}) as house:
+        house.node.values[b"k"] = b"v"
+        house.node.script = lambda c, words: (
+            Answer(b"$1\r\nv\r\n", 0.0005) if words[0] == b"GET" else None
+        )
+        callers = [await house.connect() for _ in range(10)]
+        for caller in callers:
+            assert await caller.call("PING") == b"PONG"
+            caller.writer.write((pack("GET", "k") * 9 + pack("ECHO", "x")) * 100)
+        await wait_for(
+            lambda: all(s.downstream.pending for s in house.server.sessions.values()), "load"
+        )
+        assert await house.server.drain(20.0)
+        for caller in callers:
+            assert await caller.rest() == ([b"v"] * 9 + [b"done"]) * 100
+        assert house.closed("drain") == 10
+        with pytest.raises(ConnectionRefusedError):
+            await house.connect()
+
+
+async def test_draining_waits_for_a_request_that_arrives_in_pieces() -> None:
+    """A frame whose rest comes is answered; one whose rest does not come is not waited for."""
+    async with front() as house:
+        whole, half, quiet = [await house.connect() for _ in range(3)]
+        frame = pack("SET", "k", "v" * 1000)
+        for caller in (whole, half):
+            caller.writer.write(frame[:500])
+        await wait_for(
+            lambda: sum(s.amid_request for s in house.server.sessions.values()) == 2, "halves"
+        )
+        start = time.monotonic()
+        draining = asyncio.create_task(house.server.drain(10.0))
+        assert await quiet.rest() == []
+        assert time.monotonic() - start <= 0.3
+        whole.writer.write(frame[500:])
+        assert await whole.next() == b"OK"
+        assert await draining
+        assert time.monotonic() - start <= 2.0
+        assert await half.rest() == []
+        assert house.node.values[b"k"] == b"v" * 1000
+
+
+async def test_draining_ends_at_its_deadline() -> None:
+    """A client that is owed a reply at the deadline is closed, and the drain says so."""
+
+    async def never() -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+    async with front(handlers={b"echo": lambda session, request: never()}) as house:
+        caller, idle = await house.connect(), await house.connect()
+        caller.writer.write(pack("ECHO", "x"))
+        await wait_for(lambda: house.server.tasks, "the handler")
+        start = time.monotonic()
+        assert not await house.server.drain(0.2)
+        assert 0.2 <= time.monotonic() - start <= 0.5
+        assert await idle.rest() == await caller.rest() == []
+        assert not house.server.tasks
+
+
+async def test_draining_lets_handlers_of_gone_clients_end() -> None:
+    """What a handler has begun it finishes, though nobody waits for the reply."""
+    going = asyncio.Event()
+    done: list[str] = []
+
+    async def slow() -> bytes:
+        await going.wait()
+        done.append("written")
+        return b"+OK\r\n"
+
+    async with front(handlers={b"echo": lambda session, request: slow()}) as house:
+        caller = await house.connect()
+        caller.writer.write(pack("ECHO", "x"))
+        await wait_for(lambda: house.server.tasks, "the handler")
+        house.abandon(caller)
+        await wait_for(lambda: not house.server.sessions, "the end of the session")
+        draining = asyncio.create_task(house.server.drain(5.0))
+        asyncio.get_running_loop().call_later(0.05, going.set)
+        assert await draining
+        assert done == ["written"]
+
+
+async def test_the_largest_unread_output_goes_first() -> None:
+    """Over the total, who leaves most unread is closed, and the others stay."""
+    async with front(output_total_bytes=44 << 20) as house:
+        sizes = {"small": 12 << 20, "large": 30 << 20, "last": 16 << 20}
+        callers = {}
+        for name, size in sizes.items():
+            house.node.values[name.encode()] = b"x" * size
+            callers[name] = await house.connect(4096)
+            callers[name].writer.transport.pause_reading()  # type: ignore[attr-defined]
+            callers[name].writer.write(pack("GET", name))
+            waiting = len(house.server._unread) + 1
+            await wait_for(
+                lambda w=waiting: len(house.server._unread) == w or house.closed("output"), "output"
+            )
+        await wait_for(lambda: house.closed("output") == 1, "the end of one")
+        await wait_for(lambda: len(house.server.sessions) == 2, "the others")
+        assert house.server._unread_total == sum(house.server._unread.values())
+        for name in ("small", "last"):
+            callers[name].writer.transport.resume_reading()  # type: ignore[attr-defined]
+            assert len(await callers[name].next()) == sizes[name]
+        await wait_for(lambda: house.server._unread_total == 0, "an even account")
+
+
+async def test_the_account_of_unread_output_never_drifts() -> None:
+    """However clients grow, shrink and go, the total is the sum of what they owe."""
+    chance = random.Random(7)
+    async with front(output_total_bytes=5000, clients=1000) as house:
+        server = house.server
+        sessions = [server._connect() for _ in range(50)]
+        for _ in range(5000):
+            session = chance.choice(sessions)
+            match chance.randrange(4):
+                case 0:
+                    server.backlog(session, 0)
+                case 1:
+                    server.dismiss(session, "client")
+                case _:
+                    server.backlog(session, chance.randrange(800))
+            assert server._unread_total == sum(server._unread.values()) <= 5000
+        for session in sessions:
+            server.dismiss(session, "client")
+        assert (server._unread_total, server._unread, server._over) == (0, {}, {})
+
+
+async def test_who_a_client_is_before_auth() -> None:
+    """The default user, if it needs no password; a disabled user has no role."""
+    nobody = User("default", (), "default", False, True)
+    other = User("app", (), "default", True, True)
+    async with front(users=[nobody, other]) as house:
+        assert house.server.first_user() is None
+        assert house.server.role_of("default") is None
+        assert house.server.role_of("app") == "default"
+        assert house.server.role_of("unknown") is None
