@@ -227,7 +227,8 @@ def test_words_that_we_do_not_write() -> None:
         f"{name_of(path)}:{number}: {line.strip()}"
         for path in files
         for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
-        if DENIED_WORDS.search(line)
+        # How another project names its modules is not ours to choose.
+        if DENIED_WORDS.search(line) and not line.startswith("from redis.")
     ]
     assert not found, "\n".join(found)
 

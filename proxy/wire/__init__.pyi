@@ -269,6 +269,6 @@ class Upstream(Sink):
     def next_deadline(self) -> float:
         """Return the earliest deadline of what is queued, or infinity."""
     def expire(self, now: float) -> tuple[bool, list[Orphan]]:
-        """Return (whether to close the connection, commands past their deadline, to be answered)."""
+        """Return (whether to close the connection, overdue commands to be answered)."""
     def connection_lost(self) -> list[Orphan]:
         """Return every command that will never be answered here, in order, and start afresh."""

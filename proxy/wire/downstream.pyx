@@ -38,9 +38,9 @@ cdef enum:
     # expected keeps what one client that never reads can cost at a few MiB here and in the node.
     MOST_PENDING = 128
     WINDOW_BYTES = 1024 * 1024
-    # A new client's replies are taken for this large until some have come: two in flight. Four
-    # small replies open the window to sixteen, so a pipeline of small commands hardly notices.
-    FIRST_ESTIMATE = 512 * 1024
+    # A new client's replies are taken for this large until some have come: four in flight.
+    # Three small replies open the window to 32, so a pipeline of small commands hardly notices.
+    FIRST_ESTIMATE = 256 * 1024
     # Buffers of an idle client: what is larger is given back.
     KEPT_CAPACITY = 1024
     # Empty frames are legal and answer nothing, so they are what a flood would be made of.

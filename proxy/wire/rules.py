@@ -28,7 +28,9 @@ class KeyKind(IntEnum):
 
     NONE = 0
     RANGE = 1  # arguments first, first + step, ... last; a negative last counts from the end
-    NUMKEYS = 2  # argument `first` is a count, keys follow it; argument `last`, if not 0, is a key too
+    NUMKEYS = (
+        2  # argument `first` is a count, keys follow it; argument `last`, if not 0, is a key too
+    )
     STREAMS = 3  # the first half of what follows the word STREAMS; BLOCK makes it a Request
     SORT = 4  # argument 1, and what follows STORE; BY and GET take one argument each
     GEORADIUS = 5  # argument 1, and what follows STORE or STOREDIST
@@ -71,7 +73,9 @@ class Keyspace(NamedTuple):
     pattern: Sequence[bytes | Segment]  # literals and segments in order
     cluster: int
     hash_tag: int | bytes | None  # index into pattern of the segment, or a literal word
-    characters: bytes | None  # 256 bytes, 1 where a character is allowed; None allows all but controls
+    characters: (
+        bytes | None
+    )  # 256 bytes, 1 where a character is allowed; None allows all but controls
     max_key_bytes: int
     denied: bytes  # one byte per command, 1 where the keyspace refuses it
     key_error: bytes  # error line for a key that breaks the grammar

@@ -81,7 +81,8 @@ def run(target: str, directory: Path, options: argparse.Namespace) -> int:
         "LD_PRELOAD": str(Path(atheris.path()) / "asan_with_fuzzer.so"),
         # CPython keeps what it allocates at start. The quarantine is bounded, or it would be all
         # of the memory that grows; short stacks, because most of the time went into taking them.
-        "ASAN_OPTIONS": "detect_leaks=0:quarantine_size_mb=4:malloc_context_size=0:max_malloc_fill_size=0",
+        "ASAN_OPTIONS": "detect_leaks=0:quarantine_size_mb=4:malloc_context_size=0:"
+        "max_malloc_fill_size=0",
         "PYTHONPATH": f"{directory}:{ROOT}",
     }
     command = [
@@ -232,7 +233,6 @@ def reply_target() -> Callable[[list[bytes]], Any]:
 def child(target: str, arguments: list[str]) -> None:
     """Be the process that fuzzes."""
     import atheris
-
     import proxy.wire.frames
 
     assert str(ROOT) not in proxy.wire.frames.__file__, "the plain build is under test"
