@@ -206,6 +206,8 @@ class Cluster(Servers):
             < self.shape.primaries
         ):
             return "does not know all primaries"
+        if any(member.role == "primary" and not member.slots for member in alive):
+            return "has not heard yet who is a replica"
         replication = await node.info("replication")
         if replication["role"] == "slave" and replication["master_link_status"] != "up":
             return "is not in step with its primary"
