@@ -284,7 +284,8 @@ class Session(asyncio.BufferedProtocol):
     def _go_on(self) -> None:
         if self.downstream.resumable:
             self._take(b"")
-        if not self._reading and not self._holds_much():
+        # Not blocked and holding much is the beginning of a large request: the rest must come in.
+        if not self._reading and not (self.downstream.blocked and self._holds_much()):
             self._reading = True
             if self._transport is not None:
                 self._transport.resume_reading()

@@ -72,6 +72,37 @@ async def test_replies_in_flight_survive_quit_and_the_end_of_the_stream() -> Non
         await wait_for(lambda: house.closed("quit") == 1, "the reason")
 
 
+async def test_half_a_request_behind_unread_replies() -> None:
+    """It keeps nobody: when the replies are read, the connection of a half-closed client ends."""
+    async with front() as house:
+        value = b"x" * (16 << 20)
+        house.node.values[b"k"] = value
+        caller = await house.connect(4096)
+        caller.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        caller.writer.write(pack("GET", "k"))
+        await wait_for(lambda: house.session.downstream.paused, "the pause")
+        caller.writer.write(pack("GET", "k")[:-3])
+        caller.writer.write_eof()
+        await wait_for(lambda: house.session._ended, "the end of what is sent")
+        assert house.session.downstream.blocked
+        caller.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        assert await everything(caller) == [value]
+        await wait_for(lambda: not house.server.sessions, "the end of the session")
+
+
+async def test_replies_in_flight_survive_a_protocol_error() -> None:
+    """What was right before the mistake is answered, also to a client that has said all it will."""
+    async with front() as house:
+        house.node.answers["GET"] = Answer(b"$1\r\nv\r\n", 0.05)
+        caller = await house.connect()
+        caller.writer.write(pack("GET", "k") * 2 + b"*x\r\n")
+        caller.writer.write_eof()
+        first, second, mistake = await everything(caller)
+        assert (first, second) == (b"v", b"v")
+        assert str(mistake).startswith("ERR Protocol error")
+        await wait_for(lambda: house.closed("protocol") == 1, "the reason")
+
+
 async def test_the_window_bounds_what_is_in_flight() -> None:
     """A client has at most 128 commands in flight, and beyond 64 KiB held it is not read."""
     async with front() as house:

@@ -43,8 +43,13 @@ class Merge:
         if reply[:1] == b"-":
             self.error = self.error or reply
         else:
-            self.succeeded += 1
-            self.add(part, reply)
+            try:
+                self.add(part, reply)
+                self.succeeded += 1
+            except (ValueError, IndexError):
+                # A node that answers something else than this command can: the client must not
+                # wait for ever because of it.
+                self.error = self.error or errors.INTERNAL
         self.left -= 1
         if not self.left and not self.future.done():
             self.future.set_result(self.failure() if self.error else self.total())

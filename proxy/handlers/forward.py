@@ -43,8 +43,13 @@ def send(
     future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     def deliver(reply: bytes) -> None:
-        if not future.done():
+        if future.done():
+            return
+        try:
             future.set_result(translate(reply) if translate is not None else reply)
+        except (ValueError, IndexError):
+            # A node that answers something else than this command can.
+            future.set_result(errors.INTERNAL)
 
     session.downstream.submit(
         location, wire.pack(arguments), request.row, request.received, deliver

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, cast
 
-from proxy import wire
+from proxy import log, wire
 from proxy.secret import Secret
 
 # One read of a node's replies; shared by all connections of the process, because each read is
@@ -428,9 +428,20 @@ class Flusher:
         # Clients first: sending replies makes room, and what they had to hold back goes to the
         # nodes in the same iteration.
         for downstream in self.batch.take_ready():
-            if downstream.owner is not None:
-                downstream.owner.flush()
+            session = downstream.owner
+            try:
+                if session is not None:
+                    session.flush()
+            except Exception as error:
+                # What fails for one client must not stop the others, nor the next iteration.
+                log.event(log.ERROR, "flush_failed", error=error)
+                session.close("failed")
         now = self._loop.time()
         for upstream in self.batch.take_touched():
-            if upstream.owner is not None:
-                upstream.owner.flush(now)
+            connection = upstream.owner
+            try:
+                if connection is not None:
+                    connection.flush(now)
+            except Exception as error:
+                log.event(log.ERROR, "flush_failed", error=error)
+                connection.abort(Loss("protocol", "sending failed"))

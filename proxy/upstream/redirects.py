@@ -62,6 +62,8 @@ class Redirector:
         self._cluster = cluster
         self._loop = asyncio.get_running_loop()
         self._parked: list[Parked] = []
+        # Slots of what is parked: who comes later for the same slot must not overtake it.
+        self._waiting: set[int] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
         self._places: dict[str, Callable[[wire.Orphan, UpstreamConnection], None]] = {
@@ -121,7 +123,9 @@ class Redirector:
 
     def _hop(self, orphan: wire.Orphan, target: UpstreamConnection, asking: bool) -> bool:
         """Send it on at once, unless it has to pause first."""
-        if orphan.hops >= MOST_HOPS or not target.upstream.available:
+        if orphan.slot in self._waiting or orphan.hops >= MOST_HOPS:
+            return False
+        if not target.upstream.available:
             return False
         target.resubmit(orphan, asking)
         return True
@@ -150,7 +154,7 @@ class Redirector:
     def _resubmit(self, orphan: wire.Orphan, source: UpstreamConnection) -> bool:
         """Queue it at the owner of its slot, if there is one that can take it."""
         node = self._cluster.owner_of(orphan.slot)
-        if node is None:
+        if node is None or orphan.slot in self._waiting:
             return False
         target = node.connection_like(source)
         if not target.upstream.available or target.upstream.overloaded:
@@ -170,12 +174,14 @@ class Redirector:
             return
         orphan.park()
         self._parked.append(Parked(orphan, source, asked))
+        self._waiting.add(orphan.slot)
         if self._timer is None:
             self._timer = self._loop.call_later(PAUSE, self._unpark)
 
     def _unpark(self) -> None:
         self._timer = None
         parked, self._parked = self._parked, []
+        self._waiting.clear()
         now = self._loop.time()
         for orphan, source, asked in parked:
             if not orphan.wanted:
@@ -183,7 +189,10 @@ class Redirector:
             if now >= orphan.deadline:
                 self._give_up(orphan, source)
             elif asked is not None and asked.upstream.available:
-                asked.resubmit(orphan, True)
+                if orphan.slot in self._waiting:
+                    self._park(orphan, source, asked)
+                else:
+                    asked.resubmit(orphan, True)
             elif not self._resubmit(orphan, source):
                 self._park(orphan, source)
 

@@ -14,7 +14,7 @@ from libc.string cimport memcmp
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from cpython.exc cimport PyErr_WriteUnraisable
+from cpython.exc cimport PyErr_SetObject, PyErr_WriteUnraisable
 
 cimport cython
 
@@ -68,8 +68,9 @@ cdef class Delivery(Sink):
     cdef int deliver(self, Pending pending, const char* data, Py_ssize_t size, double now) except -1:
         try:
             self.receive(PyBytes_FromStringAndSize(data, size))
-        except Exception:
+        except Exception as error:
             # A handler's mistake must not stop the scan of a stream that many clients share.
+            PyErr_SetObject(type(error), error)
             PyErr_WriteUnraisable(self.receive)
         return 0
 
@@ -196,6 +197,7 @@ cdef class Orphan:
         upstream.enqueue(pending, <char*> self.command, len(self.command))
 
 
+@cython.no_gc_clear
 cdef class Upstream(Sink):
     """One connection's queue."""
 
@@ -208,6 +210,11 @@ cdef class Upstream(Sink):
         progress_reset(&self.progress)
 
     def __dealloc__(self):
+        # One by one: a long queue that frees its head frees the rest by recursion, on the stack.
+        # The collector leaves that to us as well (no_gc_clear); what refers to us breaks cycles.
+        self.unsent = None
+        while self.head is not None:
+            self.head = self.head.next_of_node
         octets_free(&self.queue)
         octets_free(&self.partial)
 

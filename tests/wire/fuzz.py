@@ -17,6 +17,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -266,8 +267,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(1, 2**31))
     parser.add_argument("--artifacts", type=Path, default=Path.cwd(), help="where a crash is kept")
     options = parser.parse_args()
-    if shutil.which("clang") is None:
-        print("clang is missing: apt-get install clang libclang-rt-14-dev", file=sys.stderr)
+    missing = [
+        f"{what} is missing: {remedy}"
+        for what, remedy, found in (
+            ("clang", "apt-get install clang libclang-rt-14-dev", shutil.which("clang")),
+            ("atheris", f"{sys.executable} -m pip install atheris", find_spec("atheris")),
+        )
+        if found is None
+    ]
+    if missing:
+        print("\n".join(missing), file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory(prefix="sidecache-fuzz-") as text:
         build(Path(text))

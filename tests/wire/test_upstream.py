@@ -1,0 +1,217 @@
+"""The node's end: who gets a reply, what is overdue, and what a lost connection leaves behind."""
+
+import subprocess
+import sys
+
+import pytest
+
+from proxy import wire
+from tests.wire import model
+from tests.wire.stage import TIMEOUT, Stage
+
+GET = model.frame([b"GET", b"b"])
+INCR = model.frame([b"INCR", b"b"])
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "address", "slot"),
+    [
+        (b"-MOVED 3300 10.0.0.1:7000\r\n", "moved", "10.0.0.1:7000", 3300),
+        (b"-MOVED 3300 :7000\r\n", "moved", ":7000", 3300),
+        (b"-MOVED 3300 2001:db8::1:7000\r\n", "moved", "2001:db8::1:7000", 3300),
+        (b"-MOVED 16384 a:1\r\n", "moved", "", -1),
+        (b"-MOVED 03300000 a:1\r\n", "moved", "", -1),
+        (b"-MOVED x a:1\r\n", "moved", "", -1),
+        (b"-MOVED 3300 a:1 b:2\r\n", "moved", "", -1),
+        (b"-ASK 1 a:1\r\n", "ask", "a:1", 1),
+        (b"-TRYAGAIN Multiple keys request during rehashing of slot\r\n", "tryagain", "", -1),
+        (b"-CLUSTERDOWN The cluster is down\r\n", "unavailable", "", -1),
+        (b"-LOADING Redis is loading the dataset in memory\r\n", "unavailable", "", -1),
+        (b"-MASTERDOWN Link with MASTER is down\r\n", "unavailable", "", -1),
+        (b"-READONLY You can't write against a read only replica.\r\n", "readonly", "", -1),
+    ],
+)
+def test_what_goes_elsewhere(line: bytes, kind: str, address: str, slot: int) -> None:
+    """What proves that a command has not run becomes an orphan, and its client hears nothing."""
+    stage = Stage()
+    (node,) = stage.upstreams
+    client = stage.client()
+    client.receive_data(GET, 1.0)
+    node.data_to_send(1.0)
+    (orphan,) = node.receive_data(line, 1.0) or []
+    assert (orphan.kind, orphan.address, orphan.redirect_slot) == (kind, address, slot)
+    assert (orphan.reply, orphan.slot, orphan.cluster) == (line, model.key_slot(b"b"), 0)
+    assert (orphan.sent, orphan.repeatable, orphan.wanted, orphan.hops) == (True, True, True, 0)
+    assert client.pending == 1
+    assert client.data_to_send() == b""
+
+
+def test_an_answer_before_the_question() -> None:
+    """A reply while nothing has been sent is a fault, also where a command is about to be sent."""
+    stage = Stage()
+    (node,) = stage.upstreams
+    client = stage.client()
+    client.receive_data(GET, 1.0)
+    assert node.receive_data(b"+1\r\n", 1.0) is None
+    assert node.fault is not None
+    assert client.data_to_send() == b""
+    assert [(orphan.kind, orphan.sent) for orphan in node.connection_lost()] == [("lost", False)]
+
+
+def test_lost_commands_come_back_in_order() -> None:
+    """A lost connection returns what was sent and what was not, but for clients that have gone."""
+    stage = Stage()
+    (node,) = stage.upstreams
+    client, gone = stage.client(), stage.client()
+    client.receive_data(INCR, 1.0)
+    gone.receive_data(GET, 1.0)
+    node.data_to_send(1.0)
+    client.receive_data(GET, 1.0)
+    gone.connection_lost()
+    orphans = node.connection_lost()
+    assert [(o.kind, o.sent, o.repeatable) for o in orphans] == [
+        ("lost", True, False),
+        ("lost", False, True),
+    ]
+    assert (node.pending, node.unsent_bytes, node.fault) == (0, 0, None)
+    for orphan in reversed(orphans):
+        orphan.resubmit(node, False)
+    assert node.data_to_send(2.0) == GET + INCR
+    node.receive_data(b"+get\r\n+incr\r\n", 2.0)
+    assert client.data_to_send() == b"+incr\r\n+get\r\n"
+
+
+def test_deadlines() -> None:
+    """The earliest deadline is known; a head past it means that the node is stuck."""
+    stage = Stage()
+    (node,) = stage.upstreams
+    client = stage.client()
+    assert node.next_deadline() == float("inf")
+    client.receive_data(GET, 1.0)
+    client.receive_data(GET, 1.5)
+    assert node.next_deadline() == 1.0 + TIMEOUT
+    node.data_to_send(1.5)
+    assert node.expire(1.9) == (False, [])
+    assert node.expire(2.0)[0]
+
+
+def test_what_was_never_sent_is_taken_back() -> None:
+    """Overdue commands that never left lose their bytes; those in time keep their order."""
+    stage = Stage()
+    (node,) = stage.upstreams
+    early, late = stage.client(), stage.client()
+    early.receive_data(model.frame([b"SET", b"b", b"1"]), 1.0)
+    late.receive_data(GET, 1.5)
+    early.receive_data(model.frame([b"SET", b"b", b"2"]), 1.0)
+    late.receive_data(INCR, 1.5)
+    stuck, overdue = node.expire(2.2)
+    assert not stuck
+    assert [(o.kind, o.sent) for o in overdue] == [("overdue", False)] * 2
+    for orphan in overdue:
+        orphan.answer(b"-TRYAGAIN\r\n", 2.2)
+    assert node.data_to_send(2.2) == GET + INCR
+    node.receive_data(b"+get\r\n:1\r\n", 2.3)
+    assert early.data_to_send() == b"-TRYAGAIN\r\n" * 2
+    assert late.data_to_send() == b"+get\r\n:1\r\n"
+    assert (node.pending, node.fault) == (0, None)
+
+
+def test_taking_back_behind_what_was_sent() -> None:
+    """Bytes taken back from the end of a queue leave those before them as they were."""
+    stage = Stage()
+    (node,) = stage.upstreams
+    first, second = stage.client(), stage.client()
+    first.receive_data(GET, 2.0)
+    assert node.data_to_send(2.0) == GET
+    second.receive_data(INCR, 1.0)
+    first.receive_data(INCR, 2.0)
+    _, overdue = node.expire(2.5)
+    assert len(overdue) == 1
+    overdue[0].answer(b"-TRYAGAIN\r\n", 2.5)
+    (moved,) = node.receive_data(b"-MOVED 1 a:1\r\n", 2.5) or []
+    moved.resubmit(node, True)
+    assert node.data_to_send(2.5) == INCR + b"*1\r\n$6\r\nASKING\r\n" + GET
+    node.receive_data(b":1\r\n+OK\r\n+get\r\n", 2.5)
+    assert first.data_to_send() == b"+get\r\n:1\r\n"
+
+
+def test_a_parked_command_holds_its_client() -> None:
+    """While one of its commands is parked a client sends nothing more; then it goes on."""
+    stage = Stage()
+    (node,) = stage.upstreams
+    client = stage.client()
+    client.receive_data(GET, 1.0)
+    node.data_to_send(1.0)
+    (orphan,) = node.receive_data(b"-TRYAGAIN\r\n", 1.0) or node.receive_data(b"", 1.0) or [None]
+    assert orphan is not None
+    orphan.park()
+    orphan.park()
+    client.receive_data(INCR, 1.0)
+    assert client.blocked
+    assert node.data_to_send(1.0) == b""
+    orphan.resubmit(node, False)
+    assert client.resumable
+    assert client in stage.batch.take_ready()
+    client.receive_data(b"", 1.0)
+    assert node.data_to_send(1.0) == GET + INCR
+
+
+def test_a_handler_that_fails_stops_nobody() -> None:
+    """An exception in one part's receiver does not keep the next command from its reply."""
+    stage = Stage()
+    (node,) = stage.upstreams
+    client = stage.client()
+    place = client.locate(b"b", 0)
+    assert isinstance(place, wire.Location)
+
+    def fail(reply: bytes) -> None:
+        raise RuntimeError("seen")
+
+    seen: list[object] = []
+    hook, sys.unraisablehook = sys.unraisablehook, lambda event: seen.append(event.exc_value)
+    try:
+        client.submit(place, GET, 0, 1.0, fail)
+        client.receive_data(GET, 1.0)
+        node.data_to_send(1.0)
+        node.receive_data(b"+1\r\n+2\r\n", 1.0)
+    finally:
+        sys.unraisablehook = hook
+    assert client.data_to_send() == b"+2\r\n"
+    assert [str(error) for error in seen] == ["seen"]
+
+
+def test_a_full_queue_refuses() -> None:
+    """A node under which too much waits refuses further commands at once."""
+    stage = Stage()
+    (node,) = stage.upstreams
+    value = model.frame([b"SET", b"b", b"x" * (65 * 1024 * 1024)])
+    clients = [stage.client() for _ in range(5)]
+    for client in clients[:4]:
+        client.receive_data(value, 1.0)
+    assert node.overloaded
+    clients[4].receive_data(GET, 1.0)
+    assert clients[4].data_to_send().startswith(b"-TRYAGAIN")
+    assert node.pending == 4
+    for orphan in node.connection_lost():
+        orphan.answer(b"-ERR\r\n", 1.0)
+
+
+def test_a_long_queue_can_be_dropped() -> None:
+    """A node's end that is thrown away with everything in its queue takes nobody down with it."""
+    program = (
+        "from tests.wire.stage import Stage\n"
+        "from tests.wire import model\n"
+        "stage = Stage()\n"
+        "get = model.frame([b'GET', b'b'])\n"
+        "clients = [stage.client() for _ in range(30_000)]\n"
+        "for client in clients:\n"
+        "    for _ in range(4): client.receive_data(get, 1.0)\n"
+        "assert stage.upstreams[0].pending >= 100_000\n"
+        "for client in clients: client.connection_lost()\n"
+        "del client, clients, stage\n"
+        "print('alive')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "alive\n")
