@@ -43,6 +43,18 @@ async def test_a_half_closed_client_is_answered_in_full(count: int, tail: bytes)
         await wait_for(lambda: not house.server.sessions, "the end of the session")
 
 
+@pytest.mark.parametrize("size", [90_000, 2_000_000])
+async def test_a_large_request_behind_a_deep_pipeline(size: int) -> None:
+    """Reading that paused for a full window goes on when what is held is half of a large request."""
+    async with front() as house:
+        house.node.values[b"k"] = b"v"
+        caller = await house.connect()
+        large = pack("SET", "large", b"x" * size)
+        caller.writer.write(pack("GET", "k") * 300 + large + pack("PING"))
+        caller.writer.write_eof()
+        assert await everything(caller) == [b"v"] * 300 + [b"OK", b"PONG"]
+
+
 @pytest.mark.parametrize("tail", [b"", pack("GET", "k")[:-3]])
 async def test_a_half_closed_client_that_reads_late(tail: bytes) -> None:
     """Bytes held back because the client does not read are taken and answered when it does."""
