@@ -45,7 +45,7 @@ async def test_a_half_closed_client_is_answered_in_full(count: int, tail: bytes)
 
 @pytest.mark.parametrize("size", [90_000, 2_000_000])
 async def test_a_large_request_behind_a_deep_pipeline(size: int) -> None:
-    """Reading that paused for a full window goes on when what is held is half of a large request."""
+    """Reading that paused for a full window goes on when half of a large request is held."""
     async with front() as house:
         house.node.values[b"k"] = b"v"
         caller = await house.connect()

@@ -89,7 +89,7 @@ def run(target: str, directory: Path, options: argparse.Namespace) -> int:
     command = [
         sys.executable, __file__, "--child", target, f"-runs={options.runs}",
         f"-seed={options.seed}", f"-max_total_time={options.seconds}", f"-max_len={MAX_BYTES}",
-        f"-dict={words}", "-timeout=5", "-rss_limit_mb=1024", "-verbosity=0",
+        f"-dict={words}", "-timeout=60", "-rss_limit_mb=1024", "-verbosity=0",
         f"-artifact_prefix={options.artifacts}/{target}-", str(corpus),
     ]  # fmt: skip
     print(f"{target}: seed {options.seed}, up to {options.runs} runs or {options.seconds} s")

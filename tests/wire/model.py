@@ -128,7 +128,7 @@ def unescape(text: bytes) -> bytes:
 def inline_words(line: bytes) -> list[bytes]:
     """Return the words of an inline command."""
     spaces = b" \t\n\r\v\f\0"
-    words = []
+    words: list[bytes] = []
     at = 0
     while True:
         while at < len(line) and line[at] in spaces:

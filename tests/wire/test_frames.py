@@ -62,7 +62,7 @@ def deliver(pieces: list[bytes]) -> tuple[bytes, list[bytes], bool]:
 def delivered(data: bytes) -> tuple[bytes, list[bytes], bool]:
     """Return what `deliver` must return: four replies are waited for, a fifth is a fault."""
     whole, fault = model.replies(data)
-    answers = []
+    answers: list[bytes] = []
     out = b""
     elsewhere = []
     for reply in whole:

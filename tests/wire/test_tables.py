@@ -49,7 +49,7 @@ def test_a_command_given_twice_is_refused() -> None:
         ruleset(commands=(*ROWS, ROWS[0]))
 
 
-SPACES = {
+SPACES: dict[str, list[bytes | Segment]] = {
     "user": [b"user:", Segment("id", "int")],
     "me": [b"user:me"],
     "profile": [b"user:", Segment("id", "int"), b":profile"],
@@ -113,7 +113,12 @@ def test_two_keyspaces_of_one_pattern() -> None:
 
 def test_names_at_the_node() -> None:
     """A hash tag is put round a segment or before the name, and decides the slot."""
-    seat = [b"seat:", Segment("event", "text"), b":", Segment("seat", "text")]
+    seat: list[bytes | Segment] = [
+        b"seat:",
+        Segment("event", "text"),
+        b":",
+        Segment("seat", "text"),
+    ]
     rules = ruleset(
         keyspaces=[
             keyspace("seat", seat, hash_tag=1),
