@@ -110,7 +110,8 @@ def multibulk(data: bytes, at: int, bounds: Bounds) -> tuple[list[bytes], int]:
 
 ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"a": b"\a"}
 QUOTED = rb'"((?:\\.|[^"\\])*)"'
-SINGLE = rb"'((?:\\.|[^'\\])*)'"
+# Between single quotes a backslash is itself, unless a quote follows: that is then never the end.
+SINGLE = rb"'((?:\\'|[^'])*+)'"
 
 
 def unescape(text: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from proxy import errors, wire
@@ -51,6 +52,11 @@ def ruleset(**changes: Any) -> wire.Ruleset:
 
 def evenly(nodes: int) -> "array[int]":
     """Return the owners of all slots, in as many ranges as there are nodes."""
+    return _evenly(nodes)[:]
+
+
+@cache
+def _evenly(nodes: int) -> "array[int]":
     return array("h", [slot * nodes // SLOTS for slot in range(SLOTS)])
 
 
