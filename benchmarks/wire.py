@@ -31,9 +31,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from proxy import commands, wire  # noqa: E402
-from proxy.policy import compiler, loader  # noqa: E402
-from proxy.policy.rights import Vocabulary  # noqa: E402
+from proxy import wire  # noqa: E402
+from proxy.policy import compiler  # noqa: E402
 
 DEPTH = 16
 NODES = 3
@@ -52,13 +51,9 @@ def rules(keyspaces: int) -> wire.Ruleset:
     lines = [
         f"  space{i}: {{key: 'app{i}:{{id}}:item:{{n}}', cluster: cache}}" for i in range(keyspaces)
     ]
-    vocabulary = Vocabulary(commands.ROWS, commands.CATEGORIES, ("cache",))
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "rules.yaml").write_text("keyspaces:\n" + "\n".join(lines) + "\n")
-        policies = loader.load(Path(folder), vocabulary)
-    return compiler.compile(
-        policies, commands.ROWS, commands.FAMILIES, commands.CATEGORIES, ("cache",)
-    )
+        return compiler.from_files(Path(folder), ("cache",))[0]
 
 
 class Bench:

@@ -203,6 +203,7 @@ def _ask(host: str, port: int, page: str) -> str:
 
 def _check(options: argparse.Namespace) -> int:
     from proxy import app, config, metrics
+    from proxy.policy import compiler
 
     path, names, mistakes = options.path, None, list[str]()
     settings = None
@@ -219,7 +220,7 @@ def _check(options: argparse.Namespace) -> int:
         ruleset, names = (
             (app.load_rules(settings), tuple(settings.clusters))
             if settings is not None
-            else _load_rules(path, names)
+            else compiler.from_files(path, names)
         )
     except (errors.PolicyError, errors.StartError) as error:
         mistakes += str(error).splitlines()
@@ -247,28 +248,12 @@ def _whole(options: argparse.Namespace) -> bool:
     raise errors.ConfigError("nothing to check: name a folder of policies, or --config FILE")
 
 
-def _load_rules(
-    path: Path | None, clusters: tuple[str, ...] | None
-) -> tuple[wire.Ruleset, tuple[str, ...]]:
-    """Return rules and clusters; without a configuration, those clusters that the rules name."""
-    from proxy import commands
-    from proxy.policy import compiler, loader
-    from proxy.policy.rights import Vocabulary
-
-    policies = loader.load(path, Vocabulary(commands.ROWS, commands.CATEGORIES, clusters))
-    if clusters is None:
-        named = {own.cluster for own in policies.effective.values()}
-        clusters = tuple(sorted(named | {policies.defaults.cluster}))
-    ruleset = compiler.compile(
-        policies, commands.ROWS, commands.FAMILIES, commands.CATEGORIES, clusters
-    )
-    return ruleset, clusters
-
-
 # --- explain
 
 
 def _explain(options: argparse.Namespace) -> int:
+    from proxy.policy import compiler
+
     words = options.command
     # The command may come as one word in quotes, as it would be typed into redis-cli.
     if len(words) == 1:
@@ -280,7 +265,7 @@ def _explain(options: argparse.Namespace) -> int:
 
         settings = config.load(options.config, os.environ, _flags(options))
         path, clusters = settings.policies, tuple(settings.clusters)
-    ruleset, clusters = _load_rules(path, clusters)
+    ruleset, clusters = compiler.from_files(path, clusters)
     roles = [role.name for role in ruleset.roles]
     if options.role not in roles:
         raise errors.ConfigError(f"no policy describes the role {options.role}; "

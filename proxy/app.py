@@ -12,7 +12,7 @@ from collections.abc import Coroutine, Iterable
 
 import uvloop
 
-from proxy import commands, log, wire
+from proxy import log, wire
 from proxy.admin import Admin, Heartbeat
 from proxy.config import Config
 from proxy.documents import MistakesFound
@@ -20,8 +20,7 @@ from proxy.errors import StartError
 from proxy.handlers import ClusterStatistics
 from proxy.handlers.table import HANDLERS
 from proxy.metrics import Metrics
-from proxy.policy import compiler, loader
-from proxy.policy.rights import Vocabulary
+from proxy.policy import compiler
 from proxy.server import Server, version
 from proxy.upstream.connection import Flusher
 from proxy.upstream.pool import Plumbing, Pools
@@ -34,12 +33,7 @@ OTHER_EVICTION = "allkeys-lfu"
 
 def load_rules(config: Config) -> wire.Ruleset:
     """Return the rules of the configured policies. Raises PolicyMistakes with all of them."""
-    names = tuple(config.clusters)
-    vocabulary = Vocabulary(commands.ROWS, commands.CATEGORIES, names)
-    policies = loader.load(config.policies, vocabulary)
-    ruleset = compiler.compile(
-        policies, commands.ROWS, commands.FAMILIES, commands.CATEGORIES, names
-    )
+    ruleset, _ = compiler.from_files(config.policies, tuple(config.clusters))
     known = {role.name for role in ruleset.roles}
     for user in config.users:
         if user.role not in known:

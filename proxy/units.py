@@ -148,7 +148,6 @@ Duration = Annotated[float, BeforeValidator(parse_duration), _DURATION_SCHEMA]
 PositiveDuration = Annotated[
     float, BeforeValidator(parse_duration), AfterValidator(_positive), _DURATION_SCHEMA
 ]
-Size = Annotated[int, BeforeValidator(parse_size), _SIZE_SCHEMA]
 PositiveSize = Annotated[int, BeforeValidator(parse_size), AfterValidator(_positive), _SIZE_SCHEMA]
 Percentage = Annotated[
     float, BeforeValidator(parse_percentage), _schema(r"^[0-9]+(\.[0-9]+)? ?%$", "10%")

@@ -15,10 +15,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from proxy import admin, commands, config
+from proxy import admin, app, config
 from proxy.admin import Admin
-from proxy.policy import compiler, loader
-from proxy.policy.rights import Vocabulary
 from tests.test_admin import Proxy
 
 ROOT = Path(__file__).parent.parent
@@ -164,12 +162,7 @@ def test_the_sidecar_understands_its_files(mounted: Path, sidecar: dict[str, Any
     assert loaded.listen.tcp == ("127.0.0.1", ports["redis"])
     assert (loaded.admin.host, loaded.admin.port) == ("0.0.0.0", ports["admin"])
     assert set(loaded.clusters) == {"locks", "cache"}
-    clusters = tuple(loaded.clusters)
-    vocabulary = Vocabulary(commands.ROWS, commands.CATEGORIES, clusters)
-    policies = loader.load(loaded.policies, vocabulary)
-    ruleset = compiler.compile(
-        policies, commands.ROWS, commands.FAMILIES, commands.CATEGORIES, clusters
-    )
+    ruleset = app.load_rules(loaded)
     assert {keyspace.name for keyspace in ruleset.keyspaces} == {"seat_lock", "event_availability"}
 
 

@@ -8,12 +8,13 @@ same rows.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import TypedDict
 
-from proxy import errors, wire
+from proxy import commands, errors, wire
 from proxy.documents import Mistake
 from proxy.policy.blocks import HashTagWord
-from proxy.policy.loader import PolicyMistakes
+from proxy.policy.loader import PolicyMistakes, load
 from proxy.policy.model import Keyspace, Policies, Role
 from proxy.policy.patterns import parse_characters, typed_characters
 from proxy.policy.rights import Vocabulary
@@ -34,6 +35,21 @@ class Arguments(TypedDict):
     default_cluster: int
     reject_unmatched: bool
     max_key_bytes: int
+
+
+def from_files(
+    path: Path | None, clusters: tuple[str, ...] | None
+) -> tuple[wire.Ruleset, tuple[str, ...]]:
+    """Return the rules of a folder or a file, for all commands, and the clusters they are for.
+
+    Without a configuration, clusters are those that the rules name. Raises PolicyMistakes.
+    """
+    policies = load(path, Vocabulary(commands.ROWS, commands.CATEGORIES, clusters))
+    if clusters is None:
+        named = {own.cluster for own in policies.effective.values()}
+        clusters = tuple(sorted(named | {policies.defaults.cluster}))
+    rows, families, categories = commands.ROWS, commands.FAMILIES, commands.CATEGORIES
+    return compile(policies, rows, families, categories, clusters), clusters
 
 
 def compile(

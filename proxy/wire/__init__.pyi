@@ -248,7 +248,7 @@ class Orphan:
         """Queue it at another node; with asking, right behind an ASKING."""
 
 @final
-class Upstream(Sink):
+class Upstream:
     """A node's end: a queue of commands sent and not yet answered, in the node's order."""
 
     owner: Any  # the UpstreamConnection

@@ -602,7 +602,6 @@ cdef class Downstream(Sink):
         pending = self._expect(now, row.family, keyspace)
         pending.cluster = cluster
         pending.slot = slot
-        pending.row = index
         pending.repeatable = row.repeatable
         pending.deadline = now + upstream.timeout
         self.request_bytes += size
@@ -796,7 +795,6 @@ cdef class Downstream(Sink):
         pending.received = now
         pending.cluster = location.cluster
         pending.slot = location.slot
-        pending.row = row
         pending.repeatable = self.ruleset.rows[row].repeatable
         pending.deadline = now + upstream.timeout
         upstream.enqueue(pending, <char*> command, len(command))

@@ -6,7 +6,6 @@ cdef enum:
     NAME_BYTES = 40      # the longest name of the table, "command|getkeysandflags", has 23
     MOST_SEGMENTS = 16   # named segments of one pattern: bounds the matcher's depth
     LATENCY_BUCKETS = 17
-    NOBODY = -1
     # Outcomes, in the order of OUTCOMES.
     OK = 0
     ERROR = 1

@@ -29,13 +29,11 @@ cdef class Pending:
     cdef double deadline
     cdef int cluster
     cdef int slot             # -1: of the connection itself or local, never redirected
-    cdef int row
     cdef int keyspace
     cdef int family
     cdef int hops
     cdef bint repeatable
     cdef bint asking          # an ASKING whose +OK nobody waits for
-    cdef bint refused         # answered by a rule, for the counters
 
 
 cdef class Batch:
@@ -58,7 +56,7 @@ cdef class Orphan:
     cdef _unpark(self)
 
 
-cdef class Upstream(Sink):
+cdef class Upstream:
     cdef public object owner
     cdef public bint available
     cdef readonly str fault

@@ -198,7 +198,7 @@ cdef class Orphan:
 
 
 @cython.no_gc_clear
-cdef class Upstream(Sink):
+cdef class Upstream:
     """One connection's queue."""
 
     def __init__(self, Batch batch not None, Latencies latencies not None, int cluster, double timeout):

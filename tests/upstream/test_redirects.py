@@ -57,6 +57,9 @@ async def test_moved_is_followed_and_believed(cluster: FakeCluster, stand: Stand
     cluster.owners[key_slot(key)] = 1
     client.send((b"SET", key, b"1"), (b"INCR", key), (b"GET", key))
     assert await client.take(3) == [b"OK", 2, b"2"]
+    # Slots that move are published together, a few milliseconds after the first redirect.
+    slots, slot = stand.cluster.owners, key_slot(key)
+    await wait_for(lambda: stand.router.slots.owner(0, slot) == slots[slot], "the new slot map")
     sent = len(cluster.nodes[0].received("GET"))
     assert await client.ask(b"GET", key) == b"2"
     assert len(cluster.nodes[0].received("GET")) == sent
