@@ -26,6 +26,7 @@ from tests.integration.rig import (
     resident_bytes,
     wait_for,
 )
+from tests.quiet import without_collector
 from tests.replies import pack
 
 pytestmark = pytest.mark.integration
@@ -70,7 +71,8 @@ async def canary(port: int) -> AsyncIterator[list[float]]:
     task = asyncio.create_task(ping())
     await wait_for(lambda: latencies, "the first reply")
     try:
-        yield latencies
+        with without_collector():
+            yield latencies
     finally:
         until.set()
         await task
