@@ -11,7 +11,8 @@ Talking to nodes for this is control work, so redis-py does it, on connections o
 import asyncio
 import random
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -104,14 +105,30 @@ class SentinelTopology:
             self._tls.client(Member(node.host, node.port), options) for node in config.nodes
         ]
         try:
-            async with asyncio.timeout(config.timeout * len(config.nodes)):
+            async with _asking(sentinel.sentinels, config.timeout * len(config.nodes)):
                 host, port = await sentinel.discover_master(config.primary_name)
-        except (RedisError, OSError, TimeoutError) as error:
-            raise TopologyError(f"no Sentinel names a primary: {_reason(error)}") from error
-        finally:
-            for client in sentinel.sentinels:
+                member = Member(str(host), int(port))
+        except TopologyError as error:
+            raise TopologyError(f"no Sentinel names a primary: {error}") from error
+        return View(False, (member,), [0])
+
+
+@asynccontextmanager
+async def _asking(clients: Sequence[Redis], timeout: float) -> AsyncIterator[None]:
+    """Talk to nodes through redis-py; whatever goes wrong in it is a TopologyError.
+
+    The library lets through what its parsers and the event loop raise: AttributeError amid a
+    failover, RuntimeError where uvloop has closed the socket. None of it may end a refresher.
+    """
+    try:
+        async with asyncio.timeout(timeout):
+            yield
+    except Exception as error:
+        raise TopologyError(_reason(error)) from error
+    finally:
+        for client in clients:
+            with suppress(RedisError, OSError, RuntimeError):
                 await client.aclose()
-        return View(False, (Member(str(host), int(port)),), [0])
 
 
 class Report(NamedTuple):
@@ -169,20 +186,19 @@ class ClusterTopology:
         return [task.result() for task in tasks if task not in waiting]
 
     async def _ask(self, member: Member) -> Sequence[Report] | Exception:
-        """Return one node's view, or why there is none; nonsense is a ValueError or LookupError."""
+        """Return one node's view, or why there is none."""
         config = self._config
         options = _options(config.timeout, config.username, config.password)
         client = self._tls.client(member, options)
         try:
-            async with asyncio.timeout(config.timeout):
+            async with _asking([client], config.timeout):
                 nodes: dict[str, dict[str, Any]] = await client.execute_command(  # type: ignore[no-untyped-call]
                     "CLUSTER NODES"
                 )
-                return read_nodes(nodes, member.host)
-        except (RedisError, OSError, TimeoutError, ValueError, LookupError) as error:
+                reports = read_nodes(nodes, member.host)
+        except TopologyError as error:
             return error
-        finally:
-            await client.aclose()
+        return reports
 
 
 def read_nodes(nodes: Mapping[str, Mapping[str, Any]], asked: str) -> list[Report]:

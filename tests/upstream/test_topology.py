@@ -135,6 +135,26 @@ def test_names_and_ids_at_one_address() -> None:
         assert [member.node_id for member in merge(views).members] == [B]
 
 
+@pytest.mark.parametrize("mode", ["cluster", "sentinel"])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("the handler is closed"), AttributeError("no attribute"), KeyError("x")]
+)
+async def test_what_the_library_lets_through_is_no_view(
+    mode: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever redis-py raises ends one refresh and not the refresher."""
+
+    async def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("redis.asyncio.Redis.execute_command", fail)
+    async with fake_cluster(1) as cluster:
+        config = cluster_config(cluster.nodes, mode, primary_name="main")
+        topology = topology_for(config, ClientTLS(config))
+        with pytest.raises(TopologyError):
+            await topology.fetch(())
+
+
 @pytest.mark.parametrize(
     "line",
     [
