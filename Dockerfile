@@ -40,8 +40,8 @@ USER 65532:65532
 WORKDIR /
 EXPOSE 6379 9121
 STOPSIGNAL SIGTERM
-# For docker and compose; Kubernetes asks the port itself. A bare interpreter without our packages
-# takes some 20 ms. An admin address that is not the default is given as SIDECACHE_ADMIN.
-HEALTHCHECK --interval=10s --timeout=3s --start-period=5s --retries=3 CMD ["python", "-I", "-S", "-c", "import os, socket; port = os.environ.get('SIDECACHE_ADMIN', ':9121').rpartition(':')[2]; s = socket.create_connection(('localhost', int(port)), 2); s.sendall(b'GET /readyz HTTP/1.0\\r\\n\\r\\n'); raise SystemExit(s.recv(12)[9:] != b'200')"]
+# For docker and compose; Kubernetes asks the port itself. It imports nothing of what serves and takes
+# some 50 ms. An admin address that is not the default is given as SIDECACHE_ADMIN.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=5s --retries=3 CMD ["sidecache", "health", "--ready"]
 ENTRYPOINT ["sidecache"]
 CMD ["serve", "--config", "/etc/sidecache/config/sidecache.yaml"]

@@ -6,8 +6,10 @@
 #   make test          all tests but those of acceptance scale
 #   make fast          the tests that start no server
 #   make bench         nanoseconds per command, then the proxy beside its peers
-#   make long          acceptance scale: many minutes; seeds are printed
-#   make fuzz          the two scanners under a fuzzer
+#   make long          acceptance scale: many minutes; seeds are printed, each test has its own bounds
+#   make fuzz          the scanners under a fuzzer; takes clang with its runtime and the extra
+#                      fuzz (Debian: apt-get install clang libclang-rt-14-dev;
+#                      .venv/bin/pip install -e '.[fuzz]')
 #   make clean         remove what was built, the environment too
 #
 # ARGS reaches the program: make demo ARGS='--port 6380', make test ARGS='-k pipeline'.
@@ -17,27 +19,35 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTENSION := $(wildcard proxy/wire/*.pyx proxy/wire/*.pxd)
+EXTENSION := $(wildcard proxy/wire/*.pyx proxy/wire/*.pxd proxy/wire/*.pxi)
 # uv is several times faster where it is there; pip is enough.
 UV := $(firstword $(wildcard $(BIN)/uv) $(shell command -v uv 2>/dev/null))
+
+# Byte code is kept, whatever the caller's shell says: tests start many interpreters.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test fast bench long fuzz clean install
 
 demo: install
 	@$(BIN)/sidecache demo $(ARGS)
 
+# One process does the tests with servers, which mostly wait, and the other all the rest.
 test: install
-	$(BIN)/python -m pytest -m "not long" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long" $(ARGS)
 
+# These have no other tests; each worker would read them for nothing.
+fast: SLOW := --ignore tests/integration --ignore tests/long --ignore tests/clients
+# Four at a time even on two cores: half of their time they wait for deadlines.
 fast: install
-	$(BIN)/python -m pytest -m "not integration and not long" $(ARGS)
+	$(BIN)/python -m pytest -n 4 --dist worksteal -m "not integration and not long" $(SLOW) $(ARGS)
 
 bench: install
 	$(BIN)/python benchmarks/wire.py
+	$(BIN)/python benchmarks/scenarios.py
 	$(BIN)/python benchmarks/endtoend.py $(ARGS)
 
 long: install
-	$(BIN)/python -m pytest -m long --timeout=0 -s $(ARGS)
+	$(BIN)/python -m pytest -m long -s $(ARGS)
 
 fuzz: install
 	$(BIN)/python tests/wire/fuzz.py $(ARGS)

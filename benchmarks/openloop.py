@@ -10,9 +10,11 @@ import gc
 import random
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import hiredis
 import uvloop
 from hdrh.histogram import HdrHistogram
 
@@ -50,14 +52,14 @@ class Outcome:
 
 
 class _Client(asyncio.Protocol):
-    """One connection: single-line and bulk replies only, which is all that GET and SET give."""
+    """One connection."""
 
     def __init__(self, histogram: HdrHistogram) -> None:
         self.histogram = histogram
         self.due: deque[float] = deque()
         self.answered = 0
         self.errors = 0
-        self._rest = b""
+        self._replies = hiredis.Reader()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports have the methods of asyncio.Transport without being one.
@@ -65,23 +67,16 @@ class _Client(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         now = time.perf_counter()
-        data, position = self._rest + data, 0
-        while (end := data.find(b"\r\n", position)) >= 0:
-            kind = data[position]
-            if kind == 36 and data[position + 1] != 45:
-                end += int(data[position + 1 : end]) + 2
-                if end + 2 > len(data):
-                    break
-            self.errors += kind == 45
-            position = end + 2
+        self._replies.feed(data)
+        while (reply := self._replies.gets()) is not False:
+            self.errors += isinstance(reply, hiredis.ReplyError)
             self.answered += 1
             microseconds = int((now - self.due.popleft()) * 1_000_000)
             self.histogram.record_value(min(max(microseconds, _LOWEST), _HIGHEST))
-        self._rest = data[position:]
 
 
 def _requests(plan: Plan, chance: random.Random) -> list[bytes]:
-    """Return a reel of requests, prepared so that the generator only has to send."""
+    """Return GETs and SETs, prepared so that the generator only has to send."""
     value = b"x" * plan.value_bytes
     reel = []
     for _ in range(20_000):
@@ -93,11 +88,12 @@ def _requests(plan: Plan, chance: random.Random) -> list[bytes]:
     return reel
 
 
-async def _drive(plan: Plan) -> Outcome:
+async def drive(plan: Plan, reel: Sequence[bytes] = ()) -> Outcome:
+    """Run one measurement with the requests of a reel in turn; without one, with GETs and SETs."""
     loop = asyncio.get_running_loop()
     histogram = HdrHistogram(_LOWEST, _HIGHEST, _DIGITS)
     chance = random.Random(plan.seed)
-    reel = _requests(plan, chance)
+    reel = reel or _requests(plan, chance)
     clients = [_Client(histogram) for _ in range(plan.clients)]
     for client in clients:
         await loop.create_connection(lambda client=client: client, "127.0.0.1", plan.port)
@@ -135,6 +131,6 @@ def run(plan: Plan) -> Outcome:
     gc.collect()
     gc.disable()
     try:
-        return uvloop.run(_drive(plan))
+        return uvloop.run(drive(plan))
     finally:
         gc.enable()

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from proxy.embedded.process import Child, Launch, reserve_port, stop_all, wait_until
 from proxy.embedded.programs import find_redis
@@ -169,12 +170,12 @@ class Stage:
         )
         return Target("haproxy", port, pid)
 
-    def sidecache(self, clusters: Mapping[str, Servers]) -> Target:
+    def sidecache(self, clusters: Mapping[str, Servers], **blocks: Any) -> Target:
         """Start our proxy in front of running servers, with no keyspace loaded."""
         policies = self.folder / "policies"
         policies.mkdir(exist_ok=True)
         (policies / "defaults.yaml").write_text("defaults: {cluster: cache}\n")
-        configuration = configuration_for(clusters, policies=str(policies))
+        configuration = configuration_for(clusters, policies=str(policies), **blocks)
         sidecar = Sidecar(configuration, self.folder / "sidecache")
         self._runner.run(sidecar.start())
         self._children.append(sidecar.child)

@@ -10,28 +10,20 @@ Always true:
 """
 
 import argparse
+import gc
 import os
 import shlex
-import socket
 import sys
-from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from proxy import errors, wire
-from proxy.wire import rules
+from proxy import errors, probe, wire
 
 FINE, FAILED, INVALID = 0, 1, 2
 
 # A probe of Kubernetes or Docker has a few seconds; an answer takes a millisecond.
 HEALTH_TIMEOUT = 2.0  # seconds
-
-# Where the admin port is when nobody says otherwise, as in the settings.
-DEFAULT_ADMIN = "127.0.0.1:9121"
-
-# Hash slots of a Redis Cluster.
-SLOTS = 16384
 
 # Flags that set a field of the configuration, as `environment` knows them.
 SETTINGS = {
@@ -39,6 +31,7 @@ SETTINGS = {
     "--unix": "unix socket for clients, beside TCP or alone",
     "--admin": "address of health and metrics, HOST:PORT",
     "--policies": "folder or file with the rules",
+    "--database": "URL of PostgreSQL; with a password rather SIDECACHE_DATABASE_URL_FILE",
     "--locks-url": "nodes of the cluster locks: URLs, apart by commas",
     "--cache-url": "nodes of the cluster cache; URLs with passwords rather go into a file, "
     "see SIDECACHE_CACHE_URL_FILE",
@@ -92,6 +85,31 @@ class _Version(argparse.Action):
         parser.exit(FINE)
 
 
+def _typed(text: str) -> list[str]:
+    """Return the words of a command in quotes. Raises ConfigError."""
+    try:
+        return shlex.split(text) or [""]
+    except ValueError as error:
+        raise errors.ConfigError(f"the command cannot be read: {error}") from error
+
+
+def _add_explain(explain: argparse.ArgumentParser) -> None:
+    explain.add_argument("command", metavar="COMMAND", nargs="*", help="such as GET session:1")
+    explain.add_argument("--role", default="default", help="who sends it (default: default)")
+    explain.add_argument("--user", help="who sends it: a user of the configuration")
+    explain.add_argument("--protocol", type=int, choices=(2, 3), default=2, help="RESP version")
+    _add_config(explain, {"--policies": SETTINGS["--policies"]})
+    explain.add_argument(
+        "--replay", metavar="FILE", type=Path, help="instead of one command those of a recording, "
+        "- for stdin: lines of MONITOR or as typed into redis-cli, with user=NAME before them if "
+        "wanted; the access log hides arguments and cannot be replayed"
+    )  # fmt: skip
+    explain.add_argument(
+        "--against", metavar="PATH", type=Path,
+        help="with --replay: policies by which to judge too; says what changes, 1 if anything does",
+    )  # fmt: skip
+
+
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     """Return the parser; only the verb in use is asked for flags that cost an import."""
     parser = argparse.ArgumentParser(
@@ -115,18 +133,41 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         play.add_arguments(demo)
     check = verb("check", _check, "Find every mistake of the policies, or of the configuration.")
     check.add_argument("path", metavar="PATH", nargs="?", type=Path, help="policies to check")
+    check.add_argument("--json", action="store_true", help="print what was found as JSON")
+    check.add_argument("--database", metavar="URL", nargs="?", const="", help="ask PostgreSQL too")
     _add_config(check, {})
     explain = verb("explain", _explain, "Say what would become of a command, without sending it.")
-    explain.add_argument("command", metavar="COMMAND", nargs="+", help="such as GET session:1")
-    explain.add_argument("--role", default="default", help="who sends it (default: default)")
-    _add_config(explain, {"--policies": SETTINGS["--policies"]})
+    _add_explain(explain)
+    diff = verb("diff", _diff, "Say what changes from one folder of policies to another.")
+    diff.add_argument("old", metavar="OLD", type=Path, help="policies in force")
+    diff.add_argument("new", metavar="NEW", type=Path, help="policies that take their place")
+    _add_sql(verb("sql", _sql, "What sidecache needs in PostgreSQL: tables and triggers."))
     verb("schema", _schema, "Print the JSON Schema of policy files, for editors.")
+    _add_running(verb)
+    return parser
+
+
+def _add_running(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the verbs that a running proxy answers."""
+    restore = verb("restore", _restore, "Have a running proxy bring back what Redis has lost.")
+    restore.add_argument("--keyspace", metavar="NAME", help="this one alone")
+    drift = verb("drift", _drift, "Have a running proxy compare keys with their rows.")
+    drift.add_argument("--keyspace", metavar="NAME", help="this one alone")
+    drift.add_argument("--keys", metavar="N", type=int, default=1000, help="of each cluster")
+    drift.add_argument("--repair", action="store_true", help="take away those that differ")
     health = verb("health", _health, "Ask a running proxy whether it is alive.")
     health.add_argument("--ready", action="store_true", help="ask whether it serves clients")
-    health.add_argument(
-        "--admin", metavar="HOST:PORT", help=f"default: SIDECACHE_ADMIN, else {DEFAULT_ADMIN}"
-    )
-    return parser
+    for asking in (restore, drift, health):
+        asking.add_argument(
+            "--admin", metavar="HOST:PORT", help=f"default: SIDECACHE_ADMIN, else {probe.DEFAULT}"
+        )
+
+
+def _add_sql(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("install",), help="make them, or take them away")
+    parser.add_argument("--print", action="store_true", help="print the SQL and change nothing")
+    parser.add_argument("--remove", action="store_true", help="take away instead")
+    _add_config(parser, {flag: SETTINGS[flag] for flag in ("--database", "--policies")})
 
 
 def _add_config(parser: argparse.ArgumentParser, settings: Flags) -> None:
@@ -147,7 +188,10 @@ def _flags(options: argparse.Namespace) -> Flags:
 def _serve(options: argparse.Namespace) -> int:
     from proxy import app, config
 
-    return app.serve(config.load(options.config, os.environ, _flags(options)))
+    def load() -> config.Config:
+        return config.load(options.config, os.environ, _flags(options))
+
+    return app.serve(load(), load)
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -163,78 +207,145 @@ def _schema(options: argparse.Namespace) -> int:
     return FINE
 
 
-# --- health
+def _diff(options: argparse.Namespace) -> int:
+    from proxy.policy import compiler, differences
+
+    old, new = (compiler.read(path, None) for path in (options.old, options.new))
+    lines = differences.differences(old, new, limit=sys.maxsize)
+    print("\n".join(lines) or "no difference")
+    return FAILED if lines else FINE
+
+
+# --- sql
+
+
+def _sql(options: argparse.Namespace) -> int:
+    from proxy.origin import installing
+    from proxy.policy import compiler, planning
+
+    url = options.database
+    path, clusters = options.policies and Path(options.policies), None
+    if path is None or (url is None and not options.print):
+        from proxy import config
+
+        settings = config.load(options.config, os.environ, _flags(options))
+        path, clusters = settings.policies, tuple(settings.clusters)
+        if settings.database is not None:
+            url = settings.database.direct_url.reveal()
+    watches = planning.watches_of(compiler.read(path, clusters))
+    if url is None and not options.print:
+        raise errors.ConfigError("no database is named: --database URL, or database: in the file")
+    if url is None:
+        text = (installing.remove_sql if options.remove else installing.install_sql)(watches)
+    else:
+        text = installing.applied(url, watches, apply=not options.print, remove=options.remove)
+    if options.print:
+        print(text, end="")
+    else:
+        tables = ", ".join(watch.table for watch in watches) or "none"
+        print(f"{'removed' if options.remove else 'installed'}; watched tables: {tables}")
+    return FINE
+
+
+# --- a running proxy
 
 
 def _health(options: argparse.Namespace) -> int:
-    address = options.admin or os.environ.get("SIDECACHE_ADMIN") or DEFAULT_ADMIN
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535:
-        raise errors.ConfigError(f"{address}: expects HOST:PORT, such as {DEFAULT_ADMIN}")
-    # Whoever listens everywhere is asked here.
-    host = host.strip("[]")
-    host = {"": "localhost", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
     page = "/readyz" if options.ready else "/livez"
-    try:
-        answer = _ask(host, int(port), page)
-    except OSError as error:
-        raise errors.StartError(
-            f"the admin port {address} does not answer: {error.strerror or error}; "
-            "is the proxy running, and is --admin or SIDECACHE_ADMIN its address?"
-        ) from None
-    head, _, body = answer.partition("\r\n\r\n")
-    print(body.strip() or head.partition("\r\n")[0])
-    return FINE if head.split()[1:2] == ["200"] else FAILED
+    status, text = probe.ask(_admin(options), page, timeout=HEALTH_TIMEOUT)
+    print(text)
+    return FINE if status == 200 else FAILED
 
 
-def _ask(host: str, port: int, page: str) -> str:
-    """Return the answer to a GET, its first few kilobytes."""
-    request = f"GET {page} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
-    with socket.create_connection((host, port), HEALTH_TIMEOUT) as connection:
-        connection.sendall(request.encode("ascii", "replace"))
-        answer = b""
-        while len(answer) < 4096 and (piece := connection.recv(4096)):
-            answer += piece
-    return answer.decode("utf-8", "replace")
+def _restore(options: argparse.Namespace) -> int:
+    from proxy import remote
+
+    return FINE if remote.restore(_admin(options), options.keyspace, _show) else FAILED
+
+
+def _drift(options: argparse.Namespace) -> int:
+    from proxy import remote
+
+    address, keyspace = _admin(options), options.keyspace
+    same = remote.drift(address, keyspace, options.keys, _show, repair=options.repair)
+    return FINE if same else FAILED
+
+
+def _show(line: str) -> None:
+    print(line, flush=True)
+
+
+def _admin(options: argparse.Namespace) -> tuple[str, int]:
+    return probe.address_of(options.admin or os.environ.get("SIDECACHE_ADMIN") or probe.DEFAULT)
 
 
 # --- check
 
 
 def _check(options: argparse.Namespace) -> int:
-    from proxy import app, config, metrics
+    from proxy import check, config
+    from proxy.documents import MistakesFound
     from proxy.policy import compiler
 
-    path, names, mistakes = options.path, None, list[str]()
+    # What is read here lives until the end, which is near.
+    gc.disable()
+    path, names = options.path, None
+    mistakes: list[Any] = []
     settings = None
     if _whole(options):
         flags = {} if path is None else {"--policies": str(path)}
         try:
             settings = config.load(options.config, os.environ, flags)
+            path = settings.policies
         except config.ConfigMistakes as error:
-            mistakes += map(str, error.mistakes)
+            mistakes += error.mistakes
             # What could be read is enough to look at the policies as well, in the same run.
             if error.readable is not None:
                 path, names = error.readable.policies, tuple(error.readable.clusters) or None
     try:
         ruleset, names = (
-            (app.load_rules(settings), tuple(settings.clusters))
+            (_load_rules(settings), tuple(settings.clusters))
             if settings is not None
             else compiler.from_files(path, names)
         )
+    except MistakesFound as error:
+        mistakes += error.mistakes
     except (errors.PolicyError, errors.StartError) as error:
         mistakes += str(error).splitlines()
-    if mistakes:
-        print("\n".join(mistakes))
-        print(f"sidecache: {len(mistakes)} to mend", file=sys.stderr)
-        return FAILED
-    fixed = metrics.series(ruleset, names or (), 0)
-    per_node = metrics.series(ruleset, names or (), 1) - fixed
-    print(
-        f"no mistakes: {len(ruleset.keyspaces)} keyspaces, {len(ruleset.roles)} roles, "
-        f"{fixed:,} metric series at most, and {per_node} more for each node"
+    asked = options.database is not None
+    if asked and not mistakes:
+        from proxy import inspection
+
+        database = _database(options, settings)
+        mistakes += inspection.mistakes(database, compiler.read(path, names), ruleset)
+    found = (
+        check.refused(mistakes)
+        if mistakes
+        else check.accepted(ruleset, names or (), path, database=asked)
     )
-    return FINE
+    print(check.as_json(found) if options.json else check.as_lines(found))
+    if mistakes:
+        print(f"sidecache: {len(mistakes)} to mend", file=sys.stderr)
+    return FAILED if mistakes else FINE
+
+
+def _database(options: argparse.Namespace, settings: Any) -> Any:
+    """Return where PostgreSQL is: as the command line says, or the configuration or environment."""
+    from proxy.config import Database, Secret
+
+    if not options.database and settings is not None and settings.database is not None:
+        return settings.database
+    named = (os.environ.get(name) for name in ("SIDECACHE_DATABASE_URL", "DATABASE_URL"))
+    url = options.database or next(filter(None, named), None)
+    if not url:
+        raise errors.ConfigError("which database? name it behind --database, or configure it")
+    return Database(Secret(url), Secret(url))
+
+
+def _load_rules(settings: Any) -> wire.Ruleset:
+    from proxy import app
+
+    return app.load_rules(settings)
 
 
 def _whole(options: argparse.Namespace) -> bool:
@@ -252,101 +363,73 @@ def _whole(options: argparse.Namespace) -> bool:
 
 
 def _explain(options: argparse.Namespace) -> int:
+    from proxy import explain
     from proxy.policy import compiler
 
+    if options.replay is not None or options.against is not None:
+        return _replay(options)
     words = options.command
+    if not words:
+        raise errors.ConfigError("nothing to explain: name a command, or --replay and --against")
     # The command may come as one word in quotes, as it would be typed into redis-cli.
     if len(words) == 1:
-        words = shlex.split(words[0]) or [""]
+        words = _typed(words[0])
+    path, clusters, users = _rules_of(options)
+    policies = compiler.read(path, clusters)
+    explainer = explain.Explainer(policies, clusters or compiler.clusters_of(policies))
+    role = _role(options, users, explainer.roles)
+    found = explainer.explain([os.fsencode(word) for word in words], role, options.protocol)
+    print("\n".join(explainer.lines(found)))
+    return FAILED if found.refused else FINE
+
+
+def _rules_of(
+    options: argparse.Namespace,
+) -> tuple[Path | None, tuple[str, ...] | None, dict[str, str]]:
+    """Return the policies, the clusters if a configuration names them, and users with roles."""
     path = None if options.policies is None else Path(options.policies)
-    clusters = None
-    if options.config is not None or path is None:
-        from proxy import config
+    if options.config is None and path is not None:
+        return path, None, {}
+    from proxy import config
 
-        settings = config.load(options.config, os.environ, _flags(options))
-        path, clusters = settings.policies, tuple(settings.clusters)
-    ruleset, clusters = compiler.from_files(path, clusters)
-    roles = [role.name for role in ruleset.roles]
-    if options.role not in roles:
-        raise errors.ConfigError(f"no policy describes the role {options.role}; "
+    settings = config.load(options.config, os.environ, _flags(options))
+    users = {user.name: user.role for user in settings.users}
+    return settings.policies, tuple(settings.clusters), users
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from proxy import recording, replay
+    from proxy.policy import compiler
+
+    if options.replay is None or options.against is None or options.command:
+        raise errors.ConfigError("--replay FILE and --against PATH go together, and no command")
+    path, clusters, users = _rules_of(options)
+    before, after = (compiler.read(each, clusters) for each in (path, options.against))
+    named = {*compiler.clusters_of(before), *compiler.clusters_of(after)}
+    found = replay.Replay(before, after, clusters or sorted(named))
+    # Without a configuration there are no users, and their names are those of roles.
+    known = users or {role: role for role in found.roles}
+    role = _role(options, users, sorted(found.roles))
+    try:
+        with sys.stdin.buffer if str(options.replay) == "-" else options.replay.open("rb") as file:
+            found.run(recording.read(file), lambda user: role if user is None else known.get(user))
+    except OSError as error:
+        message = f"{options.replay} cannot be read: {error.strerror}"
+        raise errors.StartError(message) from None
+    print("\n".join(replay.lines(found)))
+    return FAILED if found.differs else FINE
+
+
+def _role(options: argparse.Namespace, users: dict[str, str], roles: Sequence[str]) -> str:
+    """Return the role of whoever is meant to send the command."""
+    if options.user is not None and options.user not in users:
+        raise errors.ConfigError(f"no user {options.user} is configured; "
+                                 f"there is: {', '.join(users) or 'none'}")  # fmt: skip
+    role: str = options.role if options.user is None else users[options.user]
+    if role not in roles:
+        raise errors.ConfigError(f"no policy describes the role {role}; "
                                  f"there is: {', '.join(roles)}")  # fmt: skip
-    side = _stranger(ruleset, len(clusters), options.role)
-    arguments = [os.fsencode(word) for word in words]
-    request = side.receive_data(wire.pack(arguments), 0.0)
-    verdict, code = _verdict(ruleset, request, side.data_to_send())
-    for key in _keys(arguments):
-        print("\n".join(_describe_key(ruleset, side, key, clusters, path)))
-    print(f"verdict    {verdict}")
-    return code
-
-
-def _stranger(ruleset: wire.Ruleset, clusters: int, role: str) -> wire.Downstream:
-    """Return a client whose commands are judged and go nowhere: no slot has a node."""
-    nowhere = wire.SlotMap([(True, array("h", [-1]) * SLOTS)] * clusters, [()] * clusters)
-    side = wire.Downstream(wire.Router(ruleset, nowhere), wire.Batch(lambda: None), 0)
-    side.assume(role)
-    return side
-
-
-def _verdict(ruleset: wire.Ruleset, request: wire.Request | None, reply: bytes) -> tuple[str, int]:
-    """Return what becomes of the command, and the exit code: 1 where it is refused."""
-    if request is None:
-        # Whatever is allowed stands before slots that nobody owns.
-        if reply == ruleset.errors.clusterdown:
-            return "forwarded to the node of its slot", FINE
-        return f"refused: {reply.decode('latin-1').strip()}", FAILED
-    if request.row < 0:
-        unknown = errors.unknown_command(request.arguments[0], request.arguments[1:])
-        return f"refused: {unknown.decode('latin-1').strip()}", FAILED
-    path = ruleset.commands[request.row].path
-    if path is rules.Path.SPLIT:
-        return "split: one part for each slot, answered as one", FINE
-    if path is rules.Path.FORWARD:
-        return "forwarded, and names in the reply are translated back", FINE
-    return "answered by the proxy", FINE
-
-
-def _keys(arguments: Sequence[bytes]) -> list[bytes]:
-    """Return the keys of a command, none where that is not certain."""
-    from proxy import commands, keys
-
-    lower = [word.lower() for word in arguments]
-    index = commands.INDEX.get(b"|".join(lower[:2]), commands.INDEX.get(lower[0]))
-    positions = None if index is None else keys.find_keys(commands.COMMANDS[index], arguments)
-    return [arguments[position] for position in positions or ()]
-
-
-def _describe_key(
-    ruleset: wire.Ruleset, side: wire.Downstream, key: bytes,
-    clusters: Sequence[str], policies: Path | None,
-) -> list[str]:  # fmt: skip
-    index = ruleset.find_keyspace(key)
-    keyspace = ruleset.keyspaces[index].name if index >= 0 else None
-    where = _place(policies, keyspace) if keyspace is not None else ""
-    lines = [f"key        {errors.quoted(key)}", f"keyspace   {keyspace or 'none'}{where}"]
-    found = side.locate(key, ruleset.find_command(b"get"))
-    if isinstance(found, bytes):
-        return lines
-    return [
-        *lines,
-        f"nodes see  {errors.quoted(found.name, len(found.name) * 4)}",
-        f"slot       {wire.key_slot(found.name)} of cluster {clusters[found.cluster]}",
-    ]
-
-
-def _place(policies: Path | None, keyspace: str) -> str:
-    """Return where the rule of a keyspace stands, in brackets."""
-    from proxy.documents import read
-
-    if policies is None:
-        return ""
-    for file in sorted(policies.glob("*.y*ml")) if policies.is_dir() else [policies]:
-        root, _ = read(file)
-        entry = root.value.get("keyspaces") if root and isinstance(root.value, dict) else None
-        if entry is not None and keyspace in (entry.node.value or ()):
-            line, column = entry.node.place([keyspace], key=True)
-            return f"  ({file}:{line}:{column})"
-    return ""
+    return role
 
 
 if __name__ == "__main__":

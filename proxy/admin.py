@@ -15,30 +15,30 @@ What healthy means is decided by the application; here is only the heartbeat of 
 import asyncio
 import contextlib
 import io
-import ipaddress
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any, Final, Protocol
-from urllib.parse import urlsplit
 
-from proxy import log
+from proxy import inquiry, log
 from proxy.errors import SidecacheError, StartError
 from proxy.metrics import CONTENT_TYPE
+from proxy.visit import TooMuch, Visit
 
 # Probes, a scrape and a few people; each costs a thread.
 MAX_VISITORS: Final = 32
 
-# Ten times what curl, kubelet and Prometheus send.
-HEAD_BYTES: Final = 8192
-
 # From accept to the last byte of the answer. Kubernetes gives a probe one or two seconds.
 VISIT_SECONDS: Final = 5.0
+
+# How long a visitor may go on sending what is not read any more, before its connection closes.
+LINGER_SECONDS: Final = 1.0
 
 # Between two accepts: a flood gets a few percent of the processor and a probe does not notice.
 ACCEPT_PAUSE: Final = 0.002  # seconds
@@ -47,29 +47,42 @@ ACCEPT_PAUSE: Final = 0.002  # seconds
 # does not: the waiting thread needs some 50 µs to wake up.
 PIECE_PAUSE: Final = 0.0002  # seconds
 
-# How long a verb may wait for the loop; a reload of a thousand policies takes about a second.
+# How long a verb may take; a reload reads a thousand keyspaces, maybe with a tenth of a core.
 VERB_SECONDS: Final = 4.0
+RELOAD_SECONDS: Final = 60.0
+REPORT_SECONDS: Final = 60.0  # compares up to ten thousand keys
 
-# Nothing else wakes an idle process more often than once a second.
-HEARTBEAT_SECONDS: Final = 1.0
+HEARTBEAT_SECONDS: Final = 1.0  # nothing else wakes an idle process more often
 
 # Longer than any pause of a healthy loop, shorter than three probes of ten seconds.
 STALLED_SECONDS: Final = 10.0
 
 _TEXT: Final = "text/plain; charset=utf-8"
+_JSON: Final = "application/json"
+
+# What is seen of traffic, slow commands and keys, and of lost keys on their way back.
+PAGES: Final = ("/slowlog", "/hotkeys", "/bigkeys", "/restore")
 
 _INDEX: Final = """<!doctype html><title>sidecache</title><h1>sidecache</h1><ul>
 <li><a href="/livez">/livez</a> the process works
 <li><a href="/readyz">/readyz</a> it takes traffic, and in which mode
 <li><a href="/startupz">/startupz</a> it has started
 <li><a href="/metrics">/metrics</a> for Prometheus
+<li>/-/explain?command=GET+key what would become of a command (from this machine)
+<li><a href="/slowlog">/slowlog</a> commands that took long, and which part of it where
+<li><a href="/hotkeys">/hotkeys</a> keys that are asked for most
+<li><a href="/bigkeys">/bigkeys</a> keys with the largest requests and replies
+<li><a href="/restore">/restore</a> how far lost keys are on their way back from PostgreSQL
+<li>POST /-/restore?keyspace=NAME bring back what is lacking (from this machine)
+<li>POST /-/drift?keyspace=NAME&amp;keys=1000 compare keys with their rows (from this machine)
+<li>POST /-/access-log?sample=1% write a line about that share of the commands (from this machine)
 <li>POST /-/drain finish what is accepted, then exit (from this machine)
 <li>POST /-/reload read the policies again (from this machine)
 </ul>
 """
 
 
-class Health(Protocol):
+class Health(inquiry.Explained, Protocol):
     """What the application knows. The four questions are asked from other threads: only read."""
 
     def livez(self) -> tuple[bool, str]:
@@ -84,10 +97,22 @@ class Health(Protocol):
     def render_metrics(self) -> Iterable[bytes]:
         """Return the metrics page in pieces, each rendered when it is asked for."""
 
+    def page(self, path: str) -> str:
+        """Return what is seen of traffic as JSON, for a path of PAGES. Only reads."""
+
+    def sample(self, query: str) -> str:
+        """Change the share of commands that the access log has. Runs on the loop."""
+
+    def restore(self, query: str) -> str:
+        """Begin to bring keys back from PostgreSQL. Runs on the loop."""
+
+    async def drift(self, query: str) -> str:
+        """Compare keys with their rows, and say what differs. Runs on the loop."""
+
     def drain(self) -> None:
         """Begin to finish and exit. Runs on the loop."""
 
-    def reload(self) -> str:
+    async def reload(self) -> str:
         """Read the rules again and say what changed; raise when the old ones stay. On the loop."""
 
 
@@ -123,34 +148,6 @@ class Heartbeat:
         return False, f"the event loop hangs since {age:.1f} s"
 
 
-class _TooMuch(Exception):
-    """The visitor said more than its budget."""
-
-
-class _Visit(io.RawIOBase):
-    """The bytes of a visitor, within a budget of bytes and a deadline for all of them."""
-
-    def __init__(self, connection: socket.socket, deadline: float) -> None:
-        self._connection = connection
-        self._deadline = deadline
-        self._room = HEAD_BYTES
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, target: Any) -> int:
-        # A timeout for each receive would let a visitor stay for ever with a byte now and then.
-        left = self._deadline - time.monotonic()
-        if self._room <= 0:
-            raise _TooMuch
-        if left <= 0:
-            raise TimeoutError("the visitor is too slow")
-        self._connection.settimeout(left)
-        count = self._connection.recv_into(memoryview(target)[: self._room])
-        self._room -= count
-        return count
-
-
 class _Handler(BaseHTTPRequestHandler):
     """One request of one visitor; the connection closes after it."""
 
@@ -167,13 +164,13 @@ class _Handler(BaseHTTPRequestHandler):
         super().setup()
         self.rfile.close()
         self._deadline = time.monotonic() + VISIT_SECONDS
-        self.rfile = io.BufferedReader(_Visit(self.connection, self._deadline))
+        self.rfile = io.BufferedReader(Visit(self.connection, self._deadline))
 
     def handle(self) -> None:
         with contextlib.suppress(OSError):  # the visitor left, or was too slow
             try:
                 self.handle_one_request()
-            except _TooMuch:
+            except TooMuch:
                 self.send_error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
             except OSError:
                 raise
@@ -181,14 +178,29 @@ class _Handler(BaseHTTPRequestHandler):
                 log.event(log.ERROR, "admin_failed", error=error)
                 self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR)
 
+    def finish(self) -> None:
+        """Close in two steps: bytes that nobody has read would make the system drop the answer."""
+        super().finish()
+        deadline = min(self._deadline, time.monotonic() + LINGER_SECONDS)
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            while (left := deadline - time.monotonic()) > 0:
+                self.connection.settimeout(left)
+                if not self.connection.recv(65536):
+                    break
+
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        if path in _VERBS:
+        if path in _VERBS or path in _SETTERS:
             self._answer(HTTPStatus.METHOD_NOT_ALLOWED, "use POST\n", allow="POST")
         elif path == "/metrics":
             self._answer(HTTPStatus.OK, _slowly(self.server.health.render_metrics()), CONTENT_TYPE)
+        elif path == inquiry.PATH:
+            self._explain()
         elif path == "/":
             self._answer(HTTPStatus.OK, _INDEX, "text/html; charset=utf-8")
+        elif path in PAGES:
+            self._answer(HTTPStatus.OK, self.server.health.page(path), _JSON)
         elif (question := _QUESTIONS.get(path)) is not None:
             well, text = question(self.server.health)
             status = HTTPStatus.OK if well else HTTPStatus.SERVICE_UNAVAILABLE
@@ -198,10 +210,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
+    def _explain(self) -> None:
+        if (reason := self._refusal()) is not None:
+            self._answer(HTTPStatus.FORBIDDEN, f"{reason}\n")
+            return
+        query = self.path.partition("?")[2]
+        self._answer(*inquiry.answer(query, self.server.health, self.server.run))
+
     def do_POST(self) -> None:
-        path = self.path.partition("?")[0]
-        if path not in _VERBS:
-            known = path in _QUESTIONS or path in ("/", "/metrics")
+        path, _, query = self.path.partition("?")
+        if path not in _VERBS and path not in _SETTERS:
+            known = path in {*_QUESTIONS, *PAGES, "/", "/metrics", inquiry.PATH}
             status = HTTPStatus.METHOD_NOT_ALLOWED if known else HTTPStatus.NOT_FOUND
             self._answer(status, "no such verb; / lists them\n", allow="GET, HEAD")
         elif (reason := self._refusal()) is not None:
@@ -209,18 +228,24 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.FORBIDDEN, f"{reason}\n")
         elif self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
             self._answer(HTTPStatus.BAD_REQUEST, "send no body\n")
+        elif path in _SETTERS:
+            setter, seconds = _SETTERS[path]
+            self._deadline += seconds
+            self._answer(*self.server.run(partial(setter, query), seconds))
         else:
-            self._answer(*self.server.run(_VERBS[path]))
+            verb, seconds = _VERBS[path]
+            self._deadline += seconds
+            self._answer(*self.server.run(verb, seconds))
 
     def _refusal(self) -> str | None:
         """Return why this visitor may not change anything, or None."""
-        if not _is_loopback(self.client_address[0]):
+        if not inquiry.is_loopback(self.client_address[0]):
             return "only from this machine: use kubectl exec or port-forward"
         # A page in a browser on this machine could post here too. Browsers say where a request
         # comes from, and a name that was bent to 127.0.0.1 shows in Host; curl sends neither.
         if "Origin" in self.headers or "Sec-Fetch-Site" in self.headers:
             return "not from a browser"
-        if not _names_this_machine(self.headers.get("Host", "localhost")):
+        if not inquiry.names_this_machine(self.headers.get("Host", "localhost")):
             return "address this machine by number or as localhost"
         return None
 
@@ -261,14 +286,36 @@ _QUESTIONS: Final[dict[str, Callable[[Health], tuple[bool, str]]]] = {
 }
 
 
-def _drain(health: Health) -> str:
+async def _sample(query: str, health: Health) -> str:
+    return health.sample(query)
+
+
+async def _restore(query: str, health: Health) -> str:
+    return health.restore(query)
+
+
+async def _drift(query: str, health: Health) -> str:
+    return await health.drift(query)
+
+
+# Verbs that take what they are about from the query.
+_SETTERS: Final = {
+    "/-/access-log": (_sample, VERB_SECONDS),
+    "/-/restore": (_restore, VERB_SECONDS),
+    "/-/drift": (_drift, REPORT_SECONDS),
+}
+
+
+async def _drain(health: Health) -> str:
     health.drain()
     return "draining"
 
 
-_VERBS: Final[dict[str, Callable[[Health], str]]] = {
-    "/-/drain": _drain,
-    "/-/reload": lambda health: health.reload(),
+_Verb = Callable[[Health], Coroutine[None, None, str]]
+
+_VERBS: Final[dict[str, tuple[_Verb, float]]] = {
+    "/-/drain": (_drain, VERB_SECONDS),
+    "/-/reload": (lambda health: health.reload(), RELOAD_SECONDS),
 }
 
 
@@ -283,21 +330,6 @@ def _slowly(pieces: Iterable[bytes]) -> bytes:
         page.append(piece)
         time.sleep(PIECE_PAUSE)
     return b"".join(page)
-
-
-def _names_this_machine(host: str) -> bool:
-    """Return whether a Host header is localhost or an address, with or without a port."""
-    try:
-        name = urlsplit(f"//{host}").hostname
-        return name == "localhost" or ipaddress.ip_address(name or "") is not None
-    except ValueError:
-        return False
-
-
-def _is_loopback(text: str) -> bool:
-    address = ipaddress.ip_address(text.partition("%")[0])
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
 
 
 class _Server(ThreadingMixIn, TCPServer):
@@ -345,17 +377,13 @@ class _Server(ThreadingMixIn, TCPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         log.event(log.ERROR, "admin_failed", error=sys.exception())
 
-    def run(self, verb: Callable[[Health], str]) -> tuple[HTTPStatus, str]:
+    def run(self, verb: "_Verb", seconds: float) -> tuple[HTTPStatus, str]:
         """Let the loop do a verb; return what to answer."""
-
-        async def call() -> str:
-            return verb(self.health)
-
-        future = asyncio.run_coroutine_threadsafe(call(), self._loop)
+        future = asyncio.run_coroutine_threadsafe(verb(self.health), self._loop)
         try:
-            return HTTPStatus.OK, f"{future.result(VERB_SECONDS)}\n"
+            return HTTPStatus.OK, f"{future.result(seconds)}\n"
         except TimeoutError:
-            return HTTPStatus.GATEWAY_TIMEOUT, "the event loop is busy: it may still happen\n"
+            return HTTPStatus.GATEWAY_TIMEOUT, "not done yet: it may still happen\n"
         except SidecacheError as error:
             return HTTPStatus.UNPROCESSABLE_ENTITY, f"{log.redact(str(error))}\n"
 

@@ -10,16 +10,17 @@ Columns
               differ, the one that lets more through, because the node checks it again
   path        what the data plane does (`wire.rules.Path`)
   keys        `-` none · `1` · `1:2` · `1:-1` first to last · `1:-1:2` with a step · `n1` a count in
-              word 1 and that many keys · `n2+1` the same, and word 1 is a key · streams sort geo
+              word 1 and that many keys · `n1:2` the same, each before its value · `n2+1` as n2 and
+              word 1 is a key · streams sort geo
   flags       those of Redis' flags that mean something here
   categories  those ACL categories that do not follow from the flags; the first is the family
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from proxy import errors
-from proxy.wire.rules import Command, KeyKind, Keys, Path
+from proxy import effects, errors
+from proxy.wire.rules import Command, Grows, KeyKind, Keys, Makes, Path, Pause
 
 FAMILIES = ("string", "hash", "list", "set", "zset", "stream", "generic", "connection")
 
@@ -77,14 +78,14 @@ TABLE = """
 
 # keyspace
 copy                           -3 local     1:2     write,denyoom          keyspace
-dbsize                          1 refused   -       readonly,fast          keyspace
+dbsize                          1 local     -       readonly,fast          keyspace
 del                            -2 split     1:-1    write                  keyspace
 dump                            2 forward   1       readonly               keyspace
 exists                         -2 split     1:-1    readonly,fast          keyspace
 expire                         -3 forward   1       write,fast             keyspace
 expireat                       -3 forward   1       write,fast             keyspace
 expiretime                      2 forward   1       readonly,fast          keyspace
-keys                            2 refused   -       readonly               keyspace,dangerous
+keys                            2 local     -       readonly               keyspace,dangerous
 migrate                        -6 refused   -       write                  keyspace,dangerous
 move                            3 refused   1       write,fast             keyspace
 object                         -2 container -       -                      -
@@ -98,12 +99,12 @@ pexpire                        -3 forward   1       write,fast             keysp
 pexpireat                      -3 forward   1       write,fast             keyspace
 pexpiretime                     2 forward   1       readonly,fast          keyspace
 pttl                            2 forward   1       readonly,fast          keyspace
-randomkey                       1 refused   -       readonly               keyspace
+randomkey                       1 local     -       readonly               keyspace
 rename                          3 forward   1:2     write                  keyspace
 renamenx                        3 forward   1:2     write,fast             keyspace
 restore                        -4 forward   1       write,denyoom          keyspace,dangerous
 restore-asking                 -4 refused   1       write,denyoom          keyspace,dangerous
-scan                           -2 refused   -       readonly               keyspace
+scan                           -2 local     -       readonly               keyspace
 sort                           -2 local     sort    write,denyoom  set,sortedset,list,dangerous
 sort_ro                        -2 local     sort    readonly  set,sortedset,list,dangerous
 touch                          -2 split     1:-1    readonly,fast          keyspace
@@ -126,7 +127,7 @@ incrbyfloat                     3 forward   1       write,denyoom,fast     strin
 lcs                            -3 forward   1:2     readonly               string
 mget                           -2 split     1:-1    readonly,fast          string
 mset                           -3 split     1:-1:2  write,denyoom          string
-msetex                         -4 refused   n1      write,denyoom          string
+msetex                         -4 forward   n1:2    write,denyoom          string
 msetnx                         -3 forward   1:-1:2  write,denyoom          string
 psetex                          4 forward   1       write,denyoom          string
 set                            -3 forward   1       write,denyoom          string
@@ -179,11 +180,11 @@ hstrlen                         3 forward   1       readonly,fast          hash
 httl                           -5 forward   1       readonly,fast          hash
 hvals                           2 forward   1       readonly               hash
 # list
-blmove                          6 refused   1:2     write,denyoom,blocking list
-blmpop                         -5 refused   n2      write,blocking         list
-blpop                          -3 refused   1:-2    write,blocking         list
-brpop                          -3 refused   1:-2    write,blocking         list
-brpoplpush                      4 refused   1:2     write,denyoom,blocking list
+blmove                          6 barrier   1:2     write,denyoom,blocking list
+blmpop                         -5 barrier   n2      write,blocking         list
+blpop                          -3 barrier   1:-2    write,blocking         list
+brpop                          -3 barrier   1:-2    write,blocking         list
+brpoplpush                      4 barrier   1:2     write,denyoom,blocking list
 lindex                          3 forward   1       readonly               list
 linsert                         5 forward   1       write,denyoom          list
 llen                            2 forward   1       readonly,fast          list
@@ -220,9 +221,9 @@ sscan                          -3 forward   1       readonly               set
 sunion                         -2 forward   1:-1    readonly               set
 sunionstore                    -3 forward   1:-1    write,denyoom          set
 # sortedset
-bzmpop                         -5 refused   n2      write,blocking         sortedset
-bzpopmax                       -3 refused   1:-2    write,blocking,fast    sortedset
-bzpopmin                       -3 refused   1:-2    write,blocking,fast    sortedset
+bzmpop                         -5 barrier   n2      write,blocking         sortedset
+bzpopmax                       -3 barrier   1:-2    write,blocking,fast    sortedset
+bzpopmin                       -3 barrier   1:-2    write,blocking,fast    sortedset
 zadd                           -4 forward   1       write,denyoom,fast     sortedset
 zcard                           2 forward   1       readonly,fast          sortedset
 zcount                          4 forward   1       readonly,fast          sortedset
@@ -293,59 +294,59 @@ xrevrange                      -4 forward   1       readonly               strea
 xsetid                         -3 forward   1       write,denyoom,fast     stream
 xtrim                          -4 forward   1       write                  stream
 # scripting
-eval                           -3 refused   n2      -                      scripting
-eval_ro                        -3 refused   n2      readonly               scripting
-evalsha                        -3 refused   n2      -                      scripting
-evalsha_ro                     -3 refused   n2      readonly               scripting
-fcall                          -3 refused   n2      -                      scripting
-fcall_ro                       -3 refused   n2      readonly               scripting
+eval                           -3 local     n2      -                      scripting
+eval_ro                        -3 local     n2      readonly               scripting
+evalsha                        -3 local     n2      -                      scripting
+evalsha_ro                     -3 local     n2      readonly               scripting
+fcall                          -3 local     n2      -                      scripting
+fcall_ro                       -3 local     n2      readonly               scripting
 function                       -2 container -       -                      -
-function|delete                 3 refused   -       write                  scripting
-function|dump                   2 refused   -       -                      scripting
-function|flush                 -2 refused   -       write                  scripting
-function|help                   2 refused   -       -                      scripting
-function|kill                   2 refused   -       -                      scripting
-function|list                  -2 refused   -       -                      scripting
-function|load                  -3 refused   -       write,denyoom          scripting
-function|restore               -3 refused   -       write,denyoom          scripting
-function|stats                  2 refused   -       -                      scripting
+function|delete                 3 local     -       write                  scripting
+function|dump                   2 local     -       -                      scripting
+function|flush                 -2 local     -       write                  scripting
+function|help                   2 local     -       -                      scripting
+function|kill                   2 local     -       -                      scripting
+function|list                  -2 local     -       -                      scripting
+function|load                  -3 local     -       write,denyoom          scripting
+function|restore               -3 local     -       write,denyoom          scripting
+function|stats                  2 local     -       -                      scripting
 script                         -2 container -       -                      -
 script|debug                   -3 refused   -       -                      scripting
-script|exists                  -3 refused   -       -                      scripting
-script|flush                   -2 refused   -       -                      scripting
-script|help                     2 refused   -       -                      scripting
-script|kill                     2 refused   -       -                      scripting
-script|load                     3 refused   -       -                      scripting
-script|show                     3 refused   -       -                      scripting
+script|exists                  -3 local     -       -                      scripting
+script|flush                   -2 local     -       -                      scripting
+script|help                     2 local     -       -                      scripting
+script|kill                     2 local     -       -                      scripting
+script|load                     3 local     -       -                      scripting
+script|show                     3 local     -       -                      scripting
 # transaction
-discard                         1 refused   -       fast                   transaction
-exec                            1 refused   -       -                      transaction
-multi                           1 refused   -       fast                   transaction
-unwatch                         1 refused   -       fast                   transaction
-watch                          -2 refused   1:-1    fast                   transaction
+discard                         1 local     -       fast                   transaction
+exec                            1 local     -       -                      transaction
+multi                           1 local     -       fast                   transaction
+unwatch                         1 barrier   -       fast                   transaction
+watch                          -2 barrier   1:-1    fast                   transaction
 # pubsub
-psubscribe                     -2 refused   -       pubsub                 -
-publish                         3 refused   -       pubsub,fast            -
+psubscribe                     -2 barrier   -       pubsub                 -
+publish                         3 local     -       pubsub,fast            -
 pubsub                         -2 container -       -                      -
-pubsub|channels                -2 refused   -       pubsub                 -
-pubsub|help                     2 refused   -       -                      -
-pubsub|numpat                   2 refused   -       pubsub                 -
-pubsub|numsub                  -2 refused   -       pubsub                 -
-pubsub|shardchannels           -2 refused   -       pubsub                 -
-pubsub|shardnumsub             -2 refused   -       pubsub                 -
-punsubscribe                   -1 refused   -       pubsub                 -
-spublish                        3 refused   1       pubsub,fast            -
-ssubscribe                     -2 refused   1:-1    pubsub                 -
-subscribe                      -2 refused   -       pubsub                 -
-sunsubscribe                   -1 refused   1:-1    pubsub                 -
-unsubscribe                    -1 refused   -       pubsub                 -
+pubsub|channels                -2 local     -       pubsub                 -
+pubsub|help                     2 local     -       -                      -
+pubsub|numpat                   2 local     -       pubsub                 -
+pubsub|numsub                  -2 local     -       pubsub                 -
+pubsub|shardchannels           -2 local     -       pubsub                 -
+pubsub|shardnumsub             -2 local     -       pubsub                 -
+punsubscribe                   -1 barrier   -       pubsub                 -
+spublish                        3 local     1       pubsub,fast            -
+ssubscribe                     -2 barrier   1:-1    pubsub                 -
+subscribe                      -2 barrier   -       pubsub                 -
+sunsubscribe                   -1 barrier   1:-1    pubsub                 -
+unsubscribe                    -1 barrier   -       pubsub                 -
 # connection
 auth                           -2 barrier   -       fast,no_auth           connection
 client                         -2 container -       -                      -
 client|caching                  3 refused   -       -                      connection
 client|capa                    -3 refused   -       -                      connection
 client|getname                  2 local     -       -                      connection
-client|getredir                 2 refused   -       -                      connection
+client|getredir                 2 local     -       -                      connection
 client|help                     2 local     -       -                      connection
 client|id                       2 local     -       -                      connection
 client|import-source            3 refused   -       -                      connection
@@ -354,20 +355,20 @@ client|kill                    -3 local     -       admin                  conne
 client|list                    -2 local     -       admin                  connection
 client|no-evict                 3 local     -       admin                  connection
 client|no-touch                 3 local     -       -                      connection
-client|pause                   -3 refused   -       admin                  connection
-client|reply                    3 refused   -       -                      connection
+client|pause                   -3 local     -       admin                  connection
+client|reply                    3 barrier   -       -                      connection
 client|setinfo                  4 local     -       -                      connection
 client|setname                  3 local     -       -                      connection
 client|tracking                -3 refused   -       -                      connection
 client|trackinginfo             2 refused   -       -                      connection
-client|unblock                 -3 refused   -       admin                  connection
-client|unpause                  2 refused   -       admin                  connection
+client|unblock                 -3 local     -       admin                  connection
+client|unpause                  2 local     -       admin                  connection
 echo                            2 local     -       fast                   connection
 hello                          -1 barrier   -       fast,no_auth           connection
 ping                           -1 local     -       fast                   connection
 quit                           -1 barrier   -       fast,no_auth           connection
 reset                           1 barrier   -       fast,no_auth           connection
-select                          2 local     -       fast                   connection
+select                          2 barrier   -       fast                   connection
 # cluster
 asking                          1 local     -       fast                   connection
 cluster                        -2 container -       -                      -
@@ -375,8 +376,8 @@ cluster|addslots               -3 refused   -       admin                  -
 cluster|addslotsrange          -4 refused   -       admin                  -
 cluster|bumpepoch               2 refused   -       admin                  -
 cluster|cancelslotmigrations    2 refused   -       admin                  -
-cluster|count-failure-reports   3 refused   -       admin                  -
-cluster|countkeysinslot         3 refused   -       -                      -
+cluster|count-failure-reports   3 local     -       admin                  -
+cluster|countkeysinslot         3 local     -       -                      -
 cluster|delslots               -3 refused   -       admin                  -
 cluster|delslotsrange          -4 refused   -       admin                  -
 cluster|failover               -2 refused   -       admin                  -
@@ -385,25 +386,25 @@ cluster|flushslots              2 refused   -       admin                  -
 cluster|forget                  3 refused   -       admin                  -
 cluster|getkeysinslot           4 refused   -       -                      -
 cluster|getslotmigrations       2 refused   -       admin                  -
-cluster|help                    2 refused   -       -                      -
-cluster|info                    2 refused   -       -                      -
-cluster|keyslot                 3 refused   -       -                      -
-cluster|links                   2 refused   -       -                      -
+cluster|help                    2 local     -       -                      -
+cluster|info                    2 local     -       -                      -
+cluster|keyslot                 3 local     -       -                      -
+cluster|links                   2 local     -       -                      -
 cluster|meet                   -4 refused   -       admin                  -
 cluster|migrateslots           -4 refused   -       admin                  -
-cluster|myid                    2 refused   -       -                      -
-cluster|myshardid               2 refused   -       -                      -
-cluster|nodes                   2 refused   -       -                      -
-cluster|replicas                3 refused   -       admin                  -
+cluster|myid                    2 local     -       -                      -
+cluster|myshardid               2 local     -       -                      -
+cluster|nodes                   2 local     -       -                      -
+cluster|replicas                3 local     -       admin                  -
 cluster|replicate              -3 refused   -       admin                  -
 cluster|reset                  -2 refused   -       admin                  -
 cluster|saveconfig              2 refused   -       admin                  -
 cluster|set-config-epoch        3 refused   -       admin                  -
 cluster|setslot                -4 refused   -       admin                  -
-cluster|shards                  2 refused   -       -                      -
-cluster|slaves                  3 refused   -       admin                  -
+cluster|shards                  2 local     -       -                      -
+cluster|slaves                  3 local     -       admin                  -
 cluster|slot-stats             -4 refused   -       -                      -
-cluster|slots                   2 refused   -       -                      -
+cluster|slots                   2 local     -       -                      -
 cluster|syncslots              -3 refused   -       admin                  -
 clusterscan                    -2 refused   1       readonly               keyspace
 readonly                        1 local     -       fast                   connection
@@ -412,13 +413,13 @@ readwrite                       1 local     -       fast                   conne
 acl                            -2 container -       -                      -
 acl|cat                        -2 local     -       -                      -
 acl|deluser                    -3 refused   -       admin                  -
-acl|dryrun                     -4 refused   -       admin                  -
+acl|dryrun                     -4 local     -       admin                  -
 acl|genpass                    -2 local     -       -                      -
-acl|getuser                     3 refused   -       admin                  -
+acl|getuser                     3 local     -       admin                  -
 acl|help                        2 local     -       -                      -
-acl|list                        2 refused   -       admin                  -
+acl|list                        2 local     -       admin                  -
 acl|load                        2 refused   -       admin                  -
-acl|log                        -2 refused   -       admin                  -
+acl|log                        -2 local     -       admin                  -
 acl|save                        2 refused   -       admin                  -
 acl|setuser                    -3 refused   -       admin                  -
 acl|users                       2 local     -       admin                  -
@@ -441,30 +442,30 @@ commandlog|reset                3 refused   -       admin                  -
 config                         -2 container -       -                      -
 config|get                     -3 local     -       admin                  -
 config|help                     2 local     -       -                      -
-config|resetstat                2 refused   -       admin                  -
+config|resetstat                2 local     -       admin                  -
 config|rewrite                  2 refused   -       admin                  -
 config|set                     -4 refused   -       admin                  -
 debug                          -2 refused   -       admin                  -
 failover                       -1 refused   -       admin                  -
-flushall                       -1 refused   -       write                  keyspace,dangerous
-flushdb                        -1 refused   -       write                  keyspace,dangerous
+flushall                       -1 local     -       write                  keyspace,dangerous
+flushdb                        -1 local     -       write                  keyspace,dangerous
 info                           -1 local     -       -                      dangerous
 lastsave                        1 local     -       fast                   admin,dangerous
 latency                        -2 container -       -                      -
-latency|doctor                  2 refused   -       admin                  -
-latency|graph                   3 refused   -       admin                  -
-latency|help                    2 refused   -       -                      -
-latency|histogram              -2 refused   -       admin                  -
-latency|history                 3 refused   -       admin                  -
-latency|latest                  2 refused   -       admin                  -
-latency|reset                  -2 refused   -       admin                  -
+latency|doctor                  2 local     -       admin                  -
+latency|graph                   3 local     -       admin                  -
+latency|help                    2 local     -       -                      -
+latency|histogram              -2 local     -       admin                  -
+latency|history                 3 local     -       admin                  -
+latency|latest                  2 local     -       admin                  -
+latency|reset                  -2 local     -       admin                  -
 lolwut                         -1 local     -       readonly,fast          -
 memory                         -2 container -       -                      -
-memory|doctor                   2 refused   -       -                      -
+memory|doctor                   2 local     -       -                      -
 memory|help                     2 local     -       -                      -
-memory|malloc-stats             2 refused   -       -                      -
-memory|purge                    2 refused   -       -                      -
-memory|stats                    2 refused   -       -                      -
+memory|malloc-stats             2 local     -       -                      -
+memory|purge                    2 local     -       -                      -
+memory|stats                    2 local     -       -                      -
 memory|usage                   -3 forward   2       readonly               -
 module                         -2 container -       -                      -
 module|help                     2 local     -       -                      -
@@ -472,7 +473,7 @@ module|list                     2 local     -       admin                  -
 module|load                    -3 refused   -       admin                  -
 module|loadex                  -3 refused   -       admin                  -
 module|unload                   3 refused   -       admin                  -
-monitor                         1 refused   -       admin                  -
+monitor                         1 barrier   -       admin                  -
 psync                          -3 refused   -       admin                  -
 replconf                       -1 refused   -       admin                  -
 replicaof                       3 refused   -       admin                  -
@@ -481,15 +482,15 @@ save                            1 refused   -       admin                  -
 shutdown                       -1 refused   -       admin                  -
 slaveof                         3 refused   -       admin                  -
 slowlog                        -2 container -       -                      -
-slowlog|get                    -2 refused   -       admin                  -
-slowlog|help                    2 refused   -       -                      -
-slowlog|len                     2 refused   -       admin                  -
-slowlog|reset                   2 refused   -       admin                  -
+slowlog|get                    -2 local     -       admin                  -
+slowlog|help                    2 local     -       -                      -
+slowlog|len                     2 local     -       admin                  -
+slowlog|reset                   2 local     -       admin                  -
 swapdb                          3 refused   -       write,fast             keyspace,dangerous
 sync                            1 refused   -       admin                  -
 time                            1 local     -       fast                   -
-wait                            3 refused   -       -                      connection
-waitaof                         4 refused   -       blocking               connection
+wait                            3 barrier   -       -                      connection
+waitaof                         4 barrier   -       blocking               connection
 """
 
 # Reads that may not be sent a second time: PFCOUNT may write a cached count, a cursor belongs to
@@ -502,6 +503,9 @@ _NAMES_IN_REPLY = {
     b"xpending", b"xclaim", b"xautoclaim", b"xinfo|consumers",
     b"xgroup|createconsumer", b"xgroup|delconsumer", b"xgroup|setid",
 }  # fmt: skip
+
+# Redis pauses with writes whatever may have to be replicated, without being flagged a write.
+_PAUSED_WITH_WRITES = {b"exec", b"publish", b"spublish", b"pfcount"}
 
 _FAMILY_OF_GROUP: Mapping[str, str] = {
     "bitmap": "string", "hyperloglog": "string", "sortedset": "zset", "geo": "zset",
@@ -519,8 +523,9 @@ def _keys(text: str) -> Keys:
     if text == "geo":
         return Keys(KeyKind.GEORADIUS)
     if text.startswith("n"):
-        first, _, extra = text[1:].partition("+")
-        return Keys(KeyKind.NUMKEYS, int(first), int(extra or 0))
+        count, _, step = text[1:].partition(":")
+        first, _, extra = count.partition("+")
+        return Keys(KeyKind.NUMKEYS, int(first), int(extra or 0), int(step or 1))
     numbers = [int(number) for number in text.split(":")]
     first_key = numbers[0]
     last = numbers[1] if len(numbers) > 1 else first_key
@@ -560,28 +565,85 @@ def _refused_error(row: Row) -> bytes:
     container, is_subcommand, word = row.name.partition(b"|")
     if row.path is Path.CONTAINER:
         return errors.unknown_subcommand(container, None)
-    if container == b"cluster":
-        return errors.CLUSTER_DISABLED
     if is_subcommand:
         return errors.unknown_subcommand(container, word)
     return errors.unknown_command(row.name)
 
 
-def _command(row: Row) -> Command:
+def _pause(row: Row) -> Pause:
+    """Return which CLIENT PAUSE holds a command: what can end the pause is never held."""
+    if row.write or row.name in _PAUSED_WITH_WRITES:
+        return Pause.WRITE
+    return Pause.NEVER if "connection" in row.groups else Pause.ALL
+
+
+def _path(row: Row) -> Path:
+    """Return what the data plane does with a row.
+
+    A handler refuses what changes a cluster: in which words depends on the client's listener.
+    """
+    return Path.LOCAL if row.container == b"cluster" and not row.offered else row.path
+
+
+def _arity_error(row: Row) -> bytes:
+    line = errors.wrong_arity(row.name)
+    # EXEC ends a transaction whatever is wrong with it, and says so even where there is none.
+    return errors.discarded(line) if row.name == b"exec" else line
+
+
+def command(row: Row) -> Command:
+    """Return a line as the data plane takes it."""
     plain_read = "readonly" in row.flags and "blocking" not in row.flags
+    family = _family(row)
+    effect = effects.effect(row.name)
     return Command(
         name=row.name,
         arity=row.arity,
-        path=row.path,
+        path=_path(row),
         keys=row.keys,
         write=row.write,
         repeatable=plain_read and row.name not in _NOT_REPEATABLE,
         unauthenticated="no_auth" in row.flags,
         names_in_reply=row.name in _NAMES_IN_REPLY,
-        family=_family(row),
-        arity_error=errors.wrong_arity(row.name),
+        pause=_pause(row),
+        family=family,
+        arity_error=_arity_error(row),
         refused_error=_refused_error(row),
+        denied_error=errors.no_command(row.name),
+        types=effects.types(row.name, FAMILIES[family]),
+        makes=Makes.DECLARED if "module" in row.groups and row.write else effect.makes,
+        time=effect.time,
+        values=effect.values,
+        members=effect.members,
+        leaves=effects.leaves(row.name),
+        grows=effects.GROWS.get(row.name, Grows.NOTHING),
+        touches=effects.touches(row.name, FAMILIES[family]),
+        looks_up=effects.looks_up(row.name),
     )
+
+
+def added(name: str, keys: str, write: bool, arity: int | None) -> Row:
+    """Return the row of a command that is no part of Redis, as `keys` of the table spells it.
+
+    Raises ValueError for an arity that lets its keys be missing.
+    """
+    places = _keys(keys)
+    # Up to a word that is counted from the end there must be one key at least.
+    fewest = places.first - places.last if places.last < 0 else places.last + 1
+    if arity is not None and abs(arity) < fewest:
+        raise ValueError(f"its keys need {fewest} words, so the arity is at least {fewest}")
+    flags = frozenset(["write", "denyoom"] if write else ["readonly"])
+    return Row(name.lower().encode(), arity or -fewest, Path.FORWARD, places, flags, ("module",))
+
+
+def known(rows: Sequence[Command]) -> tuple[Row, ...]:
+    """Return the lines of the rows of some rules: those of the table, and what was added."""
+    return COMMANDS + tuple(_line(row) for row in rows[len(COMMANDS) :])
+
+
+def _line(row: Command) -> Row:
+    flags = frozenset(["write", "denyoom"] if row.write else ["readonly"])
+    return Row(row.name, row.arity, row.path, row.keys, flags, ("module",))
 
 
 def _by_category(rows: tuple[Row, ...]) -> dict[str, frozenset[bytes]]:
@@ -591,7 +653,7 @@ def _by_category(rows: tuple[Row, ...]) -> dict[str, frozenset[bytes]]:
 
 COMMANDS = _parse(TABLE)
 # The same rows, in the same order, as the data plane takes them.
-ROWS = tuple(_command(row) for row in COMMANDS)
+ROWS = tuple(command(row) for row in COMMANDS)
 INDEX: Mapping[bytes, int] = {row.name: index for index, row in enumerate(COMMANDS)}
 # ACL category, without the @, to the names of its commands and sub-commands.
 CATEGORIES: Mapping[str, frozenset[bytes]] = _by_category(COMMANDS)

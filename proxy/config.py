@@ -14,14 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from proxy import settings
+from proxy.database import Database
 from proxy.documents import Mistake, MistakesFound, Node, plain_overlaid, read
-from proxy.environment import Sources, overlay
+from proxy.environment import Locator, overlay
 from proxy.errors import ConfigError
 from proxy.secret import Secret
-from proxy.validation import Location, validate
+from proxy.validation import Broken, Location, validate
 
 __all__ = [
-    "TLS", "Admin", "Cluster", "Config", "Limits", "Listen", "NodeURL", "Secret", "User", "load",
+    "TLS", "AccessLog", "Admin", "Cluster", "Config", "Database", "HotKeys", "Limits", "Listen",
+    "NodeURL", "Secret", "SlowLog", "User", "load",
 ]  # fmt: skip
 
 # What is read when nobody names a file.
@@ -33,11 +35,13 @@ DEFAULT_TCP = ("127.0.0.1", 6379)
 
 @dataclass(frozen=True)
 class Listen:
-    """Where clients connect. At least one of the two is set."""
+    """Where clients connect. At least one of tcp, unix and cluster is set."""
 
     tcp: tuple[str, int] | None
     unix: Path | None
     unix_mode: int
+    cluster: tuple[str, int] | None = None  # shows one node that owns every slot
+    announced: tuple[str, int] | None = None  # where that node says it is
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,8 @@ class Cluster:
     connections: int  # shared connections per node and protocol
     username: str | None = None
     password: Secret | None = None
+    gap: str = "silent"  # or "disconnect": what subscribers see of messages that may be lost
+    memory: int | None = None  # bytes that its primaries have together
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,38 @@ class Limits:
     output_bytes: int  # of one client
     output_total_bytes: int  # of all clients
     output_seconds: float  # how long one client may stay above its limit
+    blocked: int  # clients that wait, each on a connection of its own
+    watching: int
+    watch_idle: float
+    subscriptions: int  # of one client
+    subscriptions_total: int
+
+
+@dataclass(frozen=True)
+class AccessLog:
+    """Which commands a line is written about, and where."""
+
+    sample: float = 0.0  # share of 1
+    file: Path | None = None  # None is standard output
+    keys: str = "hashed"  # or "plain"
+    values: str = "hidden"  # or "plain"
+
+
+@dataclass(frozen=True)
+class SlowLog:
+    """Which commands are slow, and what is shown of them apart from SLOWLOG."""
+
+    slower_than: float = 0.010  # seconds
+    entries: int = 128
+    keys: str = "hashed"
+
+
+@dataclass(frozen=True)
+class HotKeys:
+    """Of which commands keys are counted."""
+
+    sample: float = 1 / 64  # share of 1
+    keys: str = "hashed"
 
 
 @dataclass(frozen=True)
@@ -118,11 +156,17 @@ class Config:
     listen: Listen
     admin: Admin
     clusters: dict[str, Cluster]
-    database_url: Secret | None
+    database: Database | None
     policies: Path | None  # a folder or one file; None forwards everything
     users: tuple[User, ...]
     limits: Limits
     drain_timeout: float
+    watch_policies: bool = True  # new files come into force without a word
+    databases: Mapping[int, int] = field(default_factory=dict)  # number to index of a cluster
+    access_log: AccessLog = AccessLog()
+    slow_log: SlowLog = SlowLog()
+    hot_keys: HotKeys = HotKeys()
+    journal: Path | None = None  # directory of write-behind
 
 
 class ConfigMistakes(MistakesFound, ConfigError):
@@ -163,12 +207,12 @@ def load(
     names = root.value["clusters"].node.value if "clusters" in root.value else {}
     sources = overlay(environment, flags or {}, set(names) if isinstance(names, dict) else set())
     mistakes += sources.mistakes
-    locate = _Locator(path, root, sources)
+    locate = Locator(path, root, sources)
     plain = plain_overlaid(root, sources.values)
     document, found, broken = validate(settings.Document, plain, locate)
     if unread:
         # Nothing is missing from a file that could not be read.
-        broken |= {("clusters",)}
+        broken = Broken(broken | {("clusters",)})
     mistakes += found
     config = None
     if document is not None:
@@ -178,29 +222,12 @@ def load(
     raise ConfigMistakes(mistakes, config)
 
 
-class _Locator:
-    """Tells the place of a location: a variable, a flag, or a line of the file."""
-
-    def __init__(self, path: Path | None, root: Node, sources: Sources) -> None:
-        self._path = str(path) if path else "configuration"
-        self._root = root
-        self._sources = sources
-
-    def __call__(self, location: Location, key: bool) -> tuple[str, int, int]:
-        for length in range(len(location), 0, -1):
-            source = self._sources.origins.get(tuple(map(str, location[:length])))
-            if source is not None:
-                return source, 0, 0
-        line, column = self._root.place(location, key=key)
-        return self._path, line, column
-
-
 class _Builder:
     """Turns the document into values, reading the files that it names."""
 
     def __init__(
         self, document: settings.Document, path: Path | None, mistakes: list[Mistake],
-        locate: _Locator, broken: frozenset[Location],
+        locate: Locator, broken: frozenset[Location],
     ) -> None:  # fmt: skip
         self._document = document
         # Paths are relative to the file that names them, so a folder can be moved as a whole.
@@ -211,7 +238,7 @@ class _Builder:
 
     def config(self) -> Config:
         document = self._document
-        limits, database = document.limits, document.database
+        limits = document.limits
         clusters = {name: self._cluster(name, block) for name, block in document.clusters.items()}
         if not clusters and ("clusters",) not in self._broken:
             self._complain((), "no cluster is named: set SIDECACHE_CACHE_URL, or clusters: in the "
@@ -221,12 +248,57 @@ class _Builder:
             listen=self._listen(document.listen),
             admin=Admin(*document.admin),
             clusters=clusters,
-            database_url=self._secret(("database",), "url", database.url, database.url_file),
-            policies=self._path(document.policies),
+            database=self._database(document.database),
+            policies=self._path(document.policies.path),
+            watch_policies=document.policies.watch,
             users=users if document.users else (OPEN_DEFAULT_USER,),
             limits=Limits(**limits.model_dump()),
             drain_timeout=document.drain.timeout,
+            databases=self._databases(document.databases, list(clusters)),
+            access_log=self._access_log(document.access_log),
+            slow_log=SlowLog(**document.slow_log.model_dump()),
+            hot_keys=HotKeys(**document.hot_keys.model_dump()),
+            journal=self._path(document.journal.directory),
         )
+
+    def _database(self, block: settings.DatabaseBlock) -> Database | None:
+        at: Location = ("database",)
+        url = self._secret(at, "url", block.url, block.url_file)
+        direct = self._secret(at, "direct_url", block.direct_url, block.direct_url_file)
+        files = (
+            self._read((*at, "replicas_file", index), file)
+            for index, file in enumerate(block.replicas_file)
+        )
+        replicas = (*block.replicas, *(Secret(text) for text in files if text is not None))
+        # One more of each sidecar is that of a leader, or of who would be one; two are those of
+        # write-behind.
+        flushing = 2 if self._document.journal.directory is not None else 0
+        needed = block.sidecars * (block.connections + 1 + flushing)
+        if block.budget is not None and needed > block.budget:
+            self._complain((*at, "budget"), f"{block.sidecars} sidecars may take {needed} "
+                           "connections; lower connections or raise it")  # fmt: skip
+        if url is None:
+            said = block.model_fields_set - {"url", "url_file"}
+            if said and not {(*at, "url"), (*at, "url_file")} & self._broken:
+                self._complain(at, "no url; write url_file: FILE or set SIDECACHE_DATABASE_URL")
+            return None
+        return Database(
+            url, direct or url, replicas, block.prepared, block.connections, block.queue,
+            block.patience, block.timeout, block.lock_timeout, block.connect_timeout,
+            block.invalidation,
+        )  # fmt: skip
+
+    def _databases(
+        self, blocks: Mapping[int, settings.NumberBlock], clusters: list[str]
+    ) -> Mapping[int, int]:
+        found = {}
+        for number, block in blocks.items():
+            if block.cluster in clusters:
+                found[number] = clusters.index(block.cluster)
+            else:
+                at: Location = ("databases", str(number), "cluster")
+                self._complain(at, f'there is no cluster "{block.cluster}"')
+        return found
 
     def _listen(self, block: settings.ListenBlock) -> Listen:
         unix = self._path(block.unix)
@@ -235,8 +307,16 @@ class _Builder:
                 settings.check_socket_path(unix)
             except ValueError as error:
                 self._complain(("listen", "unix"), str(error))
-        tcp = DEFAULT_TCP if block.tcp is None and unix is None else block.tcp
-        return Listen(tcp, unix, block.unix_mode)
+        cluster, announced = block.cluster, block.cluster_announce
+        if announced is not None and (cluster is None or not announced[1]):
+            at: Location = ("listen", "cluster_announce")
+            self._complain(at, "names the port of listen: cluster: for clients; set both")
+        named = block.tcp is not None or unix is not None or cluster is not None
+        tcp = block.tcp if named else DEFAULT_TCP
+        return Listen(tcp, unix, block.unix_mode, cluster, announced)
+
+    def _access_log(self, block: settings.AccessLogBlock) -> AccessLog:
+        return AccessLog(block.sample, self._path(block.file), block.keys, block.values)
 
     def _cluster(self, name: str, block: settings.ClusterBlock) -> Cluster:
         at: Location = ("clusters", name)
@@ -266,7 +346,8 @@ class _Builder:
             username, password = nodes[0].username, nodes[0].password
         return Cluster(
             name, block.mode, nodes, block.primary, self._tls(at, block.tls, nodes),
-            block.timeout, block.connections, username, password,
+            block.timeout, block.connections, username, password, block.gap,
+            block.memory,
         )  # fmt: skip
 
     def _tls(

@@ -18,22 +18,30 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from proxy.embedded import sample, smoke
+from proxy.embedded import outage, sample, smoke
+from proxy.embedded.board import Board
 from proxy.embedded.node import LONGEST_SOCKET_DIRECTORY, Node, NodeOptions
 from proxy.embedded.postgres import Postgres, postgres_for
 from proxy.embedded.process import EmbeddedError, port_is_free, temporary_directory
 from proxy.embedded.redis import SLOTS, Cluster, cluster_for, together
 from proxy.embedded.sidecar import Sidecar, configuration_for, free_address
+from proxy.embedded.standby import Standby, standby_for
 from proxy.errors import SidecacheError
+from proxy.origin import installing
+from proxy.plans import Watch
+from proxy.policy import compiler, planning
 
 DATABASE = "sidecache"
+
+POLICIES = Path(str(files("proxy") / "policies"))
 
 # How often a running demo looks whether the proxy is still there.
 WATCH_INTERVAL = 0.25  # seconds
@@ -43,6 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of the demo; scripts may rely on them."""
     parser.add_argument("--port", type=_port, default=0, help="port for clients (default: free)")
     parser.add_argument("--admin-port", type=_port, default=0, help="admin port (default: free)")
+    parser.add_argument(
+        "--cluster-port", type=_port, metavar="PORT",
+        help="also a port for clients that insist on Redis Cluster; 0 takes any free one",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=1, help="which sample data (default: 1)")
     parser.add_argument(
         "--keep", type=Path, metavar="DIR", help="work in DIR, new or empty, and leave it there"
@@ -51,8 +63,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json", type=Path, metavar="FILE", help="write addresses and process ids when ready"
     )
     parser.add_argument(
+        "--replicas",
+        action="store_true",
+        help="also a replica of PostgreSQL, for reads while Redis is away",
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
         "--check", action="store_true", help="start, try it out, stop; exit 0 if all was right"
     )
+    what.add_argument(
+        "--outage", nargs="?", const=outage.SECONDS, type=_seconds, metavar="SECONDS",
+        help="kill all of Redis under load and show who answers; exit 0 if no client had an error",
+    )  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
@@ -72,6 +94,7 @@ class _Stage:
     locks: Cluster
     cache: Cluster
     postgres: Postgres
+    replica: Standby | None
     dsn: str
     sidecar: Sidecar
 
@@ -99,11 +122,18 @@ class _Demo:
                     return await self._run(stage)
         except asyncio.CancelledError:
             print("stopped", flush=True)
-            return 0 if self._ready and not self._options.check else 1
+            proving = self._options.check or self._options.outage
+            return 0 if self._ready and not proving else 1
 
     async def _run(self, stage: _Stage) -> int:
         if self._options.check:
             return await _check(stage)
+        if self._options.outage:
+            replica = None if stage.replica is None else stage.replica.dsn_of(DATABASE)
+            clusters = (stage.cache, stage.locks)
+            scene = outage.Scene(stage.sidecar, clusters, stage.dsn, replica)
+            well = await outage.play(scene, Board(sys.stdout), self._options.outage)
+            return 0 if well else 1
         holder = await stage.cache.owner(binascii.crc_hqx(b"greeting", 0) % SLOTS)
         print(_introduction(stage, holder), flush=True)
         await stage.sidecar.child.wait_exit(math.inf, WATCH_INTERVAL)
@@ -124,12 +154,22 @@ class _Demo:
             postgres = postgres_for(directory / "postgres")
             self._say(f"Redis: {locks.program}")
             self._say(f"PostgreSQL: {postgres.program}")
-            for servers in (locks, cache, postgres):
-                stack.push_async_callback(servers.stop)
+            for stop in (locks.stop, cache.stop, postgres.stop):
+                stack.push_async_callback(stop)
+            replica = None
+            if self._options.replicas:
+                replica = standby_for(postgres, directory / "replica")
+                stack.push_async_callback(replica.stop)
             await together(
-                [self._start_cluster(locks), self._start_cluster(cache), self._fill(postgres)]
+                [
+                    self._start_cluster(locks),
+                    self._start_cluster(cache),
+                    self._start_postgres(postgres, replica),
+                ]
             )
-            stage = self._assemble(directory, locks, cache, postgres)
+            dsn = postgres.dsn_of(DATABASE)
+            sidecar = self._sidecar(directory, {"locks": locks, "cache": cache}, postgres, replica)
+            stage = _Stage(directory, locks, cache, postgres, replica, dsn, sidecar)
             await stack.enter_async_context(stage.sidecar)
             self._say("sidecache is ready")
             yield stage
@@ -140,8 +180,9 @@ class _Demo:
         count = f"{len(cluster.primaries)} primaries and {len(cluster.replicas)} replicas"
         self._say(f"{cluster.name}: {count}, cluster_state:ok on all")
 
-    async def _fill(self, postgres: Postgres) -> None:
-        await postgres.start()
+    async def _start_postgres(self, postgres: Postgres, replica: Standby | None) -> None:
+        """Start PostgreSQL with the sample, and with what sidecache needs there itself."""
+        watches, _ = await asyncio.gather(asyncio.to_thread(_watches), postgres.start())
         self._say("PostgreSQL takes connections")
         dsn = await postgres.create_database(DATABASE)
         rows = await sample.load(dsn, self._options.seed)
@@ -149,30 +190,41 @@ class _Demo:
         self._say(
             f"PostgreSQL: {seats:,} seats of {events} events loaded (--seed {self._options.seed})"
         )
+        await installing.run(dsn, watches, apply=True, remove=False)
+        if replica is not None:
+            await replica.start()
+            self._say("PostgreSQL: a replica follows")
 
-    def _assemble(
-        self, directory: Path, locks: Cluster, cache: Cluster, postgres: Postgres
-    ) -> _Stage:
+    def _sidecar(
+        self,
+        directory: Path,
+        clusters: Mapping[str, Cluster],
+        postgres: Postgres,
+        replica: Standby | None,
+    ) -> Sidecar:
         options = self._options
-        dsn = postgres.dsn_of(DATABASE)
+        replicas = [] if replica is None else [replica.dsn_of(DATABASE)]
         home = directory / "sidecache"
         listen = {"tcp": free_address(options.port)}
         if len(str(home)) <= LONGEST_SOCKET_DIRECTORY:
             listen["unix"] = str(home / "redis.sock")
+        if options.cluster_port is not None:
+            listen["cluster"] = free_address(options.cluster_port)
         configuration = configuration_for(
-            {"locks": locks, "cache": cache},
+            clusters,
             listen=listen,
             admin=free_address(options.admin_port),
-            database={"url": dsn},
-            policies=str(files("proxy") / "policies"),
+            database={"url": postgres.dsn_of(DATABASE), "replicas": replicas},
+            journal={"directory": str(home / "journal")},
+            policies=str(POLICIES),
         )
-        sidecar = Sidecar(configuration, home)
-        return _Stage(directory, locks, cache, postgres, dsn, sidecar)
+        return Sidecar(configuration, home)
 
     def _refuse_taken_ports(self) -> None:
         for flag, port in (
             ("--port", self._options.port),
             ("--admin-port", self._options.admin_port),
+            ("--cluster-port", self._options.cluster_port),
         ):
             if port and not port_is_free(port):
                 raise EmbeddedError(f"port {port} is taken; choose another with {flag}, or 0")
@@ -196,6 +248,11 @@ class _Demo:
 
     def _say(self, text: str) -> None:
         print(f"{time.monotonic() - self._started:5.1f} s  {text}", flush=True)
+
+
+def _watches() -> tuple[Watch, ...]:
+    """Return which tables the shipped policies want to hear of."""
+    return planning.watches_of(compiler.read(POLICIES, None))
 
 
 @contextlib.contextmanager
@@ -232,6 +289,7 @@ def _description(stage: _Stage) -> dict[str, Any]:
             "host": sidecar.host,
             "port": sidecar.port,
             "unix": str(sidecar.unix) if sidecar.unix else None,
+            "cluster_port": sidecar.cluster_port,
             "pid": sidecar.pid,
             "config": str(sidecar.file),
         },
@@ -243,6 +301,10 @@ def _description(stage: _Stage) -> dict[str, Any]:
         "locks": {"nodes": [_describe_node(node) for node in stage.locks.nodes]},
         "cache": {"nodes": [_describe_node(node) for node in stage.cache.nodes]},
         "postgres": {"dsn": stage.dsn, "pid": stage.postgres.pid},
+        "replicas": [
+            {"dsn": replica.dsn_of(DATABASE), "pid": replica.pid}
+            for replica in filter(None, [stage.replica])
+        ],
         "directory": str(stage.directory),
     }
 
@@ -258,27 +320,29 @@ def _describe_node(node: Node) -> dict[str, Any]:
 
 
 INTRODUCTION = """
-  clients      {url}{unix}
+  clients      {url}{unix}{cluster}
   admin        {admin}   (/livez /readyz /metrics)
   PostgreSQL   {dsn}
 
 Five things to try:
 {missing}
-  1. A value through the proxy, on two real clusters:
+  1. Values through the proxy, on two real clusters; MSET over all three primaries:
        redis-cli -p {port} set greeting hello
-       redis-cli -p {port} get greeting
-  2. One command over all three primaries, which a cluster itself refuses:
        redis-cli -p {port} mset a 1 b 2 c 3
-       redis-cli -p {port} mget a b c
-  3. Kill the primary that holds the greeting; its replica takes over within seconds:
+  2. A row of PostgreSQL that Redis does not have; change it there and ask again:
+       redis-cli -p {port} get venue:venue_1
+       {psql} {dsn} -c "UPDATE venues SET name = 'The New Name' WHERE id = 'venue_1'"
+       redis-cli -p {port} get venue:venue_1
+  3. A count that PostgreSQL hears of within five seconds:
+       redis-cli -p {port} hincrby user_activity:usr_1:daily:{today} page_views 1
+       {psql} {dsn} -c "TABLE user_activity_log"
+  4. Kill the primary that holds the greeting; its replica takes over within seconds:
        {kill}
        redis-cli -p {port} get greeting
-  4. What the proxy saw:
-       curl -s {admin}/metrics | grep ^sidecache_
-  5. The truth behind the cache:
-       {psql} {dsn} -c "SELECT event_id, status, count(*)
-         FROM seat_booking_state GROUP BY 1, 2 ORDER BY 1, 2"
+  5. What the proxy saw, and where answers about rows came from:
+       curl -s {admin}/metrics | grep ^sidecache_origin_answers
 
+`sidecache demo --outage` kills all of Redis under load and shows who answers.
 Ctrl-C stops everything."""
 
 
@@ -286,16 +350,29 @@ def _introduction(stage: _Stage, holder: Node) -> str:
     return INTRODUCTION.format(
         url=stage.sidecar.url,
         unix=f"   unix://{stage.sidecar.unix}" if stage.sidecar.unix else "",
+        cluster=_cluster_line(stage.sidecar),
         admin=stage.sidecar.admin_url,
         port=stage.sidecar.port,
         dsn=stage.dsn,
         psql=stage.postgres.program.path / "psql",
         kill=f"kill -9 {holder.pid}" if holder.pid else f"(stop the node {holder.address})",
+        today=f"{datetime.now(UTC):%Y-%m-%d}",
         missing="" if shutil.which("redis-cli") else "  (redis-cli: apt-get install redis-tools)\n",
     )
+
+
+def _cluster_line(sidecar: Sidecar) -> str:
+    port = sidecar.cluster_port
+    return "" if port is None else f"   redis-cli -c -p {port} (as one node of a Redis Cluster)"
 
 
 def _port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text} is no port: 0 (any free one) to 65535")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    if not text.isascii() or not text.isdigit() or not 10 <= int(text) <= 3600:
+        raise argparse.ArgumentTypeError(f"{text} is no length of a story: 10 to 3600 seconds")
+    return float(text)

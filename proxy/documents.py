@@ -14,10 +14,11 @@ What a field means is left to the models (`documents` knows only that they are p
 """
 
 import difflib
+import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,9 @@ MAX_FILE_BYTES = 1 << 20
 
 # The language is nine levels deep. The limit keeps a file of brackets from costing anything.
 MAX_DEPTH = 32
+
+# Of one file as YAML. Whoever has more has not written it by hand.
+MAX_MISTAKES = 200
 
 # A longer word was not meant to be one of ours, and comparing costs its length squared.
 MAX_SUGGESTION = 64  # characters
@@ -114,7 +118,10 @@ def suggest(word: str, allowed: Iterable[str]) -> str:
     if len(word) > MAX_SUGGESTION:
         return ""
     options = {option.casefold(): option for option in allowed}
-    near = difflib.get_close_matches(word.casefold(), options, n=1, cutoff=0.6)
+    # Two letters the wrong way round are the most frequent slip, and not the likeliest by measure.
+    letters = sorted(word.casefold())
+    swapped = [option for option in options if sorted(option) == letters]
+    near = swapped or difflib.get_close_matches(word.casefold(), options, n=1, cutoff=0.6)
     return f'; did you mean "{options[near[0]]}"?' if near else ""
 
 
@@ -133,18 +140,65 @@ class _Broken(Exception):
         self.line, self.column, self.message = line, column, message
 
 
+class Reading(NamedTuple):
+    """What could be read of a file, and what is wrong with it as YAML.
+
+    Of a file that is cut, because it could not be read to its end, there is the beginning;
+    `unfinished` are the places of the mappings and lists whose end is missing, so nobody can say
+    what they lack.
+    """
+
+    root: Node | None
+    mistakes: list[Mistake]
+    cut: bool = False
+    unfinished: frozenset[tuple[int, int]] = frozenset()
+
+
 def read(path: Path) -> tuple[Node | None, list[Mistake]]:
     """Return the tree of a file, or None, and what is wrong with it as YAML."""
-    mistakes: list[Mistake] = []
+    found = read_far(path)
+    return None if found.cut else found.root, found.mistakes
+
+
+def read_far(path: Path) -> Reading:
+    """Return the tree of a file as far as it can be read, and what is wrong with it as YAML."""
+    composer = _Composer(str(path))
     try:
-        text = _text(path)
-        root = _compose(text, str(path), mistakes)
+        root = composer.compose(_text(path))
         if root is None or root.value is None:
             raise _Broken(1, 1, "the file says nothing; write something or delete it")
     except _Broken as error:
-        mistakes.append(Mistake(str(path), error.line, error.column, error.message))
-        return None, mistakes
-    return root, mistakes
+        mistake = Mistake(str(path), error.line, error.column, error.message)
+        unfinished = frozenset((node.line, node.column) for node in composer.unfinished())
+        return Reading(composer.root, [*composer.mistakes, mistake], True, unfinished)
+    return Reading(root, composer.mistakes)
+
+
+def read_json(path: Path) -> tuple[Any, Node, list[Mistake]]:
+    """Return the value of a JSON file, the same as a tree with places, and what is wrong with it.
+
+    Where YAML, which reads the places, does not take all that JSON allows, the tree is bare.
+    """
+    try:
+        text = _text(path)
+        value = json.loads(text)
+    except _Broken as error:
+        mistake = Mistake(str(path), error.line, error.column, error.message)
+    except json.JSONDecodeError as error:
+        mistake = Mistake(str(path), error.lineno, error.colno, f"not JSON: {error.msg}")
+    except (ValueError, RecursionError):
+        message = "not JSON that can be read: nested too deep, or a number of too many digits"
+        mistake = Mistake(str(path), 1, 1, message)
+    else:
+        return value, _places(text), []
+    return None, Node(None, 1, 1), [mistake]
+
+
+def _places(text: str) -> Node:
+    try:
+        return _Composer("").compose(text) or Node(None, 1, 1)
+    except _Broken:
+        return Node(None, 1, 1)
 
 
 def _text(path: Path) -> str:
@@ -167,34 +221,43 @@ def _text(path: Path) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         line, column = _line_column(data[: error.start].decode())
-        raise _Broken(line, column, "is not UTF-8 text") from None
+        utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+        hint = "; it looks like UTF-16: save it as UTF-8" if utf16 else ""
+        raise _Broken(line, column, f"is not UTF-8 text{hint}") from None
 
 
 def _line_column(before: str) -> tuple[int, int]:
     return before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
 
 
-def _events(text: str) -> Iterator[yaml.Event]:
-    """Yield the events of a text; what YAML calls an error becomes ours."""
-    try:
-        yield from yaml.parse(text, Loader=yaml.CSafeLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        message = ", ".join(part for part in (error.problem, error.context) if part)
-        lines = text.splitlines()
-        if line <= len(lines) and lines[line - 1][: max(column, 1)].strip(" ").startswith("\t"):
-            message = "a tab; YAML is indented with spaces"
-        raise _Broken(line, column, f"not YAML: {message}") from None
-    except yaml.reader.ReaderError as error:
-        # libyaml counts bytes.
-        before = text.encode()[: error.position].decode(errors="ignore")
-        raise _Broken(*_line_column(before), f"a character that YAML does not allow: {error.reason}"
-                      ) from None  # fmt: skip
+# What libyaml says, and what most likely is the matter.
+_MEANT = {
+    "did not find expected key": "is this line indented like those it belongs with? Text that "
+    "begins with { [ or a quote goes into quotes as a whole",
+    "mapping values are not allowed": "is this line indented like the one above? Text with a colon "
+    "and a blank goes into quotes",
+    "cannot start any token": "text that begins with @, %, & or a backquote goes into quotes",
+    "did not find expected alphabetic": "text that begins with * or & goes into quotes",
+    "unexpected ':'": "within {…} text with a colon goes into quotes",
+    "did not find expected ','": "a bracket that is not closed, or text within brackets that "
+    "needs quotes",
+    "unexpected end of stream": "a quote that is not closed",
+}
 
 
-def _start(event: Any) -> tuple[int, int]:
-    return event.start_mark.line + 1, event.start_mark.column + 1
+def _not_yaml(error: yaml.MarkedYAMLError, text: str) -> _Broken:
+    """Return libyaml's complaint as ours, with what it has most likely found."""
+    mark = error.problem_mark or error.context_mark
+    line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+    lines = text.splitlines()
+    if line <= len(lines) and lines[line - 1][: max(column, 1)].strip(" ").startswith("\t"):
+        return _Broken(line, column, "not YAML: a tab; YAML is indented with spaces")
+    message = ", ".join(part for part in (error.problem, error.context) if part)
+    begun = error.context_mark
+    if begun is not None and error.context and "flow" in error.context:
+        message += f" that begins on line {begun.line + 1}"
+    hint = next((hint for words, hint in _MEANT.items() if words in message), "")
+    return _Broken(line, column, f"not YAML: {message}{'; ' * bool(hint)}{hint}")
 
 
 class _Open(NamedTuple):
@@ -204,72 +267,100 @@ class _Open(NamedTuple):
     key: list[tuple[str, int, int] | None]
 
 
-def _compose(text: str, path: str, mistakes: list[Mistake]) -> Node | None:
-    """Put the events of one document together."""
-    root: Node | None = None
-    stack: list[_Open] = []
-    for event in _events(text):
-        line, column = _start(event)
-        if isinstance(event, yaml.ScalarEvent):
-            _refuse_tag(event, path, mistakes)
-            node = Node(_resolve(event), line, column)
-        elif isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
-            _refuse_tag(event, path, mistakes)
-            node = Node({} if isinstance(event, yaml.MappingStartEvent) else [], line, column)
-        elif isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
-            stack.pop()
-            continue
-        elif isinstance(event, yaml.AliasEvent):
-            raise _Broken(line, column, "aliases are not allowed; what all share goes to defaults")
-        elif isinstance(event, yaml.DocumentStartEvent) and root is not None:
+class _Composer:
+    """Puts the events of one document together."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._stack: list[_Open] = []
+        self.root: Node | None = None
+        self.mistakes: list[Mistake] = []
+
+    def unfinished(self) -> list[Node]:
+        return [open_.node for open_ in self._stack]
+
+    def compose(self, text: str) -> Node | None:
+        """Return the root of the document; what YAML calls an error becomes a `_Broken`."""
+        try:
+            # A mark of Windows' editors that says nothing in UTF-8.
+            parser = yaml.CSafeLoader(text.removeprefix("\ufeff"))
+            while type(event := parser.get_event()) is not yaml.StreamEndEvent:
+                self._take(event)
+        except yaml.MarkedYAMLError as error:
+            raise _not_yaml(error, text) from None
+        except yaml.reader.ReaderError as error:
+            # libyaml counts bytes.
+            before = text.encode()[: error.position].decode(errors="ignore")
+            raise _Broken(
+                *_line_column(before), f"a character that YAML does not allow: {error.reason}"
+            ) from None
+        return self.root
+
+    def _take(self, event: Any) -> None:
+        kind = type(event)
+        if kind is yaml.MappingEndEvent or kind is yaml.SequenceEndEvent:
+            self._stack.pop()
+            return
+        line, column = event.start_mark.line + 1, event.start_mark.column + 1
+        value: object
+        if kind is yaml.ScalarEvent:
+            value = _resolve(event)
+        elif kind is yaml.MappingStartEvent:
+            value = {}
+        elif kind is yaml.SequenceStartEvent:
+            value = []
+        elif kind is yaml.AliasEvent:
+            self._complain(line, column, "aliases are not allowed; what all share goes to defaults")
+            self._put(Node(None, line, column), "*")
+            return
+        elif kind is yaml.DocumentStartEvent and self.root is not None:
             raise _Broken(line, column, "a second document; one file holds one")
         else:
-            continue
-        if stack:
-            _place(stack[-1], node, event, path, mistakes)
-        else:
-            root = node
-        if isinstance(node.value, dict | list):
-            if len(stack) == MAX_DEPTH:
+            return
+        if event.tag is not None:
+            self._complain(line, column, "tags (!…) are not allowed; leave it out")
+        node = Node(value, line, column)
+        self._put(node, event.value if kind is yaml.ScalarEvent else None)
+        if kind is not yaml.ScalarEvent:
+            if len(self._stack) == MAX_DEPTH:
                 raise _Broken(line, column, f"nested deeper than {MAX_DEPTH} levels")
-            stack.append(_Open(node, [None]))
-    return root
+            self._stack.append(_Open(node, [None]))
 
+    def _complain(self, line: int, column: int, message: str) -> None:
+        if len(self.mistakes) == MAX_MISTAKES:
+            raise _Broken(line, column, "there are more mistakes than this behind here")
+        self.mistakes.append(Mistake(self._path, line, column, message))
 
-def _place(
-    parent: _Open, node: Node, event: yaml.Event, path: str, mistakes: list[Mistake]
-) -> None:
-    """Add a node to the mapping or list that it stands in."""
-    if isinstance(parent.node.value, list):
-        parent.node.value.append(node)
-        return
-    waiting = parent.key[0]
-    if waiting is None:
-        if not isinstance(event, yaml.ScalarEvent):
-            raise _Broken(node.line, node.column, "a key must be a word; put {…} in quotes")
-        # The text as written: `on`, `1` and `null` are keys like any other.
-        parent.key[0] = (event.value, node.line, node.column)
-        return
-    key, line, column = waiting
-    parent.key[0] = None
-    first = parent.node.value.get(key)
-    if first is not None:
-        message = f"the key {quote(key)} stands here twice, first on line {first.line}"
-        mistakes.append(Mistake(path, line, column, message))
-        return
-    parent.node.value[key] = Entry(line, column, node)
-
-
-def _refuse_tag(event: Any, path: str, mistakes: list[Mistake]) -> None:
-    if event.tag is not None:
-        line, column = _start(event)
-        mistakes.append(Mistake(path, line, column, "tags (!…) are not allowed; leave it out"))
+    def _put(self, node: Node, written: str | None) -> None:
+        """Add a node to the mapping or list that it stands in; written is the text of a scalar."""
+        if not self._stack:
+            self.root = node
+            return
+        parent, key = self._stack[-1]
+        if isinstance(parent.value, list):
+            parent.value.append(node)
+        elif key[0] is None:
+            if written is None:
+                raise _Broken(node.line, node.column, "a key must be a word; put {…} in quotes")
+            # The text as written: `on`, `1` and `null` are keys like any other.
+            key[0] = (written, node.line, node.column)
+        else:
+            (name, line, column), key[0] = key[0], None
+            first = parent.value.get(name)
+            if name == "<<":
+                self._complain(line, column, "<< merges nothing here; what all share goes to "
+                               "defaults")  # fmt: skip
+            elif first is not None:
+                self._complain(line, column, f"the key {quote(name)} stands here twice, first on "
+                               f"line {first.line}")  # fmt: skip
+            else:
+                parent.value[name] = Entry(line, column, node)
 
 
 def _resolve(event: yaml.ScalarEvent) -> object:
     """Return what a scalar means: text in quotes stays text, and so does most without."""
     text: str = event.value
-    if not event.implicit[0]:
+    if not event.implicit[0] or (text[:1].isalpha() and text not in _CONSTANTS):
         return text
     if text in _CONSTANTS:
         return _CONSTANTS[text]

@@ -8,16 +8,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from proxy.documents import Mistake, suggest
+from proxy.documents import Mistake, Node, suggest
+from proxy.validation import Location
 
 PREFIX = "SIDECACHE_"
 
 _FIELDS: dict[str, tuple[str, ...]] = {
     "SIDECACHE_LISTEN": ("listen", "tcp"),
+    "SIDECACHE_CLUSTER_LISTEN": ("listen", "cluster"),
+    "SIDECACHE_CLUSTER_ANNOUNCE": ("listen", "cluster_announce"),
     "SIDECACHE_UNIX": ("listen", "unix"),
     "SIDECACHE_UNIX_MODE": ("listen", "unix_mode"),
     "SIDECACHE_ADMIN": ("admin",),
-    "SIDECACHE_POLICIES": ("policies",),
+    "SIDECACHE_POLICIES": ("policies", "path"),
+    "SIDECACHE_JOURNAL": ("journal", "directory"),
     "SIDECACHE_DRAIN_TIMEOUT": ("drain", "timeout"),
     "SIDECACHE_PASSWORD": ("users", "default", "password"),
     "SIDECACHE_PASSWORD_FILE": ("users", "default", "password_file"),
@@ -43,7 +47,8 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "--listen": ("listen", "tcp"),
     "--unix": ("listen", "unix"),
     "--admin": ("admin",),
-    "--policies": ("policies",),
+    "--policies": ("policies", "path"),
+    "--database": ("database", "url"),
     "--locks-url": ("clusters", "locks", "nodes"),
     "--cache-url": ("clusters", "cache", "nodes"),
 }
@@ -52,7 +57,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
 _SECRETS = frozenset({"url", "nodes", "password"})
 
 # Where a path of the environment or of a flag starts: here, and not at the configuration file.
-_PATHS = frozenset({"unix", "policies", "url_file", "nodes_file", "password_file"})
+_PATHS = frozenset({"unix", "path", "directory", "url_file", "nodes_file", "password_file"})
 
 # The file itself, the servers that demo and tests start, and what a Kubernetes service named
 # "sidecache" puts into every pod of its namespace.
@@ -125,3 +130,20 @@ def _twin(location: tuple[str, ...]) -> tuple[str, ...]:
     *above, name = location
     other = name.removesuffix("_file") if name.endswith("_file") else f"{name}_file"
     return (*above, other)
+
+
+class Locator:
+    """Tells the place of a location: a variable, a flag, or a line of the file."""
+
+    def __init__(self, path: Path | None, root: Node, sources: Sources) -> None:
+        self._path = str(path) if path else "configuration"
+        self._root = root
+        self._sources = sources
+
+    def __call__(self, location: Location, key: bool) -> tuple[str, int, int]:
+        for length in range(len(location), 0, -1):
+            source = self._sources.origins.get(tuple(map(str, location[:length])))
+            if source is not None:
+                return source, 0, 0
+        line, column = self._root.place(location, key=key)
+        return self._path, line, column

@@ -32,6 +32,56 @@ class StartError(SidecacheError):
     """Something that is needed to run is missing or cannot be started."""
 
 
+class JournalError(StartError):
+    """The journal of write-behind is used by another process, damaged, or cannot be written."""
+
+
+class JournalRefused(SidecacheError):
+    """An entry that was not journalled; with certain, it will not be replayed either."""
+
+    def __init__(self, reason: str, *, certain: bool) -> None:
+        super().__init__(reason)
+        self.certain = certain
+
+
+class OriginError(SidecacheError):
+    """PostgreSQL gave no answer; `line` is what a client hears who waits for one."""
+
+    def __init__(self, reason: str, line: bytes) -> None:
+        super().__init__(reason)
+        self.line = line
+
+
+class OriginBusy(OriginError):
+    """There is no room, or PostgreSQL gave up before it changed anything. Later it may work."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, ORIGIN_BUSY)
+
+
+class OriginDown(OriginError):
+    """PostgreSQL is not there, or was lost or late; `sent` where the statement may have run."""
+
+    def __init__(self, reason: str, *, sent: bool = False) -> None:
+        super().__init__(reason, ORIGIN_DOWN)
+        self.sent = sent
+
+
+class OriginRefused(OriginError):
+    """PostgreSQL refuses this statement with these values, now and again."""
+
+    def __init__(self, reason: str, sqlstate: str) -> None:
+        super().__init__(f"{reason} (SQLSTATE {sqlstate})", origin_refused(sqlstate))
+        self.sqlstate = sqlstate
+
+
+class OriginMisfit(OriginError):
+    """The rows that PostgreSQL answered do not make what the policy promises."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, ORIGIN_MISFIT)
+
+
 def quoted(text: bytes, limit: int = QUOTED_BYTES) -> str:
     """Return a client's bytes as printable ASCII of at most limit characters."""
     plain = text[:limit].decode("latin-1")
@@ -51,15 +101,41 @@ def line(text: str) -> bytes:
 SYNTAX = line("ERR syntax error")
 NOT_AN_INTEGER = line("ERR value is not an integer or out of range")
 NUMKEYS = line("ERR numkeys should be greater than 0")
+TOO_MANY_KEYS = line("ERR Number of keys can't be greater than number of args")
+NEGATIVE_KEYS = line("ERR Number of keys can't be negative")
+BAD_NUMBER_OF_KEYS = line("ERR Bad number of keys provided")
 CROSSSLOT = line("CROSSSLOT Keys in request don't hash to the same slot")
 CROSS_CLUSTER = line("CROSSSLOT Keys in request live in different clusters")
 CLUSTER_DISABLED = line("ERR This instance has cluster support disabled")
+INVALID_SLOT = line("ERR Invalid slot")
 SELECT_REFUSED = line("ERR SELECT is not allowed in cluster mode")
 DB_OUT_OF_RANGE = line("ERR DB index is out of range")
 COPY_DB_REFUSED = line("ERR Copying to another database is not allowed in cluster mode")
 SORT_BY_REFUSED = line("ERR BY option of SORT denied in Cluster mode.")
 SORT_GET_REFUSED = line("ERR GET option of SORT denied in Cluster mode.")
-BLOCK_REFUSED = line("ERR BLOCK is not offered here: read without BLOCK and ask again")
+
+NO_FLOAT = line("ERR min or max is not a float")
+NO_LEXICAL_RANGE = line("ERR min or max not valid string range item")
+LIMIT_BY_RANK = line(
+    "ERR syntax error, LIMIT is only supported in combination with either BYSCORE or BYLEX"
+)
+SCORES_BY_LEX = line("ERR syntax error, WITHSCORES not supported in combination with BYLEX")
+ZERO_RANK = line(
+    "ERR RANK can't be zero: use 1 to start from the first match, 2 from the second ... or use "
+    "negative to start from the end of the list"
+)
+NEGATIVE_COUNT = line("ERR COUNT can't be negative")
+NEGATIVE_MAXLEN = line("ERR MAXLEN can't be negative")
+
+INVALID_CURSOR = line("ERR invalid cursor")
+LONG_PATTERN = line("ERR the pattern is too long: keys that it may mean have other names at nodes")
+SLOTS_ARE_MOVING = line("TRYAGAIN Slots are on their way to another node; go on with this cursor")
+KEYS_TOO_MANY = line("ERR too many keys for one reply of KEYS: use SCAN")
+FLUSH_REFUSED = line("NOPERM policy lets no cluster be flushed")
+
+
+def out_of_range(least: int, most: int) -> bytes:
+    return line(f"ERR value is out of range, value must between {least} and {most}")
 
 
 def unknown_command(name: bytes, arguments: Sequence[bytes] = ()) -> bytes:
@@ -70,6 +146,11 @@ def unknown_command(name: bytes, arguments: Sequence[bytes] = ()) -> bytes:
             break
         begin += f"'{quoted(argument, QUOTED_BYTES - len(begin))}' "
     return line(f"ERR unknown command '{quoted(name)}', with args beginning with: {begin}")
+
+
+def no_command(name: bytes) -> bytes:
+    """Return Redis' line for a command that a user may not send."""
+    return line(f"NOPERM this user has no permissions to run the '{quoted(name)}' command")
 
 
 def unknown_subcommand(container: bytes, word: bytes | None) -> bytes:
@@ -116,6 +197,10 @@ def unrecognized_option(option: bytes) -> bytes:
 # --- Introspection
 
 NO_SUCH_CLIENT = line("ERR No such client")
+PAUSE_MODE = line("ERR CLIENT PAUSE mode must be WRITE or ALL")
+PAUSE_NOT_AN_INTEGER = line("ERR timeout is not an integer or out of range")
+PAUSE_NEGATIVE = line("ERR timeout is negative")
+SLOWLOG_COUNT = line("ERR count should be greater than or equal to -1")
 BAD_CLIENT_ID = line("ERR Invalid client ID")
 CLIENT_ID_NOT_POSITIVE = line("ERR client-id should be greater than 0")
 MAXAGE_NOT_POSITIVE = line("ERR maxage should be greater than 0")
@@ -131,6 +216,30 @@ COMMAND_WITHOUT_KEYS = line("ERR The command has no key arguments")
 
 def unknown_client_type(word: bytes) -> bytes:
     return line(f"ERR Unknown client type '{quoted(word)}'")
+
+
+def user_not_found(name: bytes) -> bytes:
+    return line(f"ERR User '{quoted(name)}' not found")
+
+
+def command_not_found(name: bytes) -> bytes:
+    return line(f"ERR Command '{quoted(name)}' not found")
+
+
+def unknown_or_arity(container: bytes, word: bytes) -> bytes:
+    """Return Redis' line for a sub-command that counts its words itself."""
+    return line(
+        f"ERR unknown subcommand or wrong number of arguments for '{quoted(word)}'. "
+        f"Try {quoted(container.upper())} HELP."
+    )
+
+
+def no_samples(event: bytes) -> bytes:
+    return line(f"ERR No samples available for event '{quoted(event)}'")
+
+
+def unknown_node(name: bytes) -> bytes:
+    return line(f"ERR Unknown node {quoted(name)}")
 
 
 def no_such_user(name: bytes) -> bytes:
@@ -150,6 +259,73 @@ def key_refused(keyspace: str | None, rule: str) -> bytes:
     return line(f"POLICY key refused by {where}: {rule}")
 
 
+def no_json(keyspace: str, fault: str) -> bytes:
+    """Return the line for a value that is no JSON, with %d where it says which byte shows it."""
+    rule = f"it is no valid JSON ({fault} at byte %d)"
+    return line(f"POLICY value refused by keyspace '{keyspace}': {rule}")
+
+
+def no_fit(keyspace: str, pointer: str, keyword: str) -> bytes:
+    """Return the line for a value of which a part does not fit the keyspace's schema."""
+    rule = f"its schema says otherwise at {pointer or 'its top'} ({keyword})"
+    return line(f"POLICY value refused by keyspace '{keyspace}': {rule}")
+
+
+def value_in_parts(keyspace: str) -> bytes:
+    rule = "this command does not carry it whole, and only so it can be judged"
+    return line(f"POLICY value refused by keyspace '{keyspace}': {rule}")
+
+
+def too_large(keyspace: str, what: str, most: int) -> bytes:
+    """Return the line for a value or member of more than so many bytes."""
+    return line(f"POLICY {what} refused by keyspace '{keyspace}': it has more than {most} bytes")
+
+
+def without_time(keyspace: str) -> bytes:
+    """Return the line for a command that would make a key without a time to live."""
+    return line(f"POLICY keyspace '{keyspace}' takes no key without a time to live")
+
+
+def over_bound(owner: str, bound: str, limit: int) -> bytes:
+    """Return the line for an argument that asks for too much; owner is a keyspace or a role."""
+    return line(f"POLICY argument refused by {owner}: {bound} is at most {limit}")
+
+
+def rate_limited(owner: str, limit: str) -> bytes:
+    """Return the beginning of the line for a command beyond a limit: milliseconds follow it."""
+    return line(f"RATELIMITED {owner} allows {limit}; retry_after_ms=")[:-2]
+
+
+# --- Write-behind
+
+JOURNAL_FULL = line("WBFULL Too much waits to be written to PostgreSQL; nothing was changed")
+JOURNAL_REFUSED = line("DEGRADED The journal could not be written; nothing was changed")
+UNKNOWN_WRITE = line("ERR Outcome unknown: the write was not confirmed in time")
+NOT_A_FLOAT = line("ERR value is not a valid float")
+
+
+def not_behind(keyspace: str, rule: str) -> bytes:
+    """Return the line for a write that cannot be told to PostgreSQL later."""
+    return line(f"POLICY write refused by keyspace '{keyspace}': {rule}")
+
+
+# --- Pub/sub
+
+NO_CHANNEL = line(
+    "NOPERM this user has no permissions to access one of the channels used as arguments"
+)
+LONG_CHANNEL = line("ERR a channel's name is too long")
+TOO_MANY_SUBSCRIPTIONS = line("ERR too many subscriptions")
+NOT_SUBSCRIBED = line("CLUSTERDOWN No node that can be listened to is reachable")
+
+
+def in_subscriber_mode(name: bytes) -> bytes:
+    return line(
+        f"ERR Can't execute '{quoted(name)}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT "
+        "/ RESET are allowed in this context"
+    )
+
+
 # --- Nodes
 
 # Nothing ran, or nothing but a read: trying again is safe, so the word says so.
@@ -167,6 +343,70 @@ def partial(error: bytes, succeeded: int, parts: int) -> bytes:
     return f"{text} ({succeeded} of {parts} parts succeeded)\r\n".encode("latin-1")
 
 
+# --- PostgreSQL
+
+# Nothing for a key would be taken for "no such row", and the application would ask PostgreSQL
+# itself: shed load is an error, of a word that clients repeat or pass on but never reconnect for.
+ORIGIN_BUSY = line("TRYAGAIN PostgreSQL has no room for this now")
+ORIGIN_DOWN = line("PGDOWN PostgreSQL cannot be reached")
+ORIGIN_MISFIT = line("ERR the rows of PostgreSQL do not make the value of this key")
+ORIGIN_UNKNOWN = line("ERR Outcome unknown: PostgreSQL was lost after the write was sent to it")
+DEGRADED = line("DEGRADED this command needs Redis, which is away")
+
+
+def no_row(keyspace: str) -> bytes:
+    return line(f"POLICY write refused by keyspace '{keyspace}': PostgreSQL has no such row")
+
+
+def no_statement(keyspace: str) -> bytes:
+    """Return the line for a write that a keyspace's statement cannot carry out."""
+    rule = "its statement for PostgreSQL cannot do this"
+    return line(f"POLICY command refused by keyspace '{keyspace}': {rule}")
+
+
+def no_column(keyspace: str) -> bytes:
+    rule = "its statement for PostgreSQL does not write all of these fields"
+    return line(f"POLICY value refused by keyspace '{keyspace}': {rule}")
+
+
+def not_in_transaction(keyspace: str) -> bytes:
+    rule = "its writes go to PostgreSQL, which takes no part in a transaction"
+    return line(f"POLICY command refused by keyspace '{keyspace}': {rule}")
+
+
+def origin_refused(sqlstate: str) -> bytes:
+    """Return the line for a statement that PostgreSQL refuses; its own words may quote rows."""
+    return line(f"ERR PostgreSQL refused this (SQLSTATE {quoted(sqlstate.encode())})")
+
+
+# --- Transactions
+
+NESTED_MULTI = line("ERR MULTI calls can not be nested")
+WATCH_IN_MULTI = line("ERR WATCH inside MULTI is not allowed")
+EXEC_WITHOUT_MULTI = line("ERR EXEC without MULTI")
+DISCARD_WITHOUT_MULTI = line("ERR DISCARD without MULTI")
+NOT_IN_TRANSACTION = line("ERR Command not allowed inside a transaction")
+EXECABORT = line("EXECABORT Transaction discarded because of previous errors.")
+TRANSACTION_EXPIRED = line("EXECABORT Transaction discarded because it was open for too long")
+
+
+def discarded(error: bytes) -> bytes:
+    """Return the line for a transaction that ends because of an error of EXEC itself."""
+    return line(f"EXECABORT Transaction discarded because of: {error[5:-2].decode('latin-1')}")
+
+
+def transaction_too_large(most: int, what: str) -> bytes:
+    return line(f"ERR A transaction holds at most {most} {what}")
+
+
+# --- Clients that have a connection of their own
+
+MAX_BLOCKED = line("ERR max number of blocked clients reached")
+MAX_WATCHING = line("ERR max number of watching clients reached")
+MAX_WATCHED = line("ERR max number of watched keys reached")
+UNBLOCKED = line("UNBLOCKED client unblocked via CLIENT UNBLOCK")
+UNBLOCK_REASON = line("ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR")
+
 # --- Connections
 
 INTERNAL = line("ERR Internal error of the proxy; its log says more")
@@ -175,7 +415,8 @@ MAX_CLIENTS = line("ERR max number of clients reached")
 # What the data plane answers without asking Python.
 DATA_PLANE = Errors(
     noauth=NOAUTH,
-    noperm=line("NOPERM this user has no permissions to run this command"),
+    no_key=line("NOPERM No permissions to access a key"),
+    long_key=line("POLICY key refused: it is longer than the keys of this role may be"),
     crossslot=CROSSSLOT,
     cross_cluster=CROSS_CLUSTER,
     clusterdown=CLUSTERDOWN,
@@ -183,5 +424,7 @@ DATA_PLANE = Errors(
     syntax=SYNTAX,
     overloaded=OVERLOADED,
     unmatched=key_refused(None, "a key must belong to a keyspace"),
+    wrong_type=line("WRONGTYPE Operation against a key holding the wrong kind of value"),
     bad_key=key_refused(None, "it is too long or has control characters"),
+    reserved=key_refused(None, "names that begin with sidecache: are the proxy's own"),
 )

@@ -1,4 +1,5 @@
 """Where the keys of a command are, for callers that are not in a hurry: COMMAND GETKEYS, explain.
+And how clients name a key that a node names.
 
 The data plane has its own finder, in C. Both follow the rules of the table's column `keys`, and
 both are held against COMMAND GETKEYS of real servers.
@@ -10,8 +11,12 @@ the keys are not certain is not sent.
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from proxy import wire
 from proxy.commands import Row
 from proxy.wire.rules import KeyKind
+
+# Keys of the proxy itself begin so, in every cluster.
+INTERNAL = b"sidecache:"
 
 
 def find_keys(row: Row, arguments: Sequence[bytes]) -> list[int] | None:
@@ -40,10 +45,11 @@ def _numkeys(row: Row, arguments: Sequence[bytes]) -> list[int] | None:
     if not (text.isdigit() and len(text) <= 10) or (text[:1] == b"0" and text != b"0"):
         return None
     count, start = int(text), row.keys.first + 1
-    if start + count > len(arguments) or (count == 0 and "scripting" not in row.groups):
+    end = start + count * row.keys.step
+    if end > len(arguments) or (count == 0 and "scripting" not in row.groups):
         return None
     extra = [row.keys.last] if row.keys.last else []
-    return extra + list(range(start, start + count))
+    return extra + list(range(start, end, row.keys.step))
 
 
 def _streams(row: Row, arguments: Sequence[bytes]) -> list[int] | None:
@@ -136,3 +142,24 @@ _FINDERS: Mapping[KeyKind, Callable[[Row, Sequence[bytes]], list[int] | None]] =
     KeyKind.SORT: _sort,
     KeyKind.GEORADIUS: _georadius,
 }
+
+
+def client_name(ruleset: wire.Ruleset, name: bytes) -> bytes | None:
+    """Return a client's name for a key as a node names it, or None for one that is not shown."""
+    if name.startswith(INTERNAL):
+        return None
+    for plain in _untagged(name):
+        # A keyspace that puts in a hash tag refuses names with braces of their own.
+        if b"{" not in plain and b"}" not in plain and ruleset.upstream_name(plain) == name:
+            return plain
+    return name if ruleset.upstream_name(name) == name else None
+
+
+def _untagged(name: bytes) -> tuple[bytes, ...]:
+    """Return what the name may have been: before a word was put in front, or around a segment."""
+    opened = name.find(b"{")
+    closed = name.find(b"}", opened) if opened >= 0 else -1
+    if closed < 0:
+        return ()
+    around = name[:opened] + name[opened + 1 : closed] + name[closed + 1 :]
+    return (name[closed + 1 :], around) if opened == 0 else (around,)

@@ -28,8 +28,8 @@ from typing import Final, TextIO
 from urllib.parse import quote
 
 __all__ = [
-    "DEBUG", "ERROR", "INFO", "WARNING", "StateLog", "close", "conceal", "configure", "dropped",
-    "event", "redact",
+    "DEBUG", "ERROR", "INFO", "WARNING", "Lines", "StateLog", "clean", "close", "conceal",
+    "configure", "dropped", "event", "redact",
 ]  # fmt: skip
 
 # A line must stay readable in a terminal and cheap to index; an address, a name and the beginning
@@ -92,8 +92,14 @@ class _Bucket:
 class _Gate:
     """Decides which lines leave, and remembers per class how many did not."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        burst: float = CLASS_BURST,
+        per_second: float = CLASS_PER_SECOND,
+    ) -> None:
         self._clock = clock
+        self._class = burst, per_second
         self._lock = threading.Lock()
         self._lines = _Bucket(LINES_PER_SECOND, LINES_PER_SECOND, clock())
         self._bytes = _Bucket(BYTES_PER_SECOND, BYTES_PER_SECOND, clock())
@@ -109,7 +115,7 @@ class _Gate:
                 name = "other"
             bucket = self._classes.get(name)
             if bucket is None:
-                bucket = self._classes[name] = _Bucket(CLASS_BURST, CLASS_PER_SECOND, now)
+                bucket = self._classes[name] = _Bucket(*self._class, now)
             # All three are asked before one is charged: a refused line costs nothing.
             room = bucket.holds(1, now) and self._lines.holds(1, now) and self._bytes.holds(1, now)
             if not room:
@@ -173,7 +179,7 @@ def redact(text: str) -> str:
     return _secrets.mask(text)
 
 
-def _clean(value: object, limit: int = FIELD_CHARACTERS) -> str:
+def clean(value: object, limit: int = FIELD_CHARACTERS) -> str:
     """Return a value as printable ASCII of at most limit characters."""
     text = value.decode("latin-1") if isinstance(value, bytes) else str(value)
     # Masked before it is cut, or the cut would leave the first half of a secret. The first cut
@@ -188,7 +194,7 @@ def _field(name: str, value: object) -> str | int | float | bool | None:
         return str(value)  # JSON knows neither NaN nor infinity
     if value is None or isinstance(value, bool | int | float):
         return value
-    return _MASK if _SECRET_FIELD.search(name) else _clean(value)
+    return _MASK if _SECRET_FIELD.search(name) else clean(value)
 
 
 def _document(record: logging.LogRecord) -> dict[str, object]:
@@ -200,17 +206,17 @@ def _document(record: logging.LogRecord) -> dict[str, object]:
     }
     fields: dict[str, object] | None = getattr(record, "fields", None)
     if fields is None:
-        document |= {"event": _clean(record.name), "message": _clean(record.getMessage())}
+        document |= {"event": clean(record.name), "message": clean(record.getMessage())}
     else:
-        document["event"] = _clean(record.msg)
+        document["event"] = clean(record.msg)
         for name, value in fields.items():
-            document.setdefault(_clean(name), _field(name, value))
+            document.setdefault(clean(name), _field(name, value))
     if suppressed := getattr(record, "suppressed", 0):
         document["suppressed"] = suppressed
     if record.exc_info and record.exc_info[1] is not None:
         lines = "".join(traceback.format_exception(record.exc_info[1]))
         # The end of a traceback says what happened, so that is what the cut keeps.
-        document["trace"] = _clean(lines[-TRACE_CHARACTERS:], TRACE_CHARACTERS)
+        document["trace"] = clean(lines[-TRACE_CHARACTERS:], TRACE_CHARACTERS)
     return document
 
 
@@ -234,16 +240,80 @@ class _TextFormatter(logging.Formatter):
         return " ".join(words) + "".join(f"\n    {line}" for line in trace.split("\\n") if line)
 
 
-class _Writer(logging.Handler):
-    """Hands lines to a thread that writes them, so that a full pipe or disk stops nobody."""
+class _Tail:
+    """A thread that writes lines, so that a full pipe or disk stops nobody else."""
 
-    def __init__(self, stream: TextIO, gate: _Gate) -> None:
-        super().__init__()
+    def __init__(self, stream: TextIO, lose: Callable[[], None]) -> None:
         self._stream = stream
-        self._gate = gate
+        self._lose = lose
         self._lines: queue.Queue[str | None] = queue.Queue(QUEUE_LINES)
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
         self._thread.start()
+
+    def put(self, line: str) -> None:
+        """Have a line written. Raises queue.Full."""
+        self._lines.put_nowait(line)
+
+    def _write(self) -> None:
+        while (line := self._lines.get()) is not None:
+            try:
+                self._stream.write(line)
+                self._stream.flush()
+            except (OSError, ValueError):
+                # Disk full, reader gone, stream closed: the next line may find it well again.
+                self._lose()
+
+    def finish(self, timeout: float) -> None:
+        """Write what is queued, then end the thread; give up after timeout seconds."""
+        try:
+            self._lines.put(None, timeout=timeout)
+        except queue.Full:
+            return
+        self._thread.join(timeout)
+
+
+class Lines:
+    """Lines of a file of their own, one JSON object each, within the limits of the log.
+
+    What is dropped is counted by `lost`, called from any thread.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO,
+        lost: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._gate = _Gate(clock, LINES_PER_SECOND, LINES_PER_SECOND)
+        self._lost = lost
+        self._tail = _Tail(stream, lost)
+
+    def admit(self) -> bool:
+        """Return whether a line may be written now; asked before it is made."""
+        admitted = self._gate.admit("line") >= 0
+        if not admitted:
+            self._lost()
+        return admitted
+
+    def write(self, document: dict[str, object]) -> None:
+        line = json.dumps(document, ensure_ascii=True) + "\n"
+        self._gate.charge(len(line))
+        try:
+            self._tail.put(line)
+        except queue.Full:
+            self._lost()
+
+    def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
+        self._tail.finish(timeout)
+
+
+class _Writer(logging.Handler):
+    """Has lines of the process written."""
+
+    def __init__(self, stream: TextIO, gate: _Gate) -> None:
+        super().__init__()
+        self._gate = gate
+        self._tail = _Tail(stream, gate.lose)
 
     @property
     def dropped(self) -> int:
@@ -261,27 +331,13 @@ class _Writer(logging.Handler):
         try:
             line = self.format(record) + "\n"
             self._gate.charge(len(line))
-            self._lines.put_nowait(line)
+            self._tail.put(line)
         except Exception:
             # A full queue, or a value whose text cannot be had. Saying so would be another line.
             self._gate.lose()
 
-    def _write(self) -> None:
-        while (line := self._lines.get()) is not None:
-            try:
-                self._stream.write(line)
-                self._stream.flush()
-            except (OSError, ValueError):
-                # Disk full, reader gone, stream closed: the next line may find it well again.
-                self._gate.lose()
-
     def finish(self, timeout: float) -> None:
-        """Write what is queued, then end the thread; give up after timeout seconds."""
-        try:
-            self._lines.put(None, timeout=timeout)
-        except queue.Full:
-            return
-        self._thread.join(timeout)
+        self._tail.finish(timeout)
 
 
 _writer: _Writer | None = None

@@ -16,12 +16,10 @@ import platform
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import product
 from typing import Final
 
 from prometheus_client import (
     CollectorRegistry,
-    Counter,
     Gauge,
     ProcessCollector,
     disable_created_metrics,
@@ -32,17 +30,31 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from proxy import log
-from proxy.wire import LATENCY_BOUNDS, OUTCOMES, Counters, Latencies, Ruleset
+from proxy.counts import AMENDED, BREACHES, REQUESTS, Counts, Limits, quoted
+from proxy.tallies import (
+    OTHER,
+    BehindMetrics,
+    DriftMetrics,
+    InvalidationMetrics,
+    OriginMetrics,
+    PinMetrics,
+    RateMetrics,
+    ReadMetrics,
+    RestoreMetrics,
+    StateMetrics,
+    Tally,
+)
+from proxy.wire import LATENCY_BOUNDS, OUTCOMES, Latencies, Ruleset
+from proxy.wire.rules import RULES
 
 # The text format that every Prometheus since 0.4 reads.
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-
-OTHER: Final = "other"
 
 # Why a client was turned away at once, and why a connection ended.
 REFUSALS: Final = ("clients", "draining")
 CLOSINGS: Final = (
     "client", "quit", "idle", "unauthenticated", "protocol", "output", "killed", "drain", "failed",
+    "gap", "rights",
 )  # fmt: skip
 
 # Why a command had to be sent again or given up: the kinds of `wire.Orphan`.
@@ -51,8 +63,12 @@ REDIRECTS: Final = ("moved", "ask", "tryagain", "unavailable", "readonly", "lost
 NODE_STATES: Final = ("connecting", "up", "down")
 NODE_ERRORS: Final = ("name", "refused", "timeout", "reset", "protocol", "authentication", "tls")
 
+# With which commands clients subscribe.
+SUBSCRIBING: Final = ("subscribe", "psubscribe", "ssubscribe")
+
 REFRESHES: Final = ("changed", "unchanged", "failed")
 RELOADS: Final = ("changed", "unchanged", "failed")
+ACCESS_LINES: Final = ("written", "dropped")
 
 # A cluster of Redis has at most a few dozen nodes in practice; a topology that names more shares
 # the label `other` beyond this.
@@ -60,10 +76,6 @@ MAX_NODES: Final = 128
 
 # Lines of the hot counters per piece: some 250 µs of one core.
 PIECE_LINES: Final = 1000
-
-# Former rulesets that are still asked for late counts. Three reloads within the deadline of one
-# request are somebody's script gone wrong.
-CARRIED_RULESETS: Final = 3
 
 # Part of a request's time as `wire` names it: metric, help.
 _PARTS: Final = {
@@ -83,33 +95,6 @@ _PARTS: Final = {
 
 # Creation times double the number of series of every counter and answer nobody's question.
 disable_created_metrics()  # type: ignore[no-untyped-call]
-
-
-def _quoted(value: str) -> str:
-    """Return a label value in its quotes."""
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'
-
-
-class Tally:
-    """A counter whose label values are closed sets; every combination shows from the start."""
-
-    def __init__(
-        self, registry: CollectorRegistry, name: str, text: str, **labels: Sequence[str]
-    ) -> None:
-        self._counter = Counter(name, text, list(labels), registry=registry)
-        self._sets = [frozenset(values) for values in labels.values()]
-        self._cells = {
-            values: self._counter.labels(*values) if values else self._counter
-            for values in product(*labels.values())
-        }
-
-    def count(self, *values: str, amount: int = 1) -> None:
-        cell = self._cells.get(values)
-        if cell is None:
-            known = (v if v in s else OTHER for v, s in zip(values, self._sets, strict=True))
-            cell = self._counter.labels(*known)
-        cell.inc(amount)
 
 
 def _nothing() -> int:
@@ -208,60 +193,6 @@ class _One(Collector):
         return [self._family]
 
 
-class _Requests:
-    """The counters of a ruleset with the label texts of its lines."""
-
-    def __init__(self, ruleset: Ruleset) -> None:
-        self.counters: Counters = ruleset.counters
-        self.keyspaces = [keyspace.name for keyspace in ruleset.keyspaces]
-        self.families = list(ruleset.families)
-        # Index -1, a key of no keyspace or no key at all, is the last element of the list.
-        self._heads = [
-            f"sidecache_requests_total{{keyspace={_quoted(name)},command="
-            for name in (*self.keyspaces, "none")
-        ]
-        self._tails = [
-            [f"{_quoted(family)},outcome={_quoted(outcome)}}} " for outcome in OUTCOMES]
-            for family in self.families
-        ]
-
-    def render(self, rows: Iterable[tuple[int, int, int, int]]) -> str:
-        heads, tails = self._heads, self._tails
-        return "".join(
-            f"{heads[keyspace]}{tails[family][outcome]}{count}\n"
-            for keyspace, family, outcome, count in rows
-        )
-
-
-class _Carried:
-    """Counts of a ruleset that is not in force any more, still growing for a while.
-
-    A request counts where it was judged, so what is in flight while rules change ends here.
-    """
-
-    def __init__(self, requests: _Requests) -> None:
-        self._requests = requests
-        self._moved: dict[tuple[int, int, int], int] = {}
-
-    def move(self, target: _Requests) -> None:
-        """Add what came since the last call to the same names of target.
-
-        A keyspace that target does not have takes its series with it, as Prometheus expects of
-        something that is gone.
-        """
-        keyspaces = {name: index for index, name in enumerate(target.keyspaces)}
-        families = {name: index for index, name in enumerate(target.families)}
-        source = self._requests
-        for keyspace, family, outcome, count in source.counters.requests():
-            place = (keyspace, family, outcome)
-            fresh = count - self._moved.get(place, 0)
-            self._moved[place] = count
-            to_family = families.get(source.families[family])
-            to_keyspace = -1 if keyspace < 0 else keyspaces.get(source.keyspaces[keyspace])
-            if fresh and to_family is not None and to_keyspace is not None:
-                target.counters.add(to_keyspace, to_family, outcome, fresh)
-
-
 class _Histograms:
     """The latency histograms, all series from the start because clusters do not change."""
 
@@ -270,9 +201,9 @@ class _Histograms:
         bounds = [*(repr(bound) for bound in LATENCY_BOUNDS), "+Inf"]
         self._texts = {
             (index, part): (
-                [f"{name}_bucket{{cluster={_quoted(cluster)},le={_quoted(b)}}} " for b in bounds],
-                f"{name}_sum{{cluster={_quoted(cluster)}}} ",
-                f"{name}_count{{cluster={_quoted(cluster)}}} ",
+                [f"{name}_bucket{{cluster={quoted(cluster)},le={quoted(b)}}} " for b in bounds],
+                f"{name}_sum{{cluster={quoted(cluster)}}} ",
+                f"{name}_count{{cluster={quoted(cluster)}}} ",
             )
             for index, cluster in enumerate(clusters)
             for part, (name, _) in _PARTS.items()
@@ -297,6 +228,41 @@ def _header(name: str, text: str, kind: str) -> str:
     return f"# HELP {name} {text}\n# TYPE {name} {kind}\n"
 
 
+class PubSub:
+    """What is counted of subscriptions and their messages."""
+
+    def __init__(self, registry: CollectorRegistry, clusters: Sequence[str]) -> None:
+        subscriptions = Gauge(
+            "sidecache_subscriptions",
+            "Channels and patterns that clients are subscribed to, each client's counted.",
+            ["command"],
+            registry=registry,
+        )
+        self.subscriptions = {word: subscriptions.labels(word) for word in SUBSCRIBING}
+        self.delivered = Tally(
+            registry,
+            "sidecache_messages_delivered",
+            "Messages of channels that were sent to a client.",
+        )
+        self.gaps = Tally(
+            registry,
+            "sidecache_subscription_gaps",
+            "Channels and patterns that no node was listened to for, for a moment: what was "
+            "published then is lost.",
+            cluster=clusters,
+        )
+
+
+def access_lines(registry: CollectorRegistry) -> Tally:
+    """Return the counter of the lines of the access log."""
+    return Tally(
+        registry,
+        "sidecache_access_log_lines",
+        "Commands that were sampled for the access log, by what became of their lines.",
+        outcome=ACCESS_LINES,
+    )
+
+
 class Metrics:
     """All metrics of a proxy."""
 
@@ -305,9 +271,9 @@ class Metrics:
     ) -> None:
         self._registry = registry = CollectorRegistry()
         self._nodes = _Nodes()
+        self.latencies = latencies
         self._histograms = _Histograms(clusters, latencies)
-        self._requests = _Requests(ruleset)
-        self._carried: list[_Carried] = []
+        self._counts = [Counts(kind, ruleset) for kind in (REQUESTS, BREACHES, AMENDED)]
         # A scrape reads in its own thread while a reload moves counts on the loop.
         self._lock = threading.Lock()
 
@@ -332,15 +298,19 @@ class Metrics:
             cluster=clusters,
             outcome=REFRESHES,
         )
-        self.reloads = tally(
-            "sidecache_reloads",
-            "Times that the rules were read again, by outcome.",
-            outcome=RELOADS,
-        )
-        self.reloaded = gauge(
-            "sidecache_last_reload_success_timestamp_seconds",
-            "When rules were last loaded without a mistake.",
-        )
+        self.pins = PinMetrics(registry)
+        self.pubsub = PubSub(registry, clusters)
+        self.rates = RateMetrics(registry, clusters)
+        self.behind = BehindMetrics(registry)
+        self.origin = OriginMetrics(registry)
+        self.states = StateMetrics(registry, clusters)
+        self.reads = ReadMetrics(registry)
+        self.invalidation = InvalidationMetrics(registry, clusters)
+        self.restore = RestoreMetrics(registry, clusters)
+        self.drift = DriftMetrics(registry)
+        self._limits = Limits(ruleset)
+        registry.register(self._limits)
+        self._make_reloads(registry)
         self.draining = gauge(
             "sidecache_draining", "1 while the proxy finishes and takes no clients."
         )
@@ -353,20 +323,37 @@ class Metrics:
         registry.register(_LogLines())
         ProcessCollector(registry=registry)
 
+    def _make_reloads(self, registry: CollectorRegistry) -> None:
+        self.reloads = Tally(
+            registry,
+            "sidecache_reloads",
+            "Times that the rules were read again, by outcome.",
+            outcome=RELOADS,
+        )
+        self.access_lines = access_lines(registry)
+        self.reloaded = Gauge(
+            "sidecache_last_reload_success_timestamp_seconds",
+            "When rules were last loaded without a mistake.",
+            registry=registry,
+        )
+        self.reload_failed = Gauge(
+            "sidecache_reload_failed",
+            "1 while the files read last are not in force and former rules are.",
+            registry=registry,
+        )
+
     def adopt(self, ruleset: Ruleset) -> None:
         """Count by a new ruleset from here on; what was counted stays, by name.
 
         Called on the loop, in the same step as the router takes the ruleset.
         """
-        adopted = _Requests(ruleset)
+        adopted = [Counts(counts.kind, ruleset) for counts in self._counts]
+        places = self._counts[0].places_in(adopted[0])
         with self._lock:
-            self._settle()
-            self._carried = [*self._carried, _Carried(self._requests)][-CARRIED_RULESETS:]
-            self._requests = adopted
-
-    def _settle(self) -> None:
-        for carried in self._carried:
-            carried.move(self._requests)
+            for before, after in zip(self._counts, adopted, strict=True):
+                before.go_on_as(after, places)
+            self._counts = adopted
+            self._limits.ruleset = ruleset
 
     def node(self, cluster: str, address: str) -> NodeMetrics:
         """Return what a node's connections report to: the same one for the same node."""
@@ -386,30 +373,27 @@ class Metrics:
 
     def render(self) -> Iterator[bytes]:
         """Yield the page in pieces."""
-        yield from self._render_requests()
+        yield from self._render_counts()
         yield self._histograms.render().encode()
         for family in self._registry.collect():
             yield generate_latest(_One(family))
 
-    def _render_requests(self) -> Iterator[bytes]:
+    def _render_counts(self) -> Iterator[bytes]:
         with self._lock:
-            self._settle()
-            requests = self._requests
-            rows = list(requests.counters.requests())
-        yield _header(
-            "sidecache_requests_total",
-            "Requests from clients by keyspace, command family and outcome.",
-            "counter",
-        ).encode()
-        for start in range(0, len(rows), PIECE_LINES):
-            yield requests.render(rows[start : start + PIECE_LINES]).encode()
+            pages = [(counts, counts.counters.requests()) for counts in self._counts]
+        for counts, rows in pages:
+            yield _header(counts.kind.name, counts.kind.text, "counter").encode()
+            for start in range(0, len(rows), PIECE_LINES):
+                yield counts.render(rows[start : start + PIECE_LINES]).encode()
 
 
-def series(ruleset: Ruleset, clusters: Sequence[str], nodes: int) -> int:
-    """Return how many series the page has at most with these rules and so many nodes."""
+def series(ruleset: Ruleset, clusters: Sequence[str]) -> tuple[int, int]:
+    """Return how many series the page has at most with these rules, and more for each node."""
     metrics = Metrics("", clusters, Latencies(len(clusters)), ruleset)
     requests = (len(ruleset.keyspaces) + 1) * len(ruleset.families) * len(OUTCOMES)
+    breaches = len(ruleset.keyspaces) * len(RULES) * 2
+    amended = len(ruleset.keyspaces) * 3  # what is rewritten cannot fail
     histograms = len(clusters) * len(_PARTS) * (len(LATENCY_BOUNDS) + 3)
     per_node = 2 + len(NODE_STATES) + len(REDIRECTS) + 1 + len(NODE_ERRORS) + 1
     rest = sum(len(family.samples) for family in metrics._registry.collect())
-    return requests + histograms + nodes * per_node + rest
+    return requests + breaches + amended + histograms + rest, per_node

@@ -1,13 +1,18 @@
-"""Python values as RESP2 or RESP3 reply bytes.
+"""Python values as RESP2 or RESP3 reply bytes, and replies of nodes taken apart.
 
-For replies that the proxy makes itself; the data plane passes a node's replies on as they are.
-Handlers call it with the protocol of their session.
+For replies that the proxy makes itself; the data plane passes a node's replies on as they are, and
+only what has to look into one takes it apart. Handlers call it with the protocol of their session.
 
 Always true: a type that RESP2 does not have becomes what Redis itself sends there: a map becomes
 a flat array, a set an array, a double and a verbatim string a bulk string, a boolean an integer.
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any
+
+import hiredis
+
+from proxy import wire
 
 OK = b"+OK\r\n"
 
@@ -43,9 +48,20 @@ def null(protocol: int) -> bytes:
     return b"_\r\n" if protocol == 3 else b"$-1\r\n"
 
 
+def null_array(protocol: int) -> bytes:
+    """Return what says that there is no array, where RESP2 tells that from no string."""
+    return b"_\r\n" if protocol == 3 else b"*-1\r\n"
+
+
 def array(elements: list[bytes]) -> bytes:
     """Return an array of elements that are reply bytes already."""
     return b"*%d\r\n%b" % (len(elements), b"".join(elements))
+
+
+def distinct(elements: list[bytes], protocol: int) -> bytes:
+    """Return a set of elements that are reply bytes already, in their order."""
+    head = b"~" if protocol == 3 else b"*"
+    return b"%b%d\r\n%b" % (head, len(elements), b"".join(elements))
 
 
 def mapping(pairs: Iterable[tuple[bytes, bytes]], protocol: int) -> bytes:
@@ -99,3 +115,35 @@ def _append_many(parts: list[bytes], value: object, protocol: int) -> None:
             raise TypeError(f"a reply cannot hold {type(value).__name__}")
     for element in elements:
         _append(parts, element, protocol)
+
+
+# Replies of nodes, taken apart where a handler has to look into one.
+
+
+def decode(reply: bytes) -> Any:
+    """Return the value of a reply: text as bytes, an error line as an exception that is a value.
+
+    Raises hiredis.HiredisError for bytes that are no reply.
+    """
+    reader = hiredis.Reader()
+    reader.feed(reply)
+    return reader.gets()
+
+
+def elements(reply: bytes) -> list[bytes]:
+    """Return the elements of an array, a set or a push, or the keys and values of a map, as bytes.
+
+    A null has none. Raises ValueError for a reply of another type.
+    """
+    if reply[:1] not in (b"*", b"~", b"%", b">"):
+        if reply in (b"$-1\r\n", b"_\r\n"):
+            return []
+        raise ValueError("no aggregate")
+    at = reply.index(b"\r\n") + 2
+    count = int(reply[1 : at - 2]) * (2 if reply[:1] == b"%" else 1)
+    found = []
+    for _ in range(count):
+        end = wire.frame_end(reply, at)
+        found.append(reply[at:end])
+        at = end
+    return found

@@ -13,16 +13,30 @@ import os
 import resource
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
 from proxy import errors, log, wire
-from proxy.config import Config
-from proxy.handlers import ClusterStatistics, Handler, Statistics
+from proxy.config import Config, Limits, User
+from proxy.handlers import ClusterStatistics, Handler, RuleStatistics, Statistics
+from proxy.handlers.blocked import TIMEOUT, blocked_by
 from proxy.handlers.budget import FailureBudget
+from proxy.handlers.cursors import Scans
+from proxy.handlers.flow import Pauses
+from proxy.handlers.glimpse import SlowLog
+from proxy.handlers.monitor import Monitors
+from proxy.handlers.reading import Reads
+from proxy.handlers.refusals import Refusals
+from proxy.handlers.shelf import LIBRARY_BYTES, MOST_LIBRARIES, Shelf
 from proxy.metrics import Metrics
+from proxy.origin.behind import WriteBehind
+from proxy.origin.postgres import Postgres
 from proxy.session import Session
+from proxy.sight import Sight
+from proxy.upstream.pool import Pools
 
 # Descriptors that are never given to clients: nodes and their spares, PostgreSQL, admin visitors,
 # the files of a reload.
@@ -47,6 +61,9 @@ DRAIN_ROUND = 0.01
 # loopback even the largest request arrives without such a gap.
 STALLED = 1.0  # seconds
 
+# Clients that are given new tables in one turn of the loop: some 100 µs.
+RENEWED_PER_TURN = 200
+
 
 class Server:
     """All clients of the process."""
@@ -66,17 +83,33 @@ class Server:
         self.handlers = handlers
         self.started = time.time()
         self.run_id = secrets.token_hex(20)
+        self.behind: WriteBehind | None = None
+        self.postgres: Postgres | None = None
         self.failures = FailureBudget()
+        self.refusals = Refusals()
+        batch.on_denied = self.refusals.note
+        self.monitors = Monitors(batch)
+        self.pauses = Pauses(router)
+        self.sight = Sight(config, router, batch, metrics)
+        self.scripts = Shelf()
+        self.libraries = Shelf(MOST_LIBRARIES, LIBRARY_BYTES)
+        self.scans = Scans()
         self.sessions: dict[int, Session] = {}
         self.tasks: set[asyncio.Task[None]] = set()
-        self.capacity = min(config.limits.clients, descriptors() - RESERVED_DESCRIPTORS)
+        self.capacity, self.room_for_pins = shares(
+            config.limits, descriptors() - RESERVED_DESCRIPTORS
+        )
         self.draining = False
+        self.reads: Reads | None = None
+        self.pools: Pools
         self.cluster_statistics: Callable[[], tuple[ClusterStatistics, ...]] = tuple
+        self.rule_statistics: Callable[[], RuleStatistics] = RuleStatistics
         self._loop = asyncio.get_running_loop()
         self._listeners: list[asyncio.Server] = []
         self._users = {user.name: user for user in config.users}
         self._number = 0
         self._received = self._rejected = 0
+        self._forgotten = Counter[str]()  # what was counted when statistics were last reset
         self._unread: dict[Session, int] = {}
         self._unread_total = 0
         self._over: dict[Session, float] = {}  # since when a client is seen above its limit
@@ -92,6 +125,11 @@ class Server:
             host, port = listen.tcp
             self._listeners.append(
                 await self._loop.create_server(self._connect, host, port, backlog=BACKLOG)
+            )
+        if listen.cluster is not None:
+            host, port = listen.cluster
+            self._listeners.append(
+                await self._loop.create_server(self._connect_clustered, host, port, backlog=BACKLOG)
             )
         if listen.unix is not None:
             self._listeners.append(await self._listen_unix(listen.unix, listen.unix_mode))
@@ -122,11 +160,17 @@ class Server:
         self._number += 1
         return Session(self._number, self, self._loop)
 
+    def _connect_clustered(self) -> Session:
+        session = self._connect()
+        session.clustered = True
+        return session
+
     async def watch(self) -> None:
         """Hold clients to their deadlines, for ever."""
         while True:
             await asyncio.sleep(ROUND)
             self._hold_to_deadlines(self._loop.time())
+            self.sight.age()
 
     def _hold_to_deadlines(self, now: float) -> None:
         limits = self.config.limits
@@ -137,19 +181,22 @@ class Server:
                 session.close("unauthenticated")
         for session in list(self._unread):
             # Others may read slowly: what they still owe is known only here.
-            self.backlog(session, session.unread_bytes)
+            session.count_unread()
             if self._unread.get(session, 0) <= limits.output_bytes:
                 self._over.pop(session, None)
             elif now - self._over.setdefault(session, now) > limits.output_seconds:
                 session.close("output")
         if limits.idle:
             for session in list(self.sessions.values()):
-                if session.idle and now - session.active > limits.idle:
+                # Who listens need not say anything, as in Redis.
+                listens = "subscriptions" in session.holdings
+                if session.idle and not listens and now - session.active > limits.idle:
                     session.finish("idle")
 
     async def drain(self, timeout: float) -> bool:
         """Take no more clients, answer everything received, close; return whether all went."""
         self.draining = True
+        self.pauses.end()
         # What waits in the backlog was let in by the kernel already: one more round takes it.
         await asyncio.sleep(DRAIN_ROUND)
         for listener in self._listeners:
@@ -157,6 +204,7 @@ class Server:
         deadline = self._loop.time() + timeout
         while self.sessions and self._loop.time() < deadline:
             now = self._loop.time()
+            self._end_waits()
             for session in list(self.sessions.values()):
                 quiet = STALLED if session.amid_request else QUIET
                 if session.idle and now - session.active >= quiet:
@@ -168,6 +216,15 @@ class Server:
         await self._finish_tasks(deadline)
         self._unlink()
         return complete
+
+    def _end_waits(self) -> None:
+        """End the waits of blocked clients, as if their time were over."""
+        for session in list(self.sessions.values()):
+            if (wait := blocked_by(session)) is not None:
+                wait.call_off(TIMEOUT)
+                if not session.amid_request:
+                    # It would only ask again, for as long as we are here.
+                    session.finish("drain")
 
     async def _finish_tasks(self, deadline: float) -> None:
         """Let handlers end whose clients are gone: what they write may be half done."""
@@ -183,6 +240,13 @@ class Server:
         path = self.config.listen.unix
         if path is not None and path.exists() and path.stat().st_ino == self._unix_inode:
             path.unlink()
+
+    async def renew(self) -> None:
+        """Let clients that are silent take the tables in force, so that former ones can go."""
+        for number, session in enumerate(list(self.sessions.values())):
+            session.downstream.adopt()
+            if number % RENEWED_PER_TURN == RENEWED_PER_TURN - 1:
+                await asyncio.sleep(0)
 
     # What sessions and handlers call.
 
@@ -213,6 +277,25 @@ class Server:
         found = self._users.get(user)
         return found.role if found is not None and found.enabled else None
 
+    def adopt_users(self, users: tuple[User, ...]) -> None:
+        """Let other users be those who may connect.
+
+        Who is not among them, is switched off or has none of its secrets left is disconnected; who
+        has another role has its rights from the next command on.
+        """
+        before, self._users = self._users, {user.name: user for user in users}
+        self.config = replace(self.config, users=users)
+        for session in list(self.sessions.values()):
+            old, new = before.get(session.user), self._users.get(session.user)
+            if old is None:
+                continue
+            if new is None or not new.enabled or not _same_secret(old, new):
+                session.close("rights")
+            elif new.role != old.role:
+                # What is queued was judged by other rights.
+                session.downstream.spoiled = True
+                session.authenticate(session.user)
+
     def first_user(self) -> str | None:
         """Return whom a client counts as before AUTH, if it may do anything then."""
         default = self._users.get("default")
@@ -228,23 +311,62 @@ class Server:
             self._unread_total -= self._unread.pop(largest)
             largest.close("output")
 
+    @property
+    def slowlog(self) -> SlowLog:
+        return self.sight.slowlog
+
+    @property
+    def latencies(self) -> wire.Latencies:
+        return self.metrics.latencies
+
     def statistics(self) -> Statistics:
-        ruleset = self.router.ruleset
+        # Never below zero: a keyspace that new rules do not have takes its counts along.
+        counted = self._counted() - self._forgotten
         clusters = self.cluster_statistics()
         return Statistics(
             version=version(),
             clients=len(self.sessions),
-            connections_received=self._received,
-            connections_rejected=self._rejected,
-            commands_processed=sum(count for *_, count in ruleset.counters.requests()),
-            maxmemory_policy=clusters[ruleset.default_cluster].maxmemory_policy,
+            connections_received=counted["received"],
+            connections_rejected=counted["rejected"],
+            commands_processed=sum(counted[outcome] for outcome in wire.OUTCOMES),
+            errors=counted["error"],
+            refusals=counted["refused"],
+            maxmemory_policy=clusters[self.router.ruleset.default_cluster].maxmemory_policy,
             clusters=clusters,
+            rules=self.rule_statistics(),
         )
+
+    def reset_statistics(self) -> None:
+        """Let INFO count afresh; metrics only ever grow."""
+        self._forgotten = self._counted()
+        self.latencies.forget_commands()
+
+    def _counted(self) -> Counter[str]:
+        """Return what was counted since the start: connections, and commands by outcome."""
+        counted = Counter({"received": self._received, "rejected": self._rejected})
+        for _, _, outcome, count in self.router.ruleset.counters.requests():
+            counted[wire.OUTCOMES[outcome]] += count
+        return counted
 
 
 def version() -> str:
     """Return the version of the distribution, written once in pyproject.toml."""
     return metadata.version("sidecache")
+
+
+def _same_secret(old: User, new: User) -> bool:
+    """Return whether a way to log in as a user is still one."""
+    return new.nopass or not set(old.passwords).isdisjoint(new.passwords)
+
+
+def shares(limits: Limits, room: int) -> tuple[int, int]:
+    """Return how many clients there may be, and connections that single clients have to nodes.
+
+    Where there are too few descriptors for both, either gets half, or what the other leaves.
+    """
+    pins = limits.blocked + limits.watching
+    clients = min(limits.clients, max(room - pins, room // 2))
+    return clients, min(pins, room - clients)
 
 
 def descriptors() -> int:

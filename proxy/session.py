@@ -13,15 +13,16 @@ Deadlines of nodes are not ours: `upstream.connection` owns them.
 """
 
 import asyncio
+import select
 import time
 from collections.abc import Awaitable, Mapping
 from typing import Protocol, cast
 
-from proxy import errors, log, wire
-from proxy.config import Config
-from proxy.handlers import Handler, Statistics
-from proxy.handlers.budget import FailureBudget
+from proxy import errors, handlers, log, wire
+from proxy.handlers import Holding, Mode, backed
+from proxy.handlers.runs import Runs
 from proxy.metrics import Metrics
+from proxy.wire.rules import Reason
 
 # One read from a client; shared by all sessions, because each read is taken apart before the next.
 # 64 KiB is a deep pipeline of small commands. The event loop makes up to 32 reads of one client
@@ -37,35 +38,26 @@ HELD_BYTES = 64 * 1024
 OUTPUT_HIGH = 1024 * 1024
 OUTPUT_LOW = 256 * 1024
 
+# Unread replies below which a client that was behind counts towards the total of all no longer.
+CAUGHT_UP = 4 * 1024
+
+# Writes to a client that is behind are accounted in pieces of at least this, so that few are kept.
+PIECE = 64 * 1024
+
 # Before AUTH nobody needs to send more at once, or to leave more than a few error lines unread.
 STRANGER_BYTES = 4 * 1024
 _STRANGE = _RECEIVED[:STRANGER_BYTES]
 
 
-class Server(Protocol):
-    """The process, as a session sees it; a superset of what handlers see."""
+class Server(handlers.Server, Protocol):
+    """The process, as a session sees it: what handlers see, and more."""
 
-    @property
-    def config(self) -> Config: ...
-    @property
-    def started(self) -> float: ...
-    @property
-    def run_id(self) -> str: ...
-    @property
-    def router(self) -> wire.Router: ...
     @property
     def sessions(self) -> "Mapping[int, Session]": ...
     @property
-    def failures(self) -> FailureBudget: ...
-    @property
-    def batch(self) -> wire.Batch: ...
-    @property
     def metrics(self) -> Metrics: ...
     @property
-    def handlers(self) -> Mapping[bytes, Handler]: ...
-    @property
     def tasks(self) -> set[asyncio.Task[None]]: ...
-    def statistics(self) -> Statistics: ...
     def admit(self, session: "Session") -> bytes | None:
         """Take a new session in, or return the error line with which it is turned away."""
 
@@ -94,19 +86,49 @@ class Session(asyncio.BufferedProtocol):
         self.user = ""
         self.created = time.time()
         self.peer = self.local = "?"
+        self.clustered = False
         self.closing = False
+        self.database = 0
+        self.holdings: dict[str, Holding] = {}
+        self.mode: Mode | None = None
         self.active = loop.time()  # when the client last sent something
         self.stranger_since = 0.0  # when it began to be nobody
         self._loop = loop
         self._transport: asyncio.Transport | None = None
         self._reading = True
         self._delayed = False  # sending waits for the next turn of the loop
+        self._behind = False  # unread replies are counted
+        self._written: list[int] = []  # sizes of what the transport holds since it is behind
         self._ended = False  # the client has sent all it will
+        self._runs: Runs | None = None  # made for the first script
         self._reason = "client"
 
     @property
     def protocol(self) -> int:
         return self.downstream.protocol
+
+    @property
+    def default_cluster(self) -> int:
+        chosen = self.downstream.default_cluster
+        return chosen if chosen >= 0 else self.downstream.ruleset.default_cluster
+
+    @property
+    def runs(self) -> Runs:
+        if self._runs is None:
+            self._runs = Runs(self.downstream)
+        return self._runs
+
+    @property
+    def gone(self) -> bool:
+        """Return whether the client has closed its end; the loop may not have heard of it yet."""
+        if self._transport is None:
+            return True
+        raw = self._transport.get_extra_info("socket")
+        if raw is None:
+            return False
+        look = select.poll()
+        look.register(raw.fileno(), select.POLLRDHUP)
+        return bool(look.poll(0))
 
     @property
     def idle(self) -> bool:
@@ -129,9 +151,9 @@ class Session(asyncio.BufferedProtocol):
 
     def authenticate(self, user: str) -> None:
         self.user = user
+        self.downstream.user = user.encode()
         self.downstream.assume(self.server.role_of(user))
-        if self._transport is not None:
-            self._transport.set_write_buffer_limits(high=OUTPUT_HIGH, low=OUTPUT_LOW)
+        self._set_marks()
 
     def deauthenticate(self) -> None:
         """Return to the identity of a client that has just connected."""
@@ -143,17 +165,25 @@ class Session(asyncio.BufferedProtocol):
         self.downstream.assume(None)
         self.stranger_since = self._loop.time()
         self.server.estrange(self)
-        if self._transport is not None:
-            self._transport.set_write_buffer_limits(high=STRANGER_BYTES)
+        self._set_marks()
 
     def switch_protocol(self, version: int) -> None:
         self.downstream.protocol = version
 
     def reset(self) -> None:
         """Return to the state of a new connection; the library's name and version stay."""
+        self._release()
+        self.downstream.silence = 0
         self.name = b""
+        self.database, self.downstream.default_cluster = 0, -1
         self.switch_protocol(2)
         self.deauthenticate()
+
+    def push(self, data: bytes) -> None:
+        """Send something that answers nothing; a client that leaves too much unread is closed."""
+        self.downstream.push(data)
+        if self.unread_bytes > OUTPUT_HIGH:
+            self.count_unread()
 
     def close(self, reason: str = "killed") -> None:
         """Close now, whatever is under way."""
@@ -172,7 +202,9 @@ class Session(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self.peer = _address(transport.get_extra_info("peername"))
+        name = transport.get_extra_info("peername")
+        self.peer = _address(name)
+        self.downstream.address = str(name[0]).encode() if isinstance(name, tuple) else b""
         self.local = _address(transport.get_extra_info("sockname"))
         refusal = self.server.admit(self)
         if refusal is not None:
@@ -192,31 +224,82 @@ class Session(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         """Keep the connection while replies are owed: a half-close asks for them, not for less."""
         self._ended = True
+        self._leave_if_blocked()
         self._close_if_done()
         return True
+
+    def _leave_if_blocked(self) -> None:
+        """Take a half-close for a close where the client waits: so does Redis."""
+        if self._ended and "blocked" in self.holdings:
+            self.close("client")
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._transport is None:
             return
         self._transport = None
         self.downstream.connection_lost()
+        self._release()
         self.server.dismiss(self, self._reason)
 
+    def _release(self) -> None:
+        """Give up what the client holds beyond its connection."""
+        holdings, self.holdings = self.holdings, {}
+        self.mode = None
+        self.downstream.capture = self.downstream.serial = self.downstream.bound = False
+        for holding in holdings.values():
+            holding.release()
+
     def pause_writing(self) -> None:
-        self.downstream.paused = True
-        self.server.backlog(self, self.unread_bytes)
+        self.count_unread()
 
     def resume_writing(self) -> None:
-        self.downstream.paused = False
-        self.server.backlog(self, 0)
+        if self.downstream.paused:
+            self.downstream.paused = False
+            self._set_marks()
+        self.count_unread()
         self._go_on()
+
+    def _set_marks(self) -> None:
+        """Say when to hear of the transport: of falling behind, or, paused, of going on."""
+        if self._transport is None:
+            return
+        if self.downstream.role_name is None:
+            self._transport.set_write_buffer_limits(high=STRANGER_BYTES)
+        elif self.downstream.paused:
+            self._transport.set_write_buffer_limits(high=OUTPUT_HIGH, low=OUTPUT_LOW)
+        else:
+            self._transport.set_write_buffer_limits(high=wire.BEHIND, low=CAUGHT_UP)
+
+    def count_unread(self) -> None:
+        """Tell the server what is unread, and take no more from a client that leaves too much."""
+        if self._transport is None:
+            return
+        unsent = self._transport.get_write_buffer_size()
+        stranger = self.downstream.role_name is None
+        if not self.downstream.paused and unsent > (STRANGER_BYTES if stranger else OUTPUT_HIGH):
+            self.downstream.paused = True
+            self._set_marks()
+        waiting = self.downstream.output_bytes
+        # Above the low mark the transport stays silent, however much is added.
+        self._behind = self.downstream.paused or unsent + waiting > CAUGHT_UP
+        held = self._held_of(unsent)
+        self.server.backlog(self, held + waiting if self._behind else 0)
+
+    def _held_of(self, unsent: int) -> int:
+        """Return what the transport keeps: of a write that is sent in part, all."""
+        written = self._written
+        held = sum(written)
+        while written and held - written[0] >= unsent:
+            held -= written.pop(0)
+        return max(held, unsent)
 
     # The way of a command.
 
     def _take(self, data: memoryview | bytes) -> None:
         """Give bytes to the wire and its Requests to their handlers."""
         downstream = self.downstream
-        now = self.active = self._loop.time()
+        # The loop's own clock stands still within an iteration, and counts milliseconds.
+        now = self.active = time.monotonic()
         request = downstream.receive_data(data, now)
         while request is not None:
             self._handle(request)
@@ -233,12 +316,21 @@ class Session(asyncio.BufferedProtocol):
             if self._transport is not None:
                 self._transport.pause_reading()
         if self._ended or downstream.closing:
+            self._leave_if_blocked()
             self._close_if_done()
 
     def _handle(self, request: wire.Request) -> None:
         """Answer a Request, now or when its handler is done."""
         try:
-            reply = self.server.handlers[request.name](self, request)
+            if request.reason == Reason.STALE:
+                backed.refresh(self, request)
+                return
+            if request.reason != Reason.TABLE:
+                reply = backed.take(self, request)
+            elif self.mode is None:
+                reply = backed.handled(self, request)
+            else:
+                reply = self.mode.take(self, request)
         except Exception as error:
             log.event(log.ERROR, "handler_failed", error=error, command=request.name.decode())
             reply = errors.INTERNAL
@@ -266,6 +358,10 @@ class Session(asyncio.BufferedProtocol):
             self._loop.call_soon(self.flush)
             return
         self._delayed = False
+        # What is answered at once lets those behind it come to be.
+        while deferred := self.downstream.take_deferred():
+            for request in deferred:
+                self._handle(request)
         self._send()
         if self._transport is None:
             return
@@ -275,11 +371,18 @@ class Session(asyncio.BufferedProtocol):
             self._close_if_done()
 
     def _send(self) -> None:
-        data = self.downstream.data_to_send()
+        downstream = self.downstream
+        data = downstream.data_to_send()
         if data and self._transport is not None:
             self._transport.write(data)
-            if self.downstream.paused:
-                self.server.backlog(self, self.unread_bytes)
+            if self._behind:
+                if self._written and self._written[-1] < PIECE:
+                    self._written[-1] += len(data)
+                else:
+                    self._written.append(len(data))
+        if self._behind or downstream.output_bytes > wire.BEHIND:
+            # Replies that wait for one before them are in no transport yet.
+            self.count_unread()
 
     def _go_on(self) -> None:
         if self.downstream.resumable:

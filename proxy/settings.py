@@ -5,6 +5,7 @@ written here for a test and come from files everywhere else.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -12,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, StringConstraints
 
 from proxy.secret import Secret
-from proxy.units import Duration, PositiveDuration, PositiveSize, Switch
+from proxy.units import Duration, Percentage, PositiveDuration, PositiveSize, Switch
 from proxy.validation import Strict
 
 # Room for a few dozen node URLs with long passwords; a longer file is not a secret.
@@ -136,6 +137,12 @@ def _user_name(text: str) -> str:
     return text
 
 
+def _database(value: object) -> int:
+    if not re.fullmatch(r"[1-9]|1[0-5]", str(value)):
+        raise ValueError("databases have the numbers 1 to 15; 0 is the default of the policies")
+    return int(str(value))
+
+
 SecretText = Annotated[Secret, PlainValidator(_secret)]
 Address = Annotated[tuple[str, int], BeforeValidator(parse_address)]
 Node = Annotated[URL, PlainValidator(parse_url)]
@@ -144,15 +151,31 @@ UserName = Annotated[str, AfterValidator(_user_name)]
 Digest = Annotated[str, AfterValidator(_digest)]
 
 
+Names = Literal["hashed", "plain"]
+KEYS_SHOWN = (
+    "Keys as hashes that only this process can make, the same in every report, or by their names."
+)
+
+
 class ListenBlock(Strict):
     tcp: Address | None = Field(
-        None, description="Address for clients. 127.0.0.1:6379 when neither listener is named."
+        None, description="Address for clients. 127.0.0.1:6379 when no listener is named."
     )
     unix: Annotated[Path, AfterValidator(check_socket_path)] | None = Field(
         None, description="Unix socket for clients, beside TCP or alone."
     )
     unix_mode: Annotated[int, PlainValidator(_octal)] = Field(
         0o660, description="Permissions of the socket file, in octal digits."
+    )
+    cluster: Address | None = Field(
+        None,
+        description="Another address, for clients that insist on Redis Cluster: they find one node "
+        "that owns every slot.",
+    )
+    cluster_announce: Address | None = Field(
+        None,
+        description="Where such clients are told to connect; the address by which they came when "
+        "not given. Needed behind a port mapping.",
     )
 
 
@@ -196,11 +219,88 @@ class ClusterBlock(Strict):
     connections: int = Field(
         1, ge=1, le=64, description="Shared connections per node and protocol version."
     )
+    memory: PositiveSize | None = Field(
+        None,
+        description="What its primaries have together, as maxmemory says it to each: budgets of "
+        "keyspaces must not come to more.",
+    )
+    gap: Literal["silent", "disconnect"] = Field(
+        "silent",
+        description="What subscribers see when the node that they are subscribed at is lost, and "
+        "messages with it: nothing, as other nodes are listened to at once, or a disconnect, so "
+        "that they know.",
+    )
+
+
+class Pace(Strict):
+    """How changes of rows come to Redis, in seconds."""
+
+    poll: PositiveDuration = Field(
+        0.075, description="How often the one sidecar that leads looks for changed rows."
+    )
+    retention: PositiveDuration = Field(
+        24 * 3600.0,
+        description="How long changes are kept for a shard that is away. One that comes back later "
+        "has the keys taken away that may be stale.",
+    )
+    replay: PositiveDuration = Field(
+        300.0,
+        description="How far back changes are applied again where it is not known which were, as "
+        "after a failover of PostgreSQL.",
+    )
 
 
 class DatabaseBlock(Strict):
     url: SecretText | None = Field(None, description="postgresql://user:password@host/name")
     url_file: Path | None = Field(None, description="File with that URL.")
+    direct_url: SecretText | None = Field(
+        None,
+        description="The same server past PgBouncer, for what needs a session of its own; the URL "
+        "when not given.",
+    )
+    direct_url_file: Path | None = Field(None, description="File with that URL.")
+    replicas: Annotated[tuple[SecretText, ...], BeforeValidator(_as_list)] = Field(
+        (), description="URLs of standbys that reads may go to."
+    )
+    replicas_file: Annotated[tuple[Path, ...], BeforeValidator(_as_list)] = Field(
+        (), description="Files with those URLs, one each."
+    )
+    prepared: Switch = Field(
+        True,
+        description="Whether statements stay prepared on a connection; off behind PgBouncer in "
+        "transaction mode, where statement_timeout and lock_timeout belong to the role.",
+    )
+    connections: int = Field(
+        8, ge=1, le=500, description="Statements at a time, and connections to each server at most."
+    )
+    queue: int = Field(64, ge=0, le=100_000, description="Statements that may wait for their turn.")
+    patience: PositiveDuration = Field(0.1, description="How long one waits for its turn.")
+    timeout: PositiveDuration = Field(
+        1.0, description="How long a statement may take; PostgreSQL gives it up a little earlier."
+    )
+    lock_timeout: PositiveDuration = Field(
+        0.25, description="How long a statement waits for a lock of another."
+    )
+    connect_timeout: PositiveDuration = Field(
+        1.0, description="How long a connection may take to be made."
+    )
+    budget: int | None = Field(
+        None, ge=1, description="Connections that PostgreSQL has for all sidecars together."
+    )
+    sidecars: int = Field(1, ge=1, description="How many sidecars share that budget.")
+    invalidation: Pace = Field(Pace(), description="How changes of rows come to Redis.")
+
+
+class JournalBlock(Strict):
+    directory: Path | None = Field(
+        None,
+        description="Where writes of keyspaces with write: {mode: behind} are kept until they are "
+        "in PostgreSQL: a directory for this sidecar alone, that outlives its process.",
+    )
+
+
+class NumberBlock(Strict):
+    cluster: ClusterName = Field(description="Where keys of no keyspace live after SELECT.")
 
 
 class UserBlock(Strict):
@@ -237,12 +337,78 @@ class LimitsBlock(Strict):
     output_seconds: PositiveDuration = Field(
         10.0, description="A client above output_bytes for this long is closed."
     )
+    blocked: int = Field(
+        1000, ge=0, description="Clients that wait in BLPOP, XREAD BLOCK and the like; each has a "
+        "connection to a node for itself, and WAIT one to every primary."
+    )  # fmt: skip
+    watching: int = Field(
+        100, ge=0, description="Clients that WATCH, each on a connection of its own."
+    )
+    watch_idle: PositiveDuration = Field(
+        60.0, description="How long after its WATCH a transaction may come; then EXEC answers null."
+    )
+    subscriptions: int = Field(
+        10_000, ge=1, description="Channels and patterns that one client may be subscribed to."
+    )
+    subscriptions_total: int = Field(
+        500_000, ge=1, description="The same of all clients together; each costs some 500 bytes."
+    )
+
+
+class PoliciesBlock(Strict):
+    path: Path | None = Field(
+        None,
+        description="Folder or file with the rules; none forwards everything to cache. Relative "
+        "paths start at the folder of this file.",
+    )
+    watch: Switch = Field(
+        True, description="Whether new rules come into force when the files change."
+    )
+
+
+def _policies(value: object) -> object:
+    """Take a path for the block that says nothing else."""
+    if value is None:
+        return {}
+    return value if isinstance(value, Mapping) else {"path": value}
 
 
 class DrainBlock(Strict):
     timeout: PositiveDuration = Field(
         10.0, description="How long a stop waits for replies under way before it closes."
     )
+
+
+class AccessLogBlock(Strict):
+    sample: Percentage = Field(
+        0.0,
+        description="Share of the commands that a line is written about, such as 0.1%; none unless "
+        "set. POST /-/access-log?sample=1% changes it until the next start.",
+    )
+    file: Path | None = Field(
+        None, description="File that lines are added to; standard output when not given."
+    )
+    keys: Names = Field("hashed", description=KEYS_SHOWN)
+    values: Literal["hidden", "plain"] = Field(
+        "hidden",
+        description="Data of commands: only its length and kind, or as it is, up to 256 bytes of "
+        "each word.",
+    )
+
+
+class SlowLogBlock(Strict):
+    slower_than: Duration = Field(
+        0.010, description="How long a command takes that is noted, as slowlog-log-slower-than."
+    )
+    entries: int = Field(128, ge=1, le=10_000, description="How many are kept, as slowlog-max-len.")
+    keys: Names = Field("hashed", description=f"On the admin port and in the log. {KEYS_SHOWN}")
+
+
+class HotKeysBlock(Strict):
+    sample: Percentage = Field(
+        1 / 64, description="Share of the commands whose keys are counted; 0% counts none."
+    )
+    keys: Names = Field("hashed", description=KEYS_SHOWN)
 
 
 class Document(Strict):
@@ -255,11 +421,16 @@ class Document(Strict):
     clusters: dict[ClusterName, ClusterBlock] = Field(
         {}, description="The upstreams by the names that policies use: locks and cache."
     )
+    databases: dict[Annotated[int, PlainValidator(_database)], NumberBlock] = Field(
+        {},
+        description="Numbers that clients may SELECT beside 0, as in {1: {cluster: cache}}. They "
+        "choose the cluster of keys that match no keyspace; a keyspace keeps its own.",
+    )
     database: DatabaseBlock = Field(DatabaseBlock(), description="PostgreSQL, the origin.")
-    policies: Path | None = Field(
-        None,
-        description="Folder or file with the rules; none forwards everything to cache. Relative "
-        "paths start at the folder of this file.",
+    journal: JournalBlock = Field(JournalBlock(), description="What waits for PostgreSQL.")
+    policies: Annotated[PoliciesBlock, BeforeValidator(_policies)] = Field(
+        PoliciesBlock(),
+        description="The rules: a path, or {path: …, watch: off}.",
     )
     users: dict[UserName, UserBlock] = Field(
         {},
@@ -268,3 +439,10 @@ class Document(Strict):
     )
     limits: LimitsBlock = Field(LimitsBlock(), description="What clients may take.")
     drain: DrainBlock = Field(DrainBlock(), description="How a stop goes.")
+    access_log: AccessLogBlock = Field(
+        AccessLogBlock(), description="A line about one of many commands."
+    )
+    slow_log: SlowLogBlock = Field(SlowLogBlock(), description="Commands that took long.")
+    hot_keys: HotKeysBlock = Field(
+        HotKeysBlock(), description="Which keys are asked for most, and which are large."
+    )

@@ -56,13 +56,23 @@ def _unit_hint(number: str, unit: str, units: dict[str, Any]) -> str:
     return f'; did you mean "{number}{meant}"?' if meant in units else suggest(unit, units)
 
 
+def _number_hint(value: object, unit: str) -> str:
+    """Return a hint where only a number is written."""
+    text = str(value) if isinstance(value, int | float | str) else ""
+    bare = re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,9})?", text) is not None
+    if not bare or isinstance(value, bool) or (unit == "%" and float(text) > 100):
+        return ""
+    return f'; did you mean "{text}{unit}"?'
+
+
 def parse_duration(value: object) -> float:
     """Return seconds."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         raise ValueError(f'a duration needs a unit (ms, s, m, h, d); did you mean "{value}s"?')
     match = _QUANTITY.match(value) if isinstance(value, str) else None
     if match is None:
-        raise ValueError("expects a duration: a number and ms, s, m, h or d, such as 600s")
+        hint = _number_hint(value, "s")
+        raise ValueError(f"expects a duration: a number and ms, s, m, h or d, such as 600s{hint}")
     number, unit = match.groups()
     if unit not in DURATIONS:
         hint = _unit_hint(number, unit, DURATIONS)
@@ -98,7 +108,8 @@ def parse_percentage(value: object) -> float:
     """Return a share of 1."""
     match = _PERCENT.match(value) if isinstance(value, str) else None
     if match is None or float(match[1]) > 100:
-        raise ValueError("expects a percentage from 0% to 100%, such as 10%")
+        hint = _number_hint(value, "%")
+        raise ValueError(f"expects a percentage from 0% to 100%, such as 10%{hint}")
     return float(match[1]) / 100
 
 
@@ -106,7 +117,9 @@ def parse_rate(value: object) -> Rate:
     """Return a count and its period."""
     match = _RATE.match(value) if isinstance(value, str) else None
     if match is None:
-        raise ValueError("expects a rate: a number, a slash and s, min, h or d, such as 1000/min")
+        hint = _number_hint(value, "/s")
+        raise ValueError("expects a rate: a number, a slash and s, min, h or d, such as 1000/min"
+                         f"{hint}")  # fmt: skip
     number, unit = match.groups()
     if unit not in PERIODS:
         hint = suggest(unit, PERIODS)
@@ -124,6 +137,30 @@ def parse_switch(value: object) -> bool:
     if not isinstance(value, str) or value.casefold() not in switch:
         raise ValueError("expects on or off")
     return switch[value.casefold()]
+
+
+def show_duration(seconds: float) -> str:
+    """Return a duration as it is written: 600s, or 1500ms where seconds are not enough."""
+    return f"{seconds:.0f}s" if seconds == int(seconds) else f"{seconds * 1000:.10g}ms"
+
+
+def show_size(size: int) -> str:
+    """Return a size with the largest unit that it is a whole number of."""
+    for unit in ("GiB", "GB", "MiB", "MB", "KiB", "kB"):
+        if size and size % SIZES[unit] == 0:
+            return f"{size // SIZES[unit]}{unit}"
+    return f"{size}B"
+
+
+def show_percentage(share: float) -> str:
+    """Return a share of 1 as a percentage."""
+    return f"{share * 100:.10g}%"
+
+
+def show_rate(rate: Rate) -> str:
+    """Return a rate with its usual period, or with its seconds where it has none."""
+    period = next((unit for unit, seconds in PERIODS.items() if seconds == rate.seconds), None)
+    return f"{rate.amount}/{period or show_duration(rate.seconds)}"
 
 
 def _positive(value: float) -> float:

@@ -6,6 +6,9 @@ that kills, freezes or reconfigures nodes starts its own with `start_cluster`.
 
 import asyncio
 import contextlib
+import gc
+import itertools
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +24,14 @@ from proxy.embedded.process import EmbeddedError, temporary_directory
 from proxy.embedded.programs import Program, find_redis
 from proxy.embedded.redis import Cluster, Servers, Shape, Single, cluster_for, together
 from proxy.embedded.sidecar import Sidecar, configuration_for
+from tests.origin.activity import TABLES, execute
+from tests.origin.bench import Connection, connected, database
+from tests.toolchain import Toolchain
 
 # Where Debian and its derivatives put the server whose TLS and age the suite needs.
 DEBIAN_REDIS = Path("/usr/bin/redis-server")
+
+_DATABASES = itertools.count()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,6 +42,50 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=["redis-apt"],
         help="fail where tests would be skipped for want of this",
     )
+
+
+TOOLCHAIN = pytest.StashKey[Toolchain]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Ask the tools last, as they run beside the other tests, or first, in a worker of several.
+
+    Tests with servers are one group: a worker does them one after the other, on servers that it
+    starts once, while another does the rest.
+    """
+    items.sort(key=needs_tools, reverse=is_worker(config))
+    for item in items:
+        if item.get_closest_marker("integration") is not None:
+            item.add_marker(pytest.mark.xdist_group("servers"))
+
+
+def is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
+
+
+def needs_tools(item: pytest.Item) -> bool:
+    return "toolchain" in getattr(item, "fixturenames", ())
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    tools = session.config.stash[TOOLCHAIN] = Toolchain()
+    # All workers collect all tests: the tools wait for the one that is given the tests of them.
+    here = not (session.config.option.collectonly or is_worker(session.config))
+    if here and any(map(needs_tools, session.items)):
+        tools.start()
+    # What was imported and collected stays to the end: no collection need look at it again.
+    gc.freeze()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if (tools := session.config.stash.get(TOOLCHAIN, None)) is not None:
+        tools.stop()
+
+
+@pytest.fixture(scope="session")
+def toolchain(request: pytest.FixtureRequest) -> Toolchain:
+    """The tools that were started when tests were collected."""
+    return request.config.stash[TOOLCHAIN]
 
 
 def pytest_asyncio_loop_factories(
@@ -65,6 +117,17 @@ def debian_redis(request: pytest.FixtureRequest) -> Program:
     if program is not None and program.tls:
         return program
     reason = f"{DEBIAN_REDIS} with TLS is missing: apt-get install redis-server"
+    if "redis-apt" in request.config.getoption("--require"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def redis_cli(request: pytest.FixtureRequest) -> str:
+    """The command line of Redis, which no wheel brings along."""
+    if (found := shutil.which("redis-cli")) is not None:
+        return found
+    reason = "redis-cli is missing: apt-get install redis-tools"
     if "redis-apt" in request.config.getoption("--require"):
         pytest.fail(reason)
     pytest.skip(reason)
@@ -166,6 +229,30 @@ async def postgres_server(server_directory: Path) -> AsyncIterator[Postgres]:
 async def postgres(postgres_server: Postgres) -> str:
     """The address of an empty database."""
     return await postgres_server.create_database("tests")
+
+
+@pytest.fixture
+async def url(postgres_server: Postgres) -> AsyncIterator[str]:
+    """The address of a database of the test's own, with tables whose changes are noted."""
+    async with database(postgres_server) as url:
+        yield url
+
+
+@pytest.fixture
+async def writer(url: str) -> AsyncIterator[Connection]:
+    """A connection to it, for who changes rows."""
+    async with connected(url) as connection:
+        yield connection
+
+
+@pytest.fixture
+async def activity(postgres_server: Postgres) -> AsyncIterator[str]:
+    """The address of a database of the test's own, with a table that is written behind."""
+    name = f"activity{next(_DATABASES)}"
+    dsn = await postgres_server.create_database(name)
+    await execute(dsn, TABLES)
+    yield dsn
+    await postgres_server.drop_database(name)
 
 
 @pytest.fixture(scope="session")

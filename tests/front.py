@@ -40,6 +40,8 @@ class Front:
         settings: dict[str, Any] = {
             "clients": 100, "idle": 0.0, "unauthenticated": 5.0, "output_bytes": 8 << 20,
             "output_total_bytes": 256 << 20, "output_seconds": 10.0,
+            "blocked": 10, "watching": 10, "watch_idle": 60.0,
+            "subscriptions": 100, "subscriptions_total": 1000,
         }  # fmt: skip
         config = Config(
             Listen(("127.0.0.1", 0), unix, 0o660), Admin("127.0.0.1", 0), {}, None, None,
@@ -49,9 +51,11 @@ class Front:
             config, self.stand.router, self.stand.flusher.batch, self.stand.metrics,
             {**HANDLERS, **(handlers or {})},
         )  # fmt: skip
+        self.server.pools = self.stand.pools
         self.server.cluster_statistics = lambda: (
-            ClusterStatistics("cache", True, 1, "allkeys-lfu"),
+            ClusterStatistics("cache", True, "up", 1, "allkeys-lfu"),
         )
+        self.server.pools = self.stand.pools
         self._watching: asyncio.Task[None] | None = None
         self._callers: list[Caller] = []
         self.port = 0

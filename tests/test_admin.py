@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import http.client
+import json
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -10,9 +11,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from proxy import admin, log
+from proxy import admin, inquiry, log, visit
 from proxy.admin import Admin, Heartbeat
-from proxy.errors import PolicyError, StartError
+from proxy.errors import ConfigError, PolicyError, StartError
+from proxy.explain import Explainer
+from proxy.policy.model import EMPTY
+from tests.integration.rig import wait_for
 
 
 class Clock:
@@ -53,16 +57,34 @@ class Proxy:
             raise self.mistake
         yield from self.pieces
 
+    def page(self, path: str) -> str:
+        return json.dumps({"page": path})
+
+    def sample(self, query: str) -> str:
+        self.called_in.append(threading.current_thread())
+        if self.mistake is not None:
+            raise self.mistake
+        return query
+
+    def restore(self, query: str) -> str:
+        return f"restoring {query}"
+
+    async def drift(self, query: str) -> str:
+        return f"compared {query}"
+
     def drain(self) -> None:
         self.called_in.append(threading.current_thread())
         self.draining = True
 
-    def reload(self) -> str:
+    async def reload(self) -> str:
         self.called_in.append(threading.current_thread())
         if self.mistake is not None:
             raise self.mistake
         self.reloads += 1
         return "3 keyspaces changed"
+
+    def explainer(self) -> Explainer:
+        return Explainer(EMPTY, ("cache",), lambda cluster, slot: f"node:{slot}")
 
 
 @pytest.fixture
@@ -164,11 +186,38 @@ async def test_metrics_are_served_whole(proxy: Proxy, port: int) -> None:
     assert headers["Content-Length"] == str(len(text))
 
 
+@pytest.mark.parametrize("path", ["/slowlog", "/hotkeys", "/bigkeys"])
+async def test_pages_of_traffic(port: int, path: str) -> None:
+    """What is seen of traffic is read as JSON, and not written."""
+    status, text, headers = await asyncio.to_thread(fetch, port, "GET", path)
+    assert (status, headers["Content-Type"]) == (200, "application/json")
+    assert json.loads(text) == {"page": path}
+    assert (await ask(port, path, "POST"))[0] == 405
+
+
+async def test_a_setting_comes_with_the_query(proxy: Proxy, port: int) -> None:
+    """The share of the access log is set on the loop, by POST alone; a mistake is told."""
+    assert await ask(port, "/-/access-log?sample=1%", "POST") == (200, "sample=1%\n")
+    assert proxy.called_in == [threading.main_thread()]
+    assert (await ask(port, "/-/access-log?sample=1%"))[0] == 405
+    proxy.mistake = ConfigError("expects a percentage")
+    assert await ask(port, "/-/access-log?x", "POST") == (422, "expects a percentage\n")
+
+
+async def test_verbs_about_copies_take_a_query(port: int) -> None:
+    """What was lost and what differs are asked about by POST, and how far it is by GET."""
+    assert await ask(port, "/-/restore?keyspace=a", "POST") == (200, "restoring keyspace=a\n")
+    assert await ask(port, "/-/drift?keys=5", "POST") == (200, "compared keys=5\n")
+    assert await ask(port, "/restore") == (200, '{"page": "/restore"}')
+    assert (await ask(port, "/-/restore"))[0] == 405
+
+
 async def test_the_index_lists_every_path(port: int) -> None:
     """The first page names each path there is."""
     status, text = await ask(port, "/")
     assert status == 200
-    for path in ("/livez", "/readyz", "/startupz", "/metrics", "/-/drain", "/-/reload"):
+    paths = ["/livez", "/readyz", "/startupz", "/metrics", "/slowlog", "/hotkeys", "/bigkeys"]
+    for path in (*paths, "/-/access-log", "/-/drain", "/-/reload"):
         assert path in text
 
 
@@ -265,14 +314,14 @@ async def test_an_operator_on_this_machine_may(proxy: Proxy, port: int, host: st
 )
 def test_what_counts_as_this_machine(address: str, inside: bool) -> None:
     """Only loopback is this machine, also when it is written as IPv6."""
-    assert admin._is_loopback(address) is inside
+    assert inquiry.is_loopback(address) is inside
 
 
 async def test_strangers_read_and_do_not_write(
     proxy: Proxy, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From another machine probes answer and verbs are 403."""
-    monkeypatch.setattr(admin, "_is_loopback", lambda address: address != "127.0.0.1")
+    monkeypatch.setattr(inquiry, "is_loopback", lambda address: address != "127.0.0.1")
     assert (await ask(port, "/readyz"))[0] == 200
     assert (await ask(port, "/-/drain", "POST"))[0] == 403
     assert not proxy.draining
@@ -361,7 +410,7 @@ async def test_a_silent_visitor_is_closed(port: int, monkeypatch: pytest.MonkeyP
 
 async def test_a_long_head_is_refused(port: int) -> None:
     """More than the budget for a head is answered with 431."""
-    long = b"GET / HTTP/1.1\r\nlong: " + b"x" * admin.HEAD_BYTES
+    long = b"GET / HTTP/1.1\r\nlong: " + b"x" * visit.HEAD_BYTES
     assert (await asyncio.to_thread(say, port, long)).startswith(b"HTTP/1.1 431 ")
 
 
@@ -373,15 +422,22 @@ async def test_crowds_do_not_keep_a_probe_out(port: int) -> None:
                 await asyncio.to_thread(socket.create_connection, ("127.0.0.1", port), 10)
             )
         assert (await ask(port, "/livez"))[0] == 200
-        visitors = [t for t in threading.enumerate() if "process_request_thread" in t.name]
-        assert len(visitors) <= admin.MAX_VISITORS + 2
+
+        def visitors() -> int:
+            return sum("process_request_thread" in t.name for t in threading.enumerate())
+
+        # Who has been shown out takes a moment to go.
+        await wait_for(
+            lambda: visitors() <= admin.MAX_VISITORS + 2, "no more than there are places"
+        )
 
 
 async def test_a_verb_does_not_wait_for_a_hanging_loop(
     port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A verb that the loop does not come to in time is answered with 504."""
-    monkeypatch.setattr(admin, "VERB_SECONDS", 0.05)
+    verb, _ = admin._VERBS["/-/reload"]
+    monkeypatch.setitem(admin._VERBS, "/-/reload", (verb, 0.05))
     # Not awaited: this very call keeps the loop from running.
     assert fetch(port, "POST", "/-/reload")[0] == 504
     assert (await ask(port, "/livez"))[0] == 200
@@ -425,3 +481,11 @@ async def test_ipv6_is_served(proxy: Proxy) -> None:
         assert await asyncio.to_thread(visit) == 200
     finally:
         server.stop()
+
+
+async def test_explain(port: int) -> None:
+    """A command is explained to this machine, and not to a browser."""
+    status, text = await ask(port, "/-/explain?command=GET+foo")
+    assert status == 200
+    assert "slot       12182 of cluster cache, node node:12182" in text
+    assert (await ask(port, "/-/explain", headers={"Origin": "http://evil"}))[0] == 403

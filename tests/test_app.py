@@ -22,6 +22,9 @@ from tests.fakenode import Answer, FakeCluster, FakeNode
 from tests.integration.rig import Caller, wait_for
 from tests.replies import pack
 
+# The process that works out rules gives way to all others of the machine.
+DRAFTING = 60.0  # seconds
+
 RULES = """
 keyspaces:
   thing:
@@ -55,13 +58,23 @@ def configured(folder: Path, node: FakeNode, rules: str = RULES, **blocks: Any) 
         "listen": {"tcp": "127.0.0.1:0"},
         "admin": "127.0.0.1:0",
         "clusters": {
-            "cache": {"mode": "single", "nodes": [f"redis://127.0.0.1:{node.port}"]},
+            # No test waits for this deadline.
+            "cache": {
+                "mode": "single",
+                "nodes": [f"redis://127.0.0.1:{node.port}"],
+                "timeout": "10s",
+            },
         },
-        "policies": "policies",
+        # Nothing is read again but when a test asks for it.
+        "policies": {"path": "policies", "watch": "off"},
         "drain": {"timeout": "2s"},
     }
     file.write_text(yaml.safe_dump(document | blocks))
     return config.load(file)
+
+
+# Nobody but the test asks for a reload, however slow the machine is.
+UNWATCHED = {"path": "policies", "watch": False}
 
 
 class Running:
@@ -132,7 +145,7 @@ async def test_readiness_tells_of_clusters_and_of_draining(tmp_path: Path) -> No
         async def says(text: str) -> bool:
             return await it.page("/readyz") == (200, text)
 
-        await wait_for(lambda: says("cache=down\n"), "the loss")
+        await wait_for(lambda: says("cache=redis_down(1/1)\n"), "the loss")
         assert str(await caller.call("GET", "thing:1")).startswith("CLUSTERDOWN")
         await away.start()
         await wait_for(lambda: says("cache=up\n"), "the node")
@@ -179,51 +192,56 @@ async def test_a_port_in_use(node: FakeNode, tmp_path: Path) -> None:
 
 async def test_new_rules_reach_idle_and_busy_clients(node: FakeNode, tmp_path: Path) -> None:
     """A reload is judged by whole commands: what was sent before runs by the old rules."""
-    async with running(configured(tmp_path, node)) as it:
+    async with running(configured(tmp_path, node, policies=UNWATCHED)) as it:
         idle, busy = await it.connect(), await it.connect()
         assert await idle.call("SET", "thing:1", "v") == b"OK"
         node.answers["GET"] = Answer(b"$1\r\nv\r\n", 0.1)
         busy.writer.write(pack("GET", "thing:1"))
         await wait_for(lambda: node.received("GET"), "the command")
         (tmp_path / "policies" / "rules.yaml").write_text(DENYING)
-        assert it.app.reload().startswith("changed")
+        assert (await it.app.reload()).startswith("changed")
         busy.writer.write(pack("GET", "thing:1") + pack("SET", "thing:1", "w"))
         assert str(await idle.call("GET", "thing:1")).startswith("NOPERM")
         assert await busy.next() == b"v"
         assert str(await busy.next()).startswith("NOPERM")
         assert await busy.next() == b"OK"
         assert len(node.received("GET")) == 1
-        assert it.app.reload().startswith("unchanged")
+        assert (await it.app.reload()).startswith("unchanged")
         page = (await it.page("/metrics"))[1]
         assert 'sidecache_reloads_total{outcome="changed"} 1.0' in page
         assert 'sidecache_reloads_total{outcome="unchanged"} 1.0' in page
 
 
-@pytest.mark.parametrize(
-    "text", ["keyspaces: [", "keyspaces: {thing: {key: 'thing:{'}}", "unknown: yes\n"]
-)
 async def test_a_bad_file_changes_nothing(
-    node: FakeNode, tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str
+    node: FakeNode, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With any mistake the old rules stay in force with their counts, by verb and by SIGHUP."""
-    async with running(configured(tmp_path, node, DENYING)) as it:
+    async with running(configured(tmp_path, node, DENYING, policies=UNWATCHED)) as it:
         caller = await it.connect()
         assert str(await caller.call("GET", "thing:1")).startswith("NOPERM")
         rules = it.app._router.ruleset
-        (tmp_path / "policies" / "rules.yaml").write_text(text)
-        with pytest.raises((MistakesFound, StartError)):
-            it.app.reload()
+        for text in ("keyspaces: [", "keyspaces: {thing: {key: 'thing:{'}}"):
+            (tmp_path / "policies" / "rules.yaml").write_text(text)
+            with pytest.raises((MistakesFound, StartError)):
+                await it.app.reload()
+        (tmp_path / "policies" / "rules.yaml").write_text("unknown: yes\n")
         os.kill(os.getpid(), signal.SIGHUP)
-        await wait_for(lambda: "reload_failed" in caplog.messages, "the signal")
+        await wait_for(lambda: caplog.messages.count("reload_failed") == 3, "the signal", DRAFTING)
         assert it.app._router.ruleset is rules
+        assert (await it.page("/readyz"))[1].split() == ["cache=up", "rules=refused"]
+        assert b"rules_last_reload:refused\r\nrules_mistakes:1\r\n" in await caller.call("INFO")
         assert str(await caller.call("GET", "thing:1")).startswith("NOPERM")
         page = (await it.page("/metrics"))[1]
-        assert 'sidecache_reloads_total{outcome="failed"} 2.0' in page
+        assert 'sidecache_reloads_total{outcome="failed"} 3.0' in page
+        assert "sidecache_reload_failed 1.0" in page
         (tmp_path / "policies" / "rules.yaml").write_text(RULES)
         os.kill(os.getpid(), signal.SIGHUP)
-        await wait_for(lambda: it.app._router.ruleset is not rules, "the signal")
+        await wait_for(lambda: it.app._router.ruleset is not rules, "the signal", DRAFTING)
         assert await caller.call("SET", "thing:1", "v") == b"OK"
         assert await caller.call("GET", "thing:1") == b"v"
+        assert await it.page("/readyz") == (200, "cache=up\n")
+        assert b"rules_last_reload:ok\r\n" in await caller.call("INFO")
+        assert "sidecache_reload_failed 0.0" in (await it.page("/metrics"))[1]
 
 
 async def test_a_role_in_use_cannot_be_taken_away(node: FakeNode, tmp_path: Path) -> None:
@@ -235,10 +253,44 @@ async def test_a_role_in_use_cannot_be_taken_away(node: FakeNode, tmp_path: Path
         assert await caller.call("AUTH", "app", "x") == b"OK"
         (tmp_path / "policies" / "rules.yaml").write_text(RULES)
         with pytest.raises(StartError, match='"app" has the role "booking"'):
-            it.app.reload()
+            await it.app.reload()
         assert await caller.call("SET", "thing:1", "v") == b"OK"
     with pytest.raises(StartError, match="which no policy describes; there is: default"):
         load_rules(configured(tmp_path, node, RULES, users=users))
+
+
+async def test_writes_behind_begin_with_a_journal(node: FakeNode, tmp_path: Path) -> None:
+    """A reload to rules that need one fails where there is none, and says what to set."""
+    database = {"url": "postgresql://x@127.0.0.1:1/x"}
+    behind = RULES.replace("ttl: {default: 60s}", "type: string\n    write: {mode: behind, sql: "
+                           "'UPDATE t SET v = :value WHERE id = :id'}")  # fmt: skip
+    async with running(configured(tmp_path, node, policies=UNWATCHED, database=database)) as it:
+        (tmp_path / "policies" / "rules.yaml").write_text(behind)
+        with pytest.raises(
+            StartError, match=r"keyspaces thing are written behind.*SIDECACHE_JOURNAL"
+        ):
+            await it.app.reload()
+    with pytest.raises(StartError, match="needs a journal"):
+        load_rules(configured(tmp_path, node, behind, database=database))
+    load_rules(configured(tmp_path, node, behind))
+    journal = {"directory": "journal"}
+    load_rules(configured(tmp_path, node, behind, database=database, journal=journal))
+
+
+async def test_the_access_log_is_read_again(node: FakeNode, tmp_path: Path) -> None:
+    """A reload takes what the configuration says of the access log then, or changes nothing."""
+    settings = configured(tmp_path, node, policies=UNWATCHED)
+    async with running(settings) as it:
+        it.app._reread = lambda: config.load(tmp_path / "sidecache.yaml")
+        caller = await it.connect()
+        configured(tmp_path, node, access_log={"sample": "100%", "file": "."})
+        with pytest.raises(StartError, match="cannot write the access log"):
+            await it.app.reload()
+        configured(tmp_path, node, access_log={"sample": "100%", "file": "access.log"})
+        assert (await it.app.reload()).startswith("changed")
+        assert (await it.app.reload()).startswith("unchanged")
+        assert await caller.call("SET", "thing:1", "v") == b"OK"
+    assert '"name": "set"' in (tmp_path / "access.log").read_text()
 
 
 async def test_a_loop_that_fails_ends_the_process(
@@ -282,6 +334,11 @@ async def test_two_clusters_with_slots(tmp_path: Path) -> None:
             assert any(b"lock:1" in node.values for node in locks.nodes)
             assert any(b"thing:1" in node.values for node in cache.nodes)
             assert b"cluster" in await caller.call("INFO")
+            status, text = await it.page("/-/explain?command=GET+lock:1")
+            assert status == 200, text
+            holder = next(node for node in locks.nodes if b"lock:1" in node.values)
+            assert f"of cluster locks, node 127.0.0.1:{holder.port}" in text
+            assert "keyspace   lock  (" in text
     finally:
         await locks.stop()
         await cache.stop()

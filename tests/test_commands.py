@@ -19,9 +19,9 @@ LATER_FLAGS = {"wait": {"blocking"}}
 # Scripts have no write flag and may write; whoever judges by the flag must count them as writes.
 SCRIPTS = {"eval", "evalsha", "fcall"}
 
-# Keys that first, last and step do not describe, and that have a rule of their own or none:
-# MIGRATE may name them behind KEYS, MSETEX alternates them with values. Both are refused.
-UNDESCRIBED = {"migrate", "msetex"}
+# Keys that first, last and step do not describe, and that have no rule: MIGRATE, which is refused,
+# may name them behind KEYS.
+UNDESCRIBED = {"migrate"}
 
 FLAGS = {"write", "readonly", "denyoom", "admin", "pubsub", "blocking", "fast", "no_auth"}
 
@@ -156,7 +156,6 @@ def test_categories_name_rows() -> None:
     [
         (b"flushall", b"-ERR unknown command 'flushall', with args beginning with: \r\n"),
         (b"client|reply", b"-ERR unknown subcommand 'reply'. Try CLIENT HELP.\r\n"),
-        (b"cluster|nodes", b"-ERR This instance has cluster support disabled\r\n"),
         (b"client", b"-ERR unknown subcommand. Try CLIENT HELP.\r\n"),
     ],
 )

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from proxy import config
-from proxy.config import OPEN_DEFAULT_USER, Config, ConfigMistakes, NodeURL, Secret
+from proxy.config import (
+    OPEN_DEFAULT_USER,
+    AccessLog,
+    Config,
+    ConfigMistakes,
+    Database,
+    NodeURL,
+    Secret,
+)
 
 CACHE = "clusters: {cache: {nodes: [redis://h:1]}}\n"
 
@@ -75,7 +83,7 @@ def test_no_file_is_needed(load: Load) -> None:
     ]  # fmt: skip
     assert settings.clusters["cache"].nodes == (NodeURL("::1", 8, "u", Secret("p"), True),)
     assert settings.policies == Path.cwd() / "rules"
-    assert settings.database_url == Secret("postgresql://x")
+    assert settings.database == Database(Secret("postgresql://x"), Secret("postgresql://x"))
 
 
 def test_the_file_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,6 +104,74 @@ def test_listeners(load: Load) -> None:
     assert alone == config.Listen(None, Path.cwd() / "run/a.sock", 0o600)
     both = load(CACHE, {"--listen": "[::1]:5"}, SIDECACHE_UNIX="/run/a.sock").listen
     assert both == config.Listen(("::1", 5), Path("/run/a.sock"), 0o660)
+
+
+def test_the_cluster_listener(load: Load) -> None:
+    """It may stand alone or beside others, and announce another address than its own."""
+    alone = load(CACHE + "listen: {cluster: 0.0.0.0:7000, cluster_announce: proxy:7001}\n").listen
+    assert (alone.tcp, alone.cluster, alone.announced) == (None, ("0.0.0.0", 7000), ("proxy", 7001))
+    beside = load(CACHE + "listen: {tcp: h:1}\n", SIDECACHE_CLUSTER_LISTEN="h:2").listen
+    assert (beside.tcp, beside.cluster, beside.announced) == (("h", 1), ("h", 2), None)
+
+
+@pytest.mark.parametrize("text", ["cluster_announce: h:1", "cluster: h:1, cluster_announce: h:0"])
+def test_an_announcement_of_nothing_is_told(mistakes: Mistakes, text: str) -> None:
+    """Where nobody listens, or at no port, there is nothing to announce."""
+    (line,) = mistakes(CACHE + f"listen: {{{text}}}\n")
+    assert "set both" in line
+
+
+def test_the_origin(load: Load, mistakes: Mistakes, tmp_path: Path) -> None:
+    """PostgreSQL, its standbys and its budget; the direct URL is the URL unless it is set."""
+    for name in ("db", "standby"):
+        (tmp_path / name).write_text(f"postgresql://{name}\n")
+    text = "clusters: {cache: {nodes: ['redis://a']}}\n"
+    found = load(
+        text + "database: {url_file: db, replicas: ['postgresql://r'], replicas_file: standby,\n"
+        "  prepared: off, connections: 4, timeout: 500ms, budget: 20, sidecars: 4}\n"
+    ).database
+    assert found is not None
+    assert found.direct_url == found.url == Secret("postgresql://db")
+    assert found.replicas == (Secret("postgresql://r"), Secret("postgresql://standby"))
+    assert (found.prepared, found.connections, found.timeout) == (False, 4, 0.5)
+    assert load(text).database is None
+    (line,) = mistakes(text + "database: {url: 'postgresql://x', budget: 8}\n")
+    assert line == (
+        "sidecache.yaml:2:43: 1 sidecars may take 9 connections; lower connections or raise it"
+    )
+    (line,) = mistakes(text + "database: {connections: 4}\n")
+    assert "no url; write url_file: FILE" in line
+
+
+def test_databases(load: Load, mistakes: Mistakes) -> None:
+    """A number is that of a cluster of the file; others are mistakes at their places."""
+    text = "clusters: {a: {nodes: ['redis://a']}, b: {nodes: ['redis://b']}}\n"
+    assert load(text + "databases: {2: {cluster: b}, 15: {cluster: a}}\n").databases == {
+        2: 1,
+        15: 0,
+    }
+    assert load(text).databases == {}
+    (unknown,) = mistakes(text + "databases: {1: {cluster: c}}\n")
+    assert unknown == 'sidecache.yaml:2:26: there is no cluster "c"'
+    for number in (0, 16, "x", "01"):
+        (line,) = mistakes(text + f"databases: {{{number}: {{cluster: a}}}}\n")
+        assert "1 to 15" in line
+
+
+def test_what_is_seen_of_traffic(load: Load, tmp_path: Path) -> None:
+    """The access log is off until it is asked for; keys are hashed until plain names are wanted."""
+    seen = load(CACHE)
+    assert (seen.access_log.sample, seen.access_log.keys) == (0.0, "hashed")
+    assert (seen.slow_log.slower_than, seen.slow_log.entries) == (0.010, 128)
+    assert seen.hot_keys.sample == 1 / 64
+    text = """
+access_log: {sample: 0.1%, file: access.log, keys: plain}
+slow_log: {slower_than: 5ms, entries: 10, keys: plain}
+hot_keys: {sample: 0%}
+"""
+    seen = load(CACHE + text)
+    assert seen.access_log == AccessLog(0.001, tmp_path / "access.log", "plain", "hidden")
+    assert (seen.slow_log.slower_than, seen.hot_keys.sample) == (0.005, 0.0)
 
 
 def test_a_long_socket_path_is_told(mistakes: Mistakes) -> None:
@@ -152,7 +228,7 @@ def test_secrets_from_files(load: Load, tmp_path: Path) -> None:
     )
     assert [node.host for node in settings.clusters["cache"].nodes] == ["a", "b"]
     assert settings.clusters["cache"].password == Secret("p w")
-    assert settings.database_url == Secret("postgresql://x")
+    assert settings.database == Database(Secret("postgresql://x"), Secret("postgresql://x"))
     assert settings.users[0].passwords == (hashlib.sha256(b"secret").digest(),)
 
 
@@ -214,6 +290,23 @@ def test_without_users_everybody_may_connect(load: Load) -> None:
     assert user.passwords == (hashlib.sha256(b"x").digest(),)
 
 
+def test_the_journal_has_a_place(load: Load) -> None:
+    """In the file relative to it, in the environment relative to where we are; none by itself."""
+    assert load(CACHE).journal is None
+    found = load(CACHE + "journal: {directory: wal}\n").journal
+    assert found is not None
+    assert found.name == "wal"
+    assert load(CACHE, SIDECACHE_JOURNAL="wal").journal == Path.cwd() / "wal"
+
+
+def test_write_behind_counts_towards_the_budget(load: Load, mistakes: Mistakes) -> None:
+    """Each sidecar has two connections more for its flushers."""
+    text = CACHE + "database: {url: 'postgresql://x', sidecars: 2, connections: 8, budget: 18}\n"
+    assert load(text).database is not None
+    (mistake,) = mistakes(text + "journal: {directory: wal}\n")
+    assert "2 sidecars may take 22 connections" in mistake
+
+
 def test_every_mistake_in_one_run(mistakes: Mistakes) -> None:
     """File, environment and flags are all looked at, and each mistake has its place."""
     text = (
@@ -230,8 +323,9 @@ def test_every_mistake_in_one_run(mistakes: Mistakes) -> None:
         "--listen: tcp: expects host:port",
         "SIDECACHE_ADMIN: admin: expects host:port",
         'SIDECACHE_UNX: no such setting; did you mean "SIDECACHE_UNIX"?',
-        'sidecache.yaml:1:1: unknown field "lisen"; allowed: admin, clusters, database, drain, '
-        'limits, listen, policies, users; did you mean "listen"?',
+        'sidecache.yaml:1:1: unknown field "lisen"; allowed: access_log, admin, clusters, '
+        "database, databases, drain, hot_keys, journal, limits, listen, policies, slow_log, users; "
+        'did you mean "listen"?',
         "sidecache.yaml:3:32: nodes: expects redis://user:password@host:port",
         'sidecache.yaml:3:49: mode: "clustr" is not allowed; allowed: cluster, single, sentinel; '
         'did you mean "cluster"?',

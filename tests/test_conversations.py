@@ -17,7 +17,10 @@ A line is `who verb text`, split at spaces; `#` behind two spaces begins a comme
     A < GET a                    has received a command; `A <` alone: nothing more
     A > -ERR no                  answers; "text" is a bulk string, anything else a line
     handler < SET b 2            was asked; handler > +OK answers the oldest question
+    handler >>                   answers it with these bytes, or with none
+    client hears >1\\r\\n+hi       is pushed something that answers nothing
     handler submits GET b        a part of the oldest question; `part < "1"`: what came of it
+    handler sends SET b 1; GET b a transaction of these, as one: MULTI SET GET EXEC
     client gone | finishes | pauses | reads | is blocked,pending=2,...      A is fault,pending=0
     slots move KEY from A to B   a new slot map; `slots lose KEY`: nobody has it
     A lost | away | back         the connection ends; nobody can be reached there; somebody can

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -111,7 +112,7 @@ async def test_ready_it_describes_itself_and_ends_without_a_trace(
 ) -> None:
     """--json appears when all of it runs; SIGTERM ends every process and removes every file."""
     file = tmp_path / "demo.json"
-    play = await demo("--json", str(file), "--seed", "3")
+    play = await demo("--json", str(file), "--seed", "3", "--cluster-port", "0")
     await play.hear("Ctrl-C stops everything")
     told = json.loads(file.read_text())
     assert [p.name for p in tmp_path.iterdir()] == ["demo.json"]
@@ -128,6 +129,11 @@ async def test_ready_it_describes_itself_and_ends_without_a_trace(
     assert set(pids) <= running
     assert f"redis-cli -p {told['proxy']['port']}" in play.output
     assert told["admin"]["url"] in play.output
+    assert f"redis-cli -c -p {told['proxy']['cluster_port']}" in play.output
+    port = told["proxy"]["cluster_port"]
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+        client.sendall(b"CLUSTER MYID\r\n")
+        assert client.recv(100).startswith(b"$40\r\n")
 
     assert await play.end(signal.SIGTERM) == 0
     assert not file.exists()
@@ -139,14 +145,52 @@ async def test_check_tries_the_port_and_says_what_is_right(demo: StartDemo) -> N
     """--check exits with 0 after a demo that answers as it should, and leaves nothing."""
     play = await demo("--check")
     assert await play.end() == 0, play.output
-    assert play.output.count("    ok  ") >= 9
+    assert play.output.count("    ok  ") >= 12
     assert "FAILED" not in play.output
     assert not play.directory.exists()
     assert processes_in(play.directory) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-@pytest.mark.parametrize("moment", ["PostgreSQL: /", "takes connections", "cluster_state:ok"])
+async def test_an_outage_of_all_of_redis_costs_no_client_an_answer(demo: StartDemo) -> None:
+    """All nodes are killed and started again under load: no error, 0, and nothing is left."""
+    play = await demo("--outage", "10", "--replicas")
+    assert await play.end() == 0, play.output
+    directory = play.directory
+    shared = re.search(r"([\d,]+) of these reads were the replica's", play.output)
+    assert shared is not None
+    assert int(shared[1].replace(",", "")) > 50, "the replica was not read from"
+    down = [line for line in play.lines if "(0 of 6)  locks " in line]
+    assert any("cache up" not in line for line in down), play.output
+    acts = {line[:44].strip(): line[44:].split() for line in play.lines if line.startswith("  ")}
+    assert acts["answers from"][:5] == ["redis", "origin", "gutter", "stale", "error"]
+    both = [int(figure.replace(",", "")) for figure in acts["and of locks"][:6]]
+    assert both[1] > 0, "PostgreSQL answered nothing"
+    assert both[5] == 0, play.output
+    assert "a row that changed while Redis was away is seen" in play.output
+    assert "\x1b" not in play.output
+    assert not directory.exists()
+    assert processes_in(directory) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+async def test_a_story_that_is_ended_in_the_middle_leaves_nothing(
+    demo: StartDemo, number: signal.Signals
+) -> None:
+    """While nodes are gone and clients ask, a signal ends everything; even kill -9 does."""
+    play = await demo("--outage", "10")
+    await play.hear("kill -9 of all nodes of cache")
+    assert await play.end(number) == (1 if number is signal.SIGINT else -signal.SIGKILL)
+    await until_nothing_is_left(play.directory)
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("PostgreSQL: /", signal.SIGTERM), ("PostgreSQL: /", signal.SIGKILL),
+        ("takes connections", signal.SIGINT), ("takes connections", signal.SIGKILL),
+        ("cluster_state:ok", signal.SIGTERM), ("cluster_state:ok", signal.SIGKILL),
+    ],
+)  # fmt: skip
 async def test_ended_while_starting_it_leaves_nothing(
     demo: StartDemo, moment: str, number: signal.Signals
 ) -> None:
@@ -171,7 +215,7 @@ async def test_a_missing_server_is_an_error_that_says_so(demo: StartDemo) -> Non
     assert not play.directory.exists()
 
 
-@pytest.mark.parametrize("flag", ["--port", "--admin-port"])
+@pytest.mark.parametrize("flag", ["--port", "--admin-port", "--cluster-port"])
 async def test_a_taken_port_is_refused_before_anything_starts(demo: StartDemo, flag: str) -> None:
     """The error names the flag, and no server was started for it."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

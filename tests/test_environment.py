@@ -92,10 +92,10 @@ def test_a_secret_replaces_the_one_of_the_file_however_it_is_given() -> None:
     ("environment", "flags", "location"),
     [
         ({"SIDECACHE_UNIX": "a/b"}, {}, ("listen", "unix")),
-        ({"SIDECACHE_POLICIES": "a/b"}, {}, ("policies",)),
+        ({"SIDECACHE_POLICIES": "a/b"}, {}, ("policies", "path")),
         ({"DATABASE_URL_FILE": "a/b"}, {}, ("database", "url_file")),
         ({"SIDECACHE_LOCKS_URL_FILE": "a/b"}, {}, ("clusters", "locks", "nodes_file")),
-        ({}, {"--policies": "a/b"}, ("policies",)),
+        ({}, {"--policies": "a/b"}, ("policies", "path")),
         ({}, {"--unix": "a/b"}, ("listen", "unix")),
     ],
 )

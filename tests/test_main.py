@@ -12,10 +12,13 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from proxy import __main__ as command_line
+from proxy import log
 from proxy.admin import Admin
+from proxy.embedded.postgres import Postgres
 from proxy.environment import FLAGS
 from tests.test_admin import Proxy
 
@@ -33,7 +36,9 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Run]:
     """Runs a verb in an empty folder; returns the exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
     for name in list(os.environ):
@@ -48,7 +53,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         out, err = capsys.readouterr()
         return code, out, err.replace(f"{tmp_path}/", "")
 
-    return run
+    yield run
+    log.close()  # which `serve` configures: its limits would hold for the tests that follow
 
 
 @pytest.fixture
@@ -85,7 +91,7 @@ def test_flags_are_those_of_the_configuration() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [(), ("serv",), ("serve", "--nope"), ("explain",), ("demo", "--port", "x"), ("-x",)]
+    "words", [(), ("serv",), ("serve", "--nope"), ("diff",), ("demo", "--port", "x"), ("-x",)]
 )
 def test_wrong_usage(run: Run, words: tuple[str, ...]) -> None:
     """Wrong usage ends with 2 and a word about what is right."""
@@ -101,7 +107,9 @@ def test_version(run: Run) -> None:
     assert out.startswith("sidecache 0.")
 
 
-@pytest.mark.parametrize("verb", ["", "serve", "demo", "check", "explain", "schema", "health"])
+@pytest.mark.parametrize(
+    "verb", ["", "serve", "demo", "check", "explain", "diff", "schema", "health"]
+)
 def test_help(run: Run, verb: str) -> None:
     """Every verb explains itself."""
     code, out, _ = run(*filter(None, [verb]), "--help")
@@ -201,11 +209,12 @@ def test_serve_until_told_to_stop(tmp_path: Path, number: signal.Signals) -> Non
         folder=tmp_path,
     )  # fmt: skip
     deadline = time.monotonic() + PATIENCE
-    while not (tmp_path / "redis.sock").exists() and process.poll() is None:
-        assert time.monotonic() < deadline
     with closing(socket.socket(socket.AF_UNIX)) as client:
         client.settimeout(PATIENCE)
-        client.connect(str(tmp_path / "redis.sock"))
+        # The file is there a moment before anybody listens.
+        while client.connect_ex(str(tmp_path / "redis.sock")) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         client.sendall(b"PING\r\n")
         assert client.recv(100) == b"+PONG\r\n"
     process.send_signal(number)
@@ -258,6 +267,19 @@ def test_check_of_the_shipped_policies(run: Run) -> None:
     assert int(words[6]) > 100
 
 
+def test_check_with_a_database(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is away is a sentence and exit code 1; none that is named is a usage error."""
+    away = "postgresql://x@127.0.0.1:1/x"
+    code, out, _ = run("check", str(POLICIES), "--database", away)
+    assert code == 1
+    assert out.startswith("PostgreSQL cannot be reached: ")
+    code, _, err = run("check", str(POLICIES), "--database")
+    assert code == 2
+    assert "which database?" in err
+    monkeypatch.setenv("SIDECACHE_DATABASE_URL", away)
+    assert run("check", str(POLICIES), "--database")[:2] == (1, out)
+
+
 def test_check_of_a_broken_folder(run: Run, tmp_path: Path) -> None:
     """Every mistake of every file is on stdout with its place; the exit code is 1."""
     folder = tmp_path / "rules"
@@ -287,6 +309,28 @@ def test_check_of_everything(run: Run, tmp_path: Path) -> None:
     assert [line.split(": ")[0].removeprefix(f"{tmp_path}/") for line in out.splitlines()] == [
         "s.yaml:3:19", "rules/a.yaml:2:32",
     ]  # fmt: skip
+
+
+def test_check_of_budgets(run: Run, tmp_path: Path) -> None:
+    """Budgets over the memory of their cluster are a mistake at the one that goes over it."""
+    memory = CLUSTERS.replace("locks: {", "locks: {memory: 1GiB, ")
+    (tmp_path / "s.yaml").write_text(memory + "policies: a.yaml\n")
+    (tmp_path / "a.yaml").write_text(
+        "defaults: {memory: {budget: 500MB}}\n"
+        "keyspaces:\n"
+        "  one: {key: 'one', cluster: locks}\n"
+        "  two: {key: 'two', cluster: cache, memory: {budget: 4GiB}}\n"
+        "  three: {key: 'three', cluster: locks, memory: {budget: 600MB}}\n"
+        "  four: {key: 'four', cluster: locks}\n"
+    )
+    code, out, _ = run("check", "--config", "s.yaml")
+    assert code == 1
+    assert out.replace(f"{tmp_path}/", "") == (
+        'a.yaml:5:58: budget: with this the budgets of cluster "locks" come to 1100MB, '
+        "and its memory is 1GiB\n"
+    )
+    (tmp_path / "s.yaml").write_text(CLUSTERS + "policies: a.yaml\n")
+    assert run("check", "--config", "s.yaml")[0] == 0
 
 
 def test_check_of_a_role_that_no_policy_describes(run: Run, tmp_path: Path) -> None:
@@ -388,6 +432,76 @@ def test_explain_with_a_configuration(run: Run, tmp_path: Path) -> None:
     assert run("explain", "GET", "a")[0] == 2
 
 
+def test_replay(run: Run, tmp_path: Path) -> None:
+    """Recorded commands that other rules judge otherwise are counted, and the exit code is 1."""
+    (tmp_path / "rules.yaml").write_text(RULES)
+    (tmp_path / "new.yaml").write_text(RULES.replace("max_bytes: 20", "max_bytes: 10"))
+    (tmp_path / "sample").write_text(
+        '1.5 [0 1.2.3.4:5] "GET" "seat:event:seat"\nuser=reader GET x\n'
+    )
+    words = ["explain", "--policies", "rules.yaml", "--replay", "sample", "--against"]
+    code, out, err = run(*words, "new.yaml")
+    assert (code, err) == (1, "")
+    assert out.splitlines() == [
+        "keyspace seat: key_grammar: forwarded -> refused by key_grammar  (1 command: line 1)",
+        "2 commands, 1 judged otherwise; 0 not read",
+    ]
+    code, out, err = run(*words, "rules.yaml")
+    assert (code, out, err) == (0, "2 commands, 0 judged otherwise; 0 not read\n", "")
+
+
+def test_replay_for_users(run: Run, tmp_path: Path) -> None:
+    """With a configuration the names before commands are those of its users."""
+    (tmp_path / "rules.yaml").write_text(RULES)
+    (tmp_path / "new.yaml").write_text(RULES.replace("@read", "@write"))
+    users = "users: {ann: {role: reader, nopass: on}}\n"
+    (tmp_path / "sidecache.yaml").write_text(f"{CLUSTERS}{users}policies: rules.yaml\n")
+    (tmp_path / "sample").write_text("user=ann GET x\nuser=reader GET x\n")
+    code, out, _ = run("explain", "--replay", "sample", "--against", "new.yaml")
+    assert code == 1
+    assert "rights: forwarded -> refused with NOPERM  (1 command: line 1)" in out
+    assert "not read: a user that is not there  (1 line: line 2)" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        ((), 2, "nothing to explain"),
+        (("--replay", "sample"), 2, "go together"),
+        (("--against", "rules.yaml"), 2, "go together"),
+        (("GET", "a", "--replay", "sample", "--against", "rules.yaml"), 2, "and no command"),
+        (("--replay", "nowhere", "--against", "rules.yaml"), 1, "nowhere cannot be read: No such"),
+        (("--replay", "sample", "--against", "nowhere"), 2, "nowhere: cannot be opened"),
+    ],
+)
+def test_replay_of_nothing(
+    run: Run, tmp_path: Path, words: tuple[str, ...], code: int, told: str
+) -> None:
+    """What lacks a recording, other rules or a command is a sentence."""
+    (tmp_path / "rules.yaml").write_text(RULES)
+    (tmp_path / "sample").write_text("GET a\n")
+    found, _, err = run("explain", "--policies", "rules.yaml", *words)
+    assert found == code
+    assert told in err
+
+
+# --- diff
+
+
+def test_diff(run: Run, tmp_path: Path) -> None:
+    """What differs is a line each and 1; the same is 0; what cannot be read is 2, on stderr."""
+    (tmp_path / "old.yaml").write_text(RULES)
+    (tmp_path / "new.yaml").write_text(RULES.replace("max_bytes: 20", "max_bytes: 1kB"))
+    code, out, err = run("diff", "old.yaml", "new.yaml")
+    assert (code, err) == (1, "")
+    assert out == "keyspace seat: key_grammar.max_bytes 20B -> 1kB (new.yaml:8)\n"
+    assert run("diff", "old.yaml", "old.yaml") == (0, "no difference\n", "")
+    (tmp_path / "new.yaml").write_text("keyspaces: {a: {}}")
+    code, out, err = run("diff", "old.yaml", "new.yaml")
+    assert (code, out) == (2, "")
+    assert err == 'sidecache: new.yaml:1:16: the field "key" is missing\n'
+
+
 # --- health
 
 
@@ -430,3 +544,45 @@ def test_health_of_nobody(run: Run) -> None:
 def test_health_of_a_wrong_address(run: Run, address: str) -> None:
     """What is no address is wrong usage."""
     assert run("health", "--admin", address)[0] == 2
+
+
+# --- sql
+
+
+def test_sql_for_whoever_may_not_connect(run: Run) -> None:
+    """Printed without a database, names are as the policies have them."""
+    code, out, err = run("sql", "install", "--print", "--policies", str(POLICIES))
+    assert (code, err) == (0, "")
+    assert out.startswith("BEGIN;")
+    assert out.count("CREATE OR REPLACE FUNCTION") == 7
+    code, out, _ = run("sql", "install", "--print", "--remove", "--policies", str(POLICIES))
+    assert out.count("DROP FUNCTION") == 7
+
+
+def test_sql_without_a_database(run: Run, tmp_path: Path) -> None:
+    """What is applied needs to be told where."""
+    config = tmp_path / "sidecache.yaml"
+    config.write_text(CLUSTERS)
+    code, _, err = run("sql", "install", "--config", str(config), "--policies", str(POLICIES))
+    assert code == 2
+    assert "no database is named: --database URL" in err
+
+
+@pytest.mark.integration
+async def test_sql_in_a_database(run: Run, postgres_server: Postgres) -> None:
+    """Applied, found wrong where the tables are missing, and taken away again."""
+    url = await postgres_server.create_database("installed")
+    words = ("sql", "install", "--database", url, "--policies", str(POLICIES))
+    code, _, err = await asyncio.to_thread(run, *words)
+    assert code == 2
+    assert "catalogue.yaml:51:10: there is no table events" in err
+    connection = await asyncpg.connect(url, timeout=5)
+    await connection.execute((POLICIES / "schema.sql").read_text("utf-8"))
+    code, out, _ = await asyncio.to_thread(run, *words)
+    assert (code, out[:26]) == (0, "installed; watched tables:")
+    assert await connection.fetchval("SELECT count(*) FROM pg_trigger WHERE tgname ~ 'note'") == 28
+    code, out, _ = await asyncio.to_thread(run, *words, "--remove")
+    assert (code, out[:8]) == (0, "removed;")
+    assert await connection.fetchval("SELECT count(*) FROM pg_trigger WHERE tgname ~ 'note'") == 0
+    connection.terminate()
+    await postgres_server.drop_database("installed")

@@ -3,7 +3,7 @@
 import hiredis
 import pytest
 
-from proxy.resp import Simple, Verbatim, array, bulk, encode, mapping
+from proxy.resp import Simple, Verbatim, array, bulk, decode, elements, encode, mapping, null_array
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,26 @@ def test_assembled_replies_are_the_same() -> None:
     assert array([bulk(b"a"), bulk(b"b")]) == encode([b"a", b"b"], 2)
     for protocol in (2, 3):
         assert mapping([(bulk(b"a"), bulk(b"b"))], protocol) == encode({b"a": b"b"}, protocol)
+
+
+def test_elements_of_every_aggregate() -> None:
+    """Maps give keys and values in turn, nulls give nothing, and a string is no aggregate."""
+    assert elements(b"%1\r\n+a\r\n:1\r\n") == [b"+a\r\n", b":1\r\n"]
+    assert elements(b"~1\r\n:1\r\n") == [b":1\r\n"]
+    assert elements(b"_\r\n") == elements(b"$-1\r\n") == []
+    with pytest.raises(ValueError, match="aggregate"):
+        elements(b"$1\r\na\r\n")
+
+
+def test_no_array() -> None:
+    """RESP2 tells no array from no string; RESP3 has one null for both."""
+    assert null_array(2) == b"*-1\r\n"
+    assert null_array(3) == b"_\r\n"
+
+
+def test_values_of_replies() -> None:
+    """A reply's value has text as bytes, and an error in it is a value too."""
+    assert decode(b"*2\r\n$1\r\na\r\n:1\r\n") == [b"a", 1]
+    assert isinstance(decode(b"-ERR no\r\n"), hiredis.ReplyError)
+    with pytest.raises(hiredis.HiredisError):
+        decode(b"no reply\r\n")

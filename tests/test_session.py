@@ -14,6 +14,7 @@ from tests.fakenode import Answer
 from tests.front import front
 from tests.integration.rig import Caller, is_error, wait_for
 from tests.replies import pack
+from tests.upstream.listening import push
 
 LOCKED = User("default", (hashlib.sha256(b"pw").digest(),), "default", True, False)
 
@@ -279,6 +280,18 @@ async def test_why_connections_ended() -> None:
         await wait_for(lambda: not house.server.sessions, "all ends")
         reasons = ("quit", "protocol", "client", "killed", "idle")
         assert [house.closed(reason) for reason in reasons] == [1] * 5
+
+
+async def test_who_listens_is_not_idle() -> None:
+    """A subscriber says nothing for longer than others may, and stays, as in Redis."""
+    async with front(idle=0.3) as house:
+        for word in ("SUBSCRIBE", "UNSUBSCRIBE"):
+            house.node.answers[word] = lambda c, words: push(words[0], words[1], 1)
+        subscriber, other = await house.connect(), await house.connect()
+        assert await subscriber.call("SUBSCRIBE", "news") == [b"subscribe", b"news", 1]
+        assert await other.rest() == []
+        assert house.closed("idle") == 1
+        assert await subscriber.call("PING") == [b"pong", b""]
 
 
 async def test_who_is_idle() -> None:

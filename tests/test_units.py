@@ -1,6 +1,7 @@
 """Quantities as operators write them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -97,3 +98,25 @@ def test_what_must_be_positive_is(kind: object) -> None:
     """Nothing is refused where something is needed."""
     with pytest.raises(ValidationError, match="must be more than 0"):
         TypeAdapter(kind).validate_python("0s" if kind is units.PositiveDuration else 0)
+
+
+@pytest.mark.parametrize(
+    ("parse", "show", "written", "shown"),
+    [
+        (units.parse_duration, units.show_duration, "15m", "900s"),
+        (units.parse_duration, units.show_duration, "1.5s", "1500ms"),
+        (units.parse_size, units.show_size, 1 << 20, "1MiB"),
+        (units.parse_size, units.show_size, "500MB", "500MB"),
+        (units.parse_size, units.show_size, 0, "0B"),
+        (units.parse_size, units.show_size, 1001, "1001B"),
+        (units.parse_percentage, units.show_percentage, "0.1 %", "0.1%"),
+        (units.parse_rate, units.show_rate, "1000/minute", "1000/min"),
+        (units.parse_rate, units.show_rate, "5 / day", "5/d"),
+    ],
+)
+def test_quantities_written_again(
+    parse: Callable[[object], Any], show: Callable[[Any], str], written: object, shown: str
+) -> None:
+    """A quantity is shown in one spelling, which is read as the same quantity."""
+    assert show(parse(written)) == shown
+    assert parse(shown) == parse(written)

@@ -43,7 +43,7 @@ EXISTING_SERVER = "SIDECACHE_TEST_DATABASE_URL"
 USER = "sidecache"
 
 # initdb takes 0.4 s and a start 0.02 s on an idle machine.
-INITDB_TIMEOUT = 30.0  # seconds
+PROGRAM_TIMEOUT = 30.0  # seconds
 START_TIMEOUT = 15.0  # seconds
 CONNECT_TIMEOUT = 2.0  # seconds
 
@@ -175,19 +175,25 @@ class Postgres:
             await connection.close(timeout=CONNECT_TIMEOUT)
 
     async def _initialise(self) -> None:
-        child = self._child_of(
+        """Make the data directory."""
+        await self._run(
             "initdb",
             *("--no-sync", "--no-instructions", "-A", "trust", "--locale=C", "-E", "UTF8"),
             *("-U", USER, "-D", str(self.data)),
         )
+
+    async def _run(self, program: str, *arguments: str) -> None:
+        """Run one of PostgreSQL's programs to its end."""
+        child = self._child_of(program, *arguments)
         child.start()
         try:
-            ended = await child.wait_exit(INITDB_TIMEOUT)
+            ended = await child.wait_exit(PROGRAM_TIMEOUT)
         finally:
             code = child.exit_code
             child.kill()
         if not ended or code != 0:
-            raise ServerFailed(f"initdb failed\n--- end of {child.launch.log}\n{child.log_tail()}")
+            log = child.launch.log
+            raise ServerFailed(f"{program} failed\n--- end of {log}\n{child.log_tail()}")
 
     async def _start_on_free_port(self) -> None:
         for attempt in range(1, PORT_ATTEMPTS + 1):

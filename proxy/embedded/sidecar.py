@@ -84,6 +84,12 @@ class Sidecar:
         path = self.configuration["listen"].get("unix")
         return Path(path) if path else None
 
+    @property
+    def cluster_port(self) -> int | None:
+        """Return the port for clients of Redis Cluster, if there is one."""
+        address = self.configuration["listen"].get("cluster")
+        return _address(address)[1] if address else None
+
     async def start(self, *, degraded: bool = False, timeout: float = READY_TIMEOUT) -> None:
         """Write the configuration, start the process and return when it is ready to serve.
 
@@ -111,6 +117,8 @@ class Sidecar:
         finally:
             release_port(self.port)
             release_port(self.admin_port)
+            if self.cluster_port is not None:
+                release_port(self.cluster_port)
         return self.child.exit_code
 
     async def get(self, path: str) -> tuple[int, str]:

@@ -1,10 +1,12 @@
 """A short proof that a running demo does its work: through the port, as a client.
 
-Used by `sidecache demo --check`. Every check is one question with one right answer; it takes a
-second and leaves nothing behind in Redis.
+Used by `sidecache demo --check`. Every check is one question with one right answer; nothing is
+left behind in Redis. It takes a second, and as long as a write may stay behind (five).
 """
 
 import asyncio
+import contextlib
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +15,15 @@ import asyncpg
 import hiredis
 
 from proxy.embedded.node import packed
+from proxy.embedded.process import ServerFailed, wait_until
 from proxy.embedded.redis import Cluster
 from proxy.embedded.sidecar import Sidecar
 
 # A proxy on this machine answers within milliseconds.
 ANSWER_TIMEOUT = 5.0  # seconds
+
+# What PostgreSQL and Redis tell each other takes some 0.1 s, a write behind the cache five.
+NEWS_TIMEOUT = 10.0  # seconds
 
 # Enough keys that all three primaries hold some: none stays empty but once in 10^17 runs.
 KEYS = 100
@@ -173,13 +179,83 @@ async def _admin(client: Client, target: Target) -> str:
 
 
 async def _database(client: Client, target: Target) -> str:
-    connection = await asyncpg.connect(target.dsn, timeout=ANSWER_TIMEOUT)
-    try:
-        seats = await connection.fetchval("SELECT count(*) FROM seat_booking_state")
-        capacity = await connection.fetchval("SELECT sum(capacity) FROM events")
-    finally:
-        await connection.close(timeout=ANSWER_TIMEOUT)
+    async with connected(target.dsn) as database:
+        seats = await database.fetchval("SELECT count(*) FROM seat_booking_state")
+        capacity = await database.fetchval("SELECT sum(capacity) FROM events")
     return _expect(seats, capacity)
+
+
+async def _rows(client: Client, target: Target) -> str:
+    """Rows that Redis lacks are read from PostgreSQL, JSON and hashes; a second time as well."""
+    async with connected(target.dsn) as database:
+        name = await database.fetchval("SELECT name FROM venues WHERE id = 'venue_1'")
+        title = await database.fetchval("SELECT title FROM events WHERE id = 'evt_1'")
+    for _ in range(2):
+        venue, found, none = await client.send(
+            "GET venue:venue_1", "HGET event:evt_1 title", "GET venue:nowhere"
+        )
+        named = json.loads(venue)["name"] if isinstance(venue, str) else venue
+        if problem := _expect([named, found, none], [name, title, None]):
+            return problem
+    await client.send("DEL venue:venue_1 event:evt_1")
+    return ""
+
+
+async def _change(client: Client, target: Target) -> str:
+    """What is committed in PostgreSQL is what clients read, there and back."""
+    async with connected(target.dsn) as database:
+        title = await database.fetchval("SELECT title FROM events WHERE id = 'evt_1'")
+
+        async def read() -> object:
+            return (await client.send("HGET event:evt_1 title"))[0]
+
+        problem = _expect(await read(), title)
+        for wanted in (f"{title} (moved)", title):
+            if not problem:
+                await database.execute("UPDATE events SET title = $1 WHERE id = 'evt_1'", wanted)
+                problem = await _becomes(read, wanted)
+    await client.send("DEL event:evt_1")
+    return problem
+
+
+async def _behind(client: Client, target: Target) -> str:
+    """Counts are answered at once, and are one row of PostgreSQL soon."""
+    key, row = "user_activity:smoke:daily:2001-02-03", "user_id = 'smoke' AND date = '2001-02-03'"
+    async with connected(target.dsn) as database:
+        found = await client.send(f"HINCRBY {key} page_views 40", f"HINCRBY {key} page_views 2")
+
+        async def written() -> object:
+            return await database.fetchval(
+                f"SELECT sum(page_views) FROM user_activity_log WHERE {row}"  # noqa: S608
+            )
+
+        problem = _expect(found, [40, 42]) or await _becomes(written, 42)
+        await client.send(f"DEL {key}")
+        await database.execute(f"DELETE FROM user_activity_log WHERE {row}")  # noqa: S608
+    return problem
+
+
+@contextlib.asynccontextmanager
+async def connected(dsn: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    """Have a connection to a database, every call on which has a deadline."""
+    database = await asyncpg.connect(dsn, timeout=ANSWER_TIMEOUT, command_timeout=ANSWER_TIMEOUT)
+    try:
+        yield database
+    finally:
+        await database.close(timeout=ANSWER_TIMEOUT)
+
+
+async def _becomes(read: Callable[[], Awaitable[object]], right: object) -> str:
+    """Return what is wrong if something does not become right in time."""
+
+    async def missing() -> str | None:
+        return _expect(await read(), right) or None
+
+    try:
+        await wait_until(missing, NEWS_TIMEOUT, ())
+    except ServerFailed as error:
+        return str(error)
+    return ""
 
 
 def _names(prefix: str) -> str:
@@ -196,4 +272,7 @@ _QUESTIONS: tuple[tuple[str, Callable[[Client, Target], Awaitable[str]]], ...] =
     ("an unknown command is refused and the connection stays", _refusal),
     ("the admin port says alive and ready, and has metrics", _admin),
     ("PostgreSQL has a seat for every place of every event", _database),
+    ("rows that Redis lacks are read from PostgreSQL", _rows),
+    ("a change in PostgreSQL is what clients read", _change),
+    ("counts are written to PostgreSQL behind the cache", _behind),
 )

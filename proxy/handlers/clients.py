@@ -1,16 +1,18 @@
 """CLIENT: a client's own name and library, and the list of those who share its user.
 
-Always true: a client sees and closes connections of its own user only, so one tenant learns nothing
-about another. Names in the list have no spaces or line ends, or they could forge an entry.
+Always true: a client sees and closes connections of its own user only, unless its role is `admin`,
+so one tenant learns nothing about another. Names in the list have no spaces or line ends, or they
+could forge an entry.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from proxy import errors, resp, wire
 from proxy.handlers import Handler, Session
 from proxy.handlers.connection import LONGEST_NAME, bad_name, integer, printable
+from proxy.handlers.tenants import sees
 
 
 def client_id(session: Session, request: wire.Request) -> bytes:
@@ -47,20 +49,25 @@ def switch(session: Session, request: wire.Request) -> bytes:
     return resp.OK if word in (b"ON", b"OFF") else errors.SYNTAX
 
 
+def getredir(session: Session, request: wire.Request) -> bytes:
+    """Answer -1: nothing is tracked, so no invalidation goes to another client."""
+    return resp.integer(-1)
+
+
 def info(session: Session, request: wire.Request) -> bytes:
-    return resp.encode(resp.Verbatim(describe(session) + "\n"), session.protocol)
+    return resp.encode(resp.Verbatim(_line(session, request) + "\n"), session.protocol)
 
 
 def client_list(session: Session, request: wire.Request) -> bytes:
     words = request.arguments[2:]
-    shown = _own(session)
+    shown = _visible(session)
     if words:
         option, values = words[0].upper(), words[1:]
         if option == b"TYPE" and len(values) == 1:
             kind = values[0].lower()
             if kind not in _TYPES:
                 return errors.unknown_client_type(values[0])
-            shown = shown if kind == b"normal" else []
+            shown = [other for other in shown if kind in _types_of(other)]
         elif option == b"ID" and values:
             ids = [integer(value) for value in values]
             if None in ids:
@@ -68,50 +75,71 @@ def client_list(session: Session, request: wire.Request) -> bytes:
             shown = [other for other in shown if other.id in ids]
         else:
             return errors.SYNTAX
-    text = "".join(describe(other) + "\n" for other in shown)
+    text = "".join(_line(other, request) + "\n" for other in shown)
     return resp.encode(resp.Verbatim(text), session.protocol)
 
 
 _TYPES = {b"normal", b"master", b"slave", b"replica", b"pubsub", b"primary"}
 
 
-def _own(session: Session) -> list[Session]:
-    everybody = session.server.sessions.values()
-    return [other for other in everybody if other.user == session.user]
+def _types_of(session: Session) -> Sequence[bytes]:
+    """Return as what a client counts in CLIENT LIST and KILL; there are no replicas here."""
+    return (b"pubsub",) if "subscriptions" in session.holdings else (b"normal",)
 
 
-def describe(session: Session) -> str:
+def _visible(session: Session) -> list[Session]:
+    return [other for other in session.server.sessions.values() if sees(session, other.user)]
+
+
+def _line(session: Session, request: wire.Request) -> str:
     """Return one client's line as CLIENT LIST has it, without the end of line."""
-    side = session.downstream
-    fields = {
-        "id": session.id,
-        "addr": session.peer,
-        "laddr": session.local,
-        "name": session.name.decode("latin-1"),
-        "age": max(0, int(time.time() - session.created)),
-        "flags": "N",
-        "db": 0,
-        "sub": 0,
-        "psub": 0,
-        "ssub": 0,
-        "multi": -1,
-        "qbuf": side.held_bytes,
-        "oll": side.pending,
-        "omem": side.output_bytes,
-        "user": session.user,
-        "redir": -1,
-        "resp": session.protocol,
-        "lib-name": session.library[0].decode("latin-1"),
-        "lib-ver": session.library[1].decode("latin-1"),
-    }
-    return " ".join(f"{name}={value}" for name, value in fields.items())
+    return " ".join(f"{name}={value}" for name, value in describe(session, request.received))
+
+
+def describe(session: Session, now: float) -> Iterator[tuple[str, object]]:
+    """Yield what CLIENT LIST tells of one client, in Redis' order; now is on the loop's clock.
+
+    What the proxy has no number for is 0, and what it does not have at all is -1, as in Redis.
+    """
+    side, holdings = session.downstream, session.holdings.values()
+    counts = {"sub": 0, "psub": 0, "ssub": 0, "multi": -1, "watch": 0}
+    for held in holdings:
+        counts.update(held.counts)
+    rows, last = side.ruleset.commands, side.last_row
+    yield "id", session.id
+    yield "addr", session.peer
+    yield "laddr", session.local
+    yield "fd", -1
+    yield "name", session.name.decode("latin-1")
+    yield "age", max(0, int(time.time() - session.created))
+    yield "idle", max(0, int(now - session.active))
+    yield "flags", "".join(sorted({held.flag for held in holdings})) or "N"
+    yield "db", session.database
+    yield from counts.items()
+    yield "qbuf", side.held_bytes
+    yield "qbuf-free", 0
+    yield "argv-mem", 0
+    yield "multi-mem", 0
+    yield "rbs", 0
+    yield "rbp", 0
+    yield "obl", 0
+    yield "oll", side.pending
+    yield "omem", side.output_bytes
+    yield "tot-mem", side.held_bytes + side.output_bytes
+    yield "events", "r"
+    yield "cmd", rows[last].name.decode() if 0 <= last < len(rows) else "NULL"
+    yield "user", session.user
+    yield "redir", -1
+    yield "resp", session.protocol
+    yield "lib-name", session.library[0].decode("latin-1")
+    yield "lib-ver", session.library[1].decode("latin-1")
 
 
 def kill(session: Session, request: wire.Request) -> bytes:
     words = request.arguments[2:]
     if len(words) == 1:
         address = words[0].decode("latin-1")
-        found = [other for other in _own(session) if other.peer == address]
+        found = [other for other in _visible(session) if other.peer == address]
         if not found:
             return errors.NO_SUCH_CLIENT
         _close(session, found)
@@ -121,7 +149,7 @@ def kill(session: Session, request: wire.Request) -> bytes:
         return filters
     found = [
         other
-        for other in _own(session)
+        for other in _visible(session)
         if all(fits(other) for fits in filters.tests) and not (other is session and filters.skip_me)
     ]
     _close(session, found)
@@ -176,12 +204,13 @@ def _filter(session: Session, option: bytes, value: bytes) -> Callable[[Session]
         case b"TYPE":
             if value.lower() not in _TYPES:
                 return errors.unknown_client_type(value)
-            return lambda other: value.lower() == b"normal"
+            return lambda other: value.lower() in _types_of(other)
         case b"USER":
             # Other users are nobody's business, so they do not exist for this one.
-            if text != session.user:
+            known = {user.name for user in session.server.config.users}
+            if text not in known or not sees(session, text):
                 return errors.no_such_user(value)
-            return lambda other: True
+            return lambda other: other.user == text
         case b"MAXAGE":
             age = integer(value)
             if age is None or age < 1:
@@ -198,6 +227,7 @@ HANDLERS: dict[bytes, Handler] = {
     b"client|setinfo": setinfo,
     b"client|no-evict": switch,
     b"client|no-touch": switch,
+    b"client|getredir": getredir,
     b"client|info": info,
     b"client|list": client_list,
     b"client|kill": kill,

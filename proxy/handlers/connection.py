@@ -1,7 +1,11 @@
 """Who the client is and how it speaks: AUTH, HELLO, RESET, QUIT, SELECT, PING and their like.
 
-AUTH, HELLO, RESET and QUIT are barriers in the command table: nothing of the same client is in
-flight while they run, so no command is judged under one identity and answered under another.
+AUTH, HELLO, RESET, QUIT and SELECT are barriers in the command table: nothing of the same client is
+in flight while they run, so no command is judged under one identity, or in one database, and
+answered under another.
+
+A database is no name space of its own: its number chooses the cluster of keys that match no
+keyspace, as sidecache.yaml says. Channels belong to none, as in Redis.
 
 Always true: HELLO changes everything that it names or nothing; a password is compared as a digest
 in constant time, and the way through the code is the same for a user that does not exist.
@@ -16,9 +20,10 @@ from dataclasses import dataclass
 from proxy import errors, resp, wire
 from proxy.config import User
 from proxy.handlers import REDIS_VERSION, Handler, Session
+from proxy.handlers.subscriptions import subscriptions_of
 
-# Databases that Redis has by default; a number beyond them is out of range, one within them is
-# what a cluster does not offer.
+# Databases that Redis has by default; a number beyond them is out of range, one within them that is
+# not configured is what a cluster does not offer.
 DATABASES = 16
 
 # Longer than any name that a person or a library gives; kept for as long as the client stays.
@@ -60,7 +65,19 @@ def select(session: Session, request: wire.Request) -> bytes:
         return errors.NOT_AN_INTEGER
     if not 0 <= number < DATABASES:
         return errors.DB_OUT_OF_RANGE
-    return errors.SELECT_REFUSED if number else resp.OK
+    databases = session.server.config.databases
+    if number and number not in databases:
+        return errors.SELECT_REFUSED
+    session.database = number
+    session.downstream.default_cluster = databases.get(number, -1)
+    return resp.OK
+
+
+def changes_database(session: Session, request: wire.Request) -> bool:
+    """Return whether a SELECT would take the client to another database."""
+    number = integer(request.arguments[1])
+    known = number == 0 or number in session.server.config.databases
+    return known and number != session.database
 
 
 def auth(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
@@ -143,6 +160,9 @@ def _greet(session: Session, options: _Hello) -> bytes:
         session.name = options.name
     if options.protocol is not None and options.protocol != session.protocol:
         session.switch_protocol(options.protocol)
+        held = subscriptions_of(session)
+        if held is not None:
+            held.settle()
     protocol = options.protocol or session.protocol
     return resp.encode(
         {
@@ -150,7 +170,7 @@ def _greet(session: Session, options: _Hello) -> bytes:
             "version": REDIS_VERSION,
             "proto": protocol,
             "id": session.id,
-            "mode": "standalone",
+            "mode": "cluster" if session.clustered else "standalone",
             "role": "master",
             "modules": [],
         },
@@ -168,15 +188,27 @@ def _checked(
     """Compare a password, after a wait where its source has failed too often."""
     source = session.peer.rpartition(":")[0]
     failures = session.server.failures
+
+    def check() -> bytes:
+        user = verified(session, name, password)
+        if user is None:
+            _note(session, request, name)
+        return finish(user)
+
     wait = failures.wait(source, request.received)
     if wait:
         # Nothing behind this command may be judged while it is not known who the client will be.
         session.downstream.hold()
-        return _late(session, wait, lambda: finish(verified(session, name, password)))
-    user = verified(session, name, password)
-    if user is None:
+        return _late(session, wait, check)
+    reply = check()
+    if reply is errors.WRONGPASS:
         failures.fail(source, request.received)
-    return finish(user)
+    return reply
+
+
+def _note(session: Session, request: wire.Request, name: bytes) -> None:
+    user = name.decode("latin-1")
+    session.server.refusals.note(session, "auth", request.arguments[0], user)
 
 
 async def _late(session: Session, wait: float, answer: Callable[[], bytes]) -> bytes:

@@ -9,22 +9,27 @@ One object with a counter serves all parts, because this is the path of every MG
 """
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from proxy import errors, resp, wire
 from proxy.handlers import Handler, Session
+from proxy.handlers.targets import followed, written_by
 
 
 class Part:
     """One slot's share: the words of its sub-command and the places of its keys in the whole."""
 
-    __slots__ = ("location", "places", "words")
+    __slots__ = ("followers", "location", "places", "words")
 
     def __init__(self, location: wire.Location, name: bytes) -> None:
         self.location = location
         self.words = [name]
         self.places: list[int] = []
+        self.followers: list[bytes] = []  # what rules send behind it
+
+    def packed(self) -> bytes:
+        return wire.pack(self.words)
 
 
 class Merge:
@@ -111,27 +116,26 @@ class Positions(Merge):
         return self.error
 
 
-def mget(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
-    parts = split(session, request, 1)
-    if isinstance(parts, bytes):
-        return parts
-    keys = sum(len(part.places) for part in parts)
-    return _submit(session, request, parts, Positions(len(parts), keys))
+def divided(session: Session, request: wire.Request) -> tuple[list[Part], Merge] | bytes:
+    """Return a command's parts and what makes one reply of theirs, or the error line."""
+    step, merge = _KINDS[request.name]
+    parts = split(session, request, step)
+    return parts if isinstance(parts, bytes) else (parts, merge(parts))
 
 
-def mset(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
-    parts = split(session, request, 2)
-    if isinstance(parts, bytes):
-        return parts
-    return _submit(session, request, parts, Merge(len(parts)))
-
-
-def summed(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
-    """DEL, UNLINK, EXISTS and TOUCH: how many keys, over all parts."""
-    parts = split(session, request, 1)
-    if isinstance(parts, bytes):
-        return parts
-    return _submit(session, request, parts, Sum(len(parts)))
+def run(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
+    """Queue every part; return the reply that waits for the last of them."""
+    found = divided(session, request)
+    if isinstance(found, bytes):
+        return found
+    parts, merge = found
+    downstream, row, received = session.downstream, request.row, request.received
+    for part in parts:
+        take = partial(merge.take, part)
+        downstream.submit(part.location, part.packed(), row, received, take)
+        if part.followers:
+            downstream.follow(part.location, part.followers, received)
+    return merge.future
 
 
 def split(session: Session, request: wire.Request, step: int) -> list[Part] | bytes:
@@ -140,7 +144,8 @@ def split(session: Session, request: wire.Request, step: int) -> list[Part] | by
     Places and not keys: the same key may be asked twice, and each place needs its reply.
     """
     words = request.arguments
-    locate, row = session.downstream.locate, request.row
+    locate, followers, row = session.downstream.locate, session.downstream.followers, request.row
+    targets = {} if session.server.reads is None else written_by(request)
     parts: dict[int, Part] = {}
     cluster = -1
     for position in range(1, len(words), step):
@@ -154,6 +159,11 @@ def split(session: Session, request: wire.Request, step: int) -> list[Part] | by
         part = parts.get(location.slot)
         if part is None:
             part = parts[location.slot] = Part(location, words[0])
+        if location.keyspace >= 0:
+            behind = followers(location, row, position // step, request.command)
+            if (target := targets.get(words[position])) is not None:
+                behind = followed(request.ruleset, behind, [target])
+            part.followers += behind
         part.places.append(position - 1)
         part.words.append(location.name)
         if step == 2:
@@ -161,20 +171,26 @@ def split(session: Session, request: wire.Request, step: int) -> list[Part] | by
     return list(parts.values())
 
 
-def _submit(
-    session: Session, request: wire.Request, parts: list[Part], merge: Merge
-) -> Awaitable[bytes]:
-    submit, row, received = session.downstream.submit, request.row, request.received
-    for part in parts:
-        submit(part.location, wire.pack(part.words), row, received, partial(merge.take, part))
-    return merge.future
+def _positions(parts: list[Part]) -> Merge:
+    return Positions(len(parts), sum(len(part.places) for part in parts))
 
 
-HANDLERS: dict[bytes, Handler] = {
-    b"mget": mget,
-    b"mset": mset,
-    b"del": summed,
-    b"unlink": summed,
-    b"exists": summed,
-    b"touch": summed,
+def _all(parts: list[Part]) -> Merge:
+    return Merge(len(parts))
+
+
+def _sum(parts: list[Part]) -> Merge:
+    return Sum(len(parts))
+
+
+# How many words belong to a key, and how the parts' replies become one.
+_KINDS: dict[bytes, tuple[int, Callable[[list[Part]], Merge]]] = {
+    b"mget": (1, _positions),
+    b"mset": (2, _all),
+    b"del": (1, _sum),
+    b"unlink": (1, _sum),
+    b"exists": (1, _sum),
+    b"touch": (1, _sum),
 }
+
+HANDLERS: dict[bytes, Handler] = dict.fromkeys(_KINDS, run)

@@ -5,15 +5,14 @@ carry them out: the first leaves the database that the rules speak about, the ot
 no rule has seen. So they are refused here, with the words of a cluster, whatever the node is.
 """
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from proxy import errors, wire
 from proxy.handlers import Handler, Session
-from proxy.handlers.forward import locate_all, send
+from proxy.handlers.forward import locate_all, send_followed
 
 
-def copy(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
-    words = request.arguments
+def copy_refusal(session: Session, words: list[bytes]) -> bytes | None:
     position = 3
     while position < len(words):
         match words[position].upper():
@@ -21,16 +20,16 @@ def copy(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
                 position += 1
             case b"DB" if position + 1 < len(words):
                 # Any other spelling of zero is left to nobody: "00" is no number for Redis either.
-                if words[position + 1] != b"0":
+                # Nodes know no other database, whichever the client has selected.
+                if words[position + 1] != b"0" or session.database:
                     return errors.COPY_DB_REFUSED
                 position += 2
             case _:
                 return errors.SYNTAX
-    return _forward(session, request)
+    return None
 
 
-def sort(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
-    words = request.arguments
+def sort_refusal(session: Session, words: list[bytes]) -> bytes | None:
     position = 2
     while position < len(words):
         option = words[position].upper()
@@ -41,20 +40,31 @@ def sort(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
         if option == b"GET" and b"*" in pattern:
             return errors.SORT_GET_REFUSED
         position += 1 + _SORT_VALUES.get(option, 0)
-    return _forward(session, request)
+    return None
 
 
 _SORT_VALUES: Mapping[bytes, int] = {b"BY": 1, b"GET": 1, b"STORE": 1, b"LIMIT": 2}
 
 
-def _forward(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
+# What each command is looked at for: its words to an error line, or None for nothing wrong.
+REFUSALS: Mapping[bytes, Callable[[Session, list[bytes]], bytes | None]] = {
+    b"copy": copy_refusal,
+    b"sort": sort_refusal,
+    b"sort_ro": sort_refusal,
+}
+
+
+def forward(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
     words = request.arguments
+    refusal = REFUSALS[request.name](session, words)
+    if refusal is not None:
+        return refusal
     locations = locate_all(session, request, words)
     if isinstance(locations, bytes):
         return locations
     for position, location in zip(request.keys, locations, strict=True):
         words[position] = location.name
-    return send(session, request, locations[0], words)
+    return send_followed(session, request, locations, words)
 
 
-HANDLERS: dict[bytes, Handler] = {b"copy": copy, b"sort": sort, b"sort_ro": sort}
+HANDLERS: dict[bytes, Handler] = dict.fromkeys(REFUSALS, forward)

@@ -3,23 +3,23 @@
 Clients and redis-cli read it to learn arity, flags and key positions. It shows what this client may
 send: what is not offered, or not to its role, does not exist for it.
 
-Always true: GETKEYS and routing use key rules that are held against the same real servers.
+Always true: GETKEYS answers what routing sees, because both ask the same finder of the data plane.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 
 from proxy import errors, resp, wire
-from proxy.commands import COMMANDS, INDEX, Row
+from proxy.commands import COMMANDS, Row, known
 from proxy.handlers import Handler, Session
 from proxy.handlers.glob import matches
-from proxy.keys import find_keys
-from proxy.resp import Simple, array, bulk, encode, mapping, null
+from proxy.handlers.specifications import flags_of, key_range, specifications
+from proxy.resp import Simple, array, bulk, distinct, encode, mapping, null
 from proxy.wire.rules import KeyKind, Path
 
 
 def command(session: Session, request: wire.Request) -> bytes:
-    return array([_entry(row.name, session.protocol) for row in _visible(session)])
+    return array([_entry(row, session.protocol) for row in _visible(session)])
 
 
 def count(session: Session, request: wire.Request) -> bytes:
@@ -30,25 +30,18 @@ def info(session: Session, request: wire.Request) -> bytes:
     names = request.arguments[2:]
     if not names:
         return command(session, request)
-    visible = _visible_names(session)
-    return array(
-        [
-            _entry(name.lower(), session.protocol)
-            if name.lower() in visible
-            else null(session.protocol)
-            for name in names
-        ]
-    )
+    rows = {row.name: row for row in _rows(session)}
+    found = [rows.get(name.lower()) for name in names]
+    protocol = session.protocol
+    return array([null(protocol) if row is None else _entry(row, protocol) for row in found])
 
 
 def docs(session: Session, request: wire.Request) -> bytes:
     names = [name.lower() for name in request.arguments[2:]]
-    visible = _visible_names(session)
-    shown = names or [row.name for row in _visible(session)]
+    rows = {row.name: row for row in _rows(session)}
+    shown = [rows[name] for name in names if name in rows] if names else _visible(session)
     protocol = session.protocol
-    return mapping(
-        ((bulk(name), _document(name, protocol)) for name in shown if name in visible), protocol
-    )
+    return mapping(((bulk(row.name), _document(row, protocol)) for row in shown), protocol)
 
 
 def command_list(session: Session, request: wire.Request) -> bytes:
@@ -71,7 +64,7 @@ def command_list(session: Session, request: wire.Request) -> bytes:
 
 
 def getkeys(session: Session, request: wire.Request) -> bytes:
-    found = _keys_of(request.arguments[2:])
+    found = _keys_of(session, request.arguments[2:])
     if isinstance(found, bytes):
         return found
     _, keys = found
@@ -79,46 +72,60 @@ def getkeys(session: Session, request: wire.Request) -> bytes:
 
 
 def getkeysandflags(session: Session, request: wire.Request) -> bytes:
-    found = _keys_of(request.arguments[2:])
+    found = _keys_of(session, request.arguments[2:])
     if isinstance(found, bytes):
         return found
     row, keys = found
-    flags = encode(frozenset([Simple("RW" if row.write else "RO")]), session.protocol)
-    return array([array([bulk(key), flags]) for key in keys])
+    words, protocol = request.arguments[2:], session.protocol
+    told = (flags_of(row, words, index) for index in range(len(keys)))
+    flags = [distinct([encode(Simple(flag), protocol) for flag in one], protocol) for one in told]
+    return array([array([bulk(key), does]) for key, does in zip(keys, flags, strict=True)])
 
 
-def _keys_of(words: list[bytes]) -> tuple[Row, list[bytes]] | bytes:
+def _keys_of(session: Session, words: list[bytes]) -> tuple[Row, list[bytes]] | bytes:
     """Return the row of a command and its keys, or the error line."""
-    row = _find(words)
+    index, row = find(session, words)
     if row is None:
         return errors.INVALID_COMMAND
     if row.keys.kind is KeyKind.NONE:
         return errors.COMMAND_WITHOUT_KEYS
     if not row.arity_fits(len(words)):
         return errors.INVALID_COMMAND_ARITY
-    positions = find_keys(row, words)
-    if positions is None:
+    ruleset = session.server.router.ruleset
+    positions = wire.find_keys(ruleset, index, wire.pack(words))
+    if positions is None and not _keyless_script(row, words):
         return errors.INVALID_COMMAND_ARGUMENTS
-    return row, [words[position] for position in positions]
+    return row, [words[position] for position in positions or ()]
 
 
-def _find(words: list[bytes]) -> Row | None:
-    index = INDEX.get(words[0].lower())
-    if index is not None and COMMANDS[index].path is Path.CONTAINER and len(words) > 1:
-        index = INDEX.get(words[0].lower() + b"|" + words[1].lower())
-    return None if index is None else COMMANDS[index]
+def _keyless_script(row: Row, words: list[bytes]) -> bool:
+    """Return whether this is a script without keys, which only a script may be."""
+    return "scripting" in row.groups and words[row.keys.first] == b"0"
+
+
+def find(session: Session, words: list[bytes]) -> tuple[int, Row | None]:
+    """Return the row of a command's words, that of its sub-command where it has some."""
+    rules = session.server.router.ruleset
+    index = rules.find_command(words[0])
+    if index >= 0 and rules.commands[index].path is Path.CONTAINER and len(words) > 1:
+        index = rules.find_command(words[0] + b"|" + words[1])
+    return index, None if index < 0 else known(rules.commands)[index]
 
 
 def _visible(session: Session) -> Iterator[Row]:
     """Yield the top-level rows that this client may send."""
-    visible = _visible_names(session)
-    return (row for row in COMMANDS if b"|" not in row.name and row.name in visible)
+    return (row for row in _rows(session) if b"|" not in row.name)
 
 
-def _visible_names(session: Session) -> frozenset[bytes]:
-    """Return the names that this client may send; a container shows while one of its words does."""
-    allowed = session.server.router.ruleset.roles[session.downstream.role].allowed
-    return _allowed_names(allowed)
+def _rows(session: Session) -> Iterator[Row]:
+    """Yield all rows that this client may send; a container shows while one of its words does."""
+    ruleset = session.server.router.ruleset
+    allowed = ruleset.roles[session.downstream.role].allowed
+    names = _allowed_names(allowed)
+    for index, row in enumerate(known(ruleset.commands)):
+        if row.name in names if index < len(COMMANDS) else allowed[index]:
+            alias = ruleset.commands[index].alias
+            yield row._replace(name=alias) if alias else row
 
 
 @cache
@@ -144,17 +151,16 @@ def _allowed_names(allowed: bytes) -> frozenset[bytes]:
 
 
 @cache
-def _entry(name: bytes, protocol: int) -> bytes:
+def _entry(row: Row, protocol: int) -> bytes:
     """Return one element of COMMAND: ten fields, the last of them the sub-commands."""
-    row = COMMANDS[INDEX[name]]
-    first, last, step = _range(row)
+    first, last, step = key_range(row)
     flags = set(row.flags)
     if row.keys.kind not in (KeyKind.NONE, KeyKind.RANGE):
         flags.add("movablekeys")
     subcommands = [
-        _entry(other.name, protocol)
+        _entry(other, protocol)
         for other in COMMANDS
-        if other.name.startswith(name + b"|") and other.offered
+        if other.name.startswith(row.name + b"|") and other.offered
     ]
     head = [
         row.name,
@@ -165,59 +171,23 @@ def _entry(name: bytes, protocol: int) -> bytes:
         step,
         {Simple("@" + category) for category in row.categories},
         [],
-        _key_specs(row),
+        specifications(row),
     ]
     return array([*(encode(field, protocol) for field in head), array(subcommands)])
 
 
-def _range(row: Row) -> tuple[int, int, int]:
-    match row.keys.kind:
-        case KeyKind.RANGE:
-            return row.keys.first, row.keys.last, row.keys.step
-        case KeyKind.SORT | KeyKind.GEORADIUS:
-            return 1, 1, 1
-        case KeyKind.NUMKEYS if row.keys.last:
-            return row.keys.last, row.keys.last, 1
-    return 0, 0, 0
-
-
-def _key_specs(row: Row) -> list[object]:
-    """Return the key specifications as Redis 7 publishes them: where to begin, how to go on."""
-    first, last, step = _range(row)
-    specs = []
-    if first:
-        span = last - first if last >= 0 else last
-        specs.append(_spec(row, first, {"lastkey": span, "keystep": step, "limit": 0}, "range"))
-    if row.keys.kind is KeyKind.NUMKEYS:
-        rule = {"keynumidx": 0, "firstkey": 1, "keystep": 1}
-        specs.append(_spec(row, row.keys.first, rule, "keynum"))
-    if row.keys.kind in (KeyKind.STREAMS, KeyKind.SORT, KeyKind.GEORADIUS):
-        specs.append(_spec(row, 0, {}, "unknown"))
-    return specs
-
-
-def _spec(row: Row, first: int, rule: Mapping[str, int], kind: str) -> object:
-    begin: Mapping[str, object] = {"type": "index", "spec": {"index": first}}
-    return {
-        "flags": {Simple("RW" if row.write else "RO")},
-        "begin_search": begin if first else {"type": "unknown", "spec": {}},
-        "find_keys": {"type": kind, "spec": rule},
-    }
-
-
 @cache
-def _document(name: bytes, protocol: int) -> bytes:
+def _document(row: Row, protocol: int) -> bytes:
     """Return what COMMAND DOCS says of one command: its group, and how it is treated here."""
-    row = COMMANDS[INDEX[name]]
     fields: list[tuple[bytes, bytes]] = [
         (bulk(b"summary"), bulk(_SUMMARIES[row.path].encode())),
         (bulk(b"group"), bulk(_group(row).encode())),
         (bulk(b"arguments"), array([])),
     ]
     subcommands = [
-        (bulk(other.name), _document(other.name, protocol))
+        (bulk(other.name), _document(other, protocol))
         for other in COMMANDS
-        if other.name.startswith(name + b"|") and other.offered
+        if other.name.startswith(row.name + b"|") and other.offered
     ]
     if subcommands:
         fields.append((bulk(b"subcommands"), mapping(subcommands, protocol)))

@@ -1,114 +1,27 @@
-"""What a client asks the server about itself: INFO, CONFIG GET, ROLE, TIME, ACL, HELP and the rest.
+"""What a client asks the server about itself: CONFIG GET, ROLE, TIME, HELP and the rest.
 
 The answers describe the proxy, in Redis' layout and with the fields that client libraries and
 frameworks look for when they start; they need no node, so clients connect while Redis is down.
 An unknown command ends here too, under the name b"".
-
-Always true: a client reads about its own user only.
 """
 
-import os
-import resource
-import secrets
 import time
 from collections.abc import Mapping
 
 from proxy import commands, errors, resp, wire
-from proxy.handlers import REDIS_VERSION, Handler, Server, Session, Statistics
-from proxy.handlers.connection import integer
+from proxy.handlers import REDIS_VERSION, Handler, Session
 from proxy.handlers.glob import matches
 from proxy.wire.rules import Path
-
-# Redis' limit for ACL GENPASS, in bits.
-MOST_GENPASS_BITS = 4096
 
 
 def unknown(session: Session, request: wire.Request) -> bytes:
     """Answer a command that has no row, or a container with a word that has none."""
     words = request.arguments
-    index = commands.INDEX.get(words[0].lower())
-    if index is not None and commands.COMMANDS[index].path is Path.CONTAINER:
+    ruleset = session.server.router.ruleset
+    index = ruleset.find_command(words[0])
+    if index >= 0 and ruleset.commands[index].path is Path.CONTAINER:
         return errors.unknown_subcommand(words[0], words[1] if len(words) > 1 else None)
     return errors.unknown_command(words[0], words[1:])
-
-
-def info(session: Session, request: wire.Request) -> bytes:
-    asked = [word.lower() for word in request.arguments[1:]]
-    server, statistics = session.server, session.server.statistics()
-    sections = {
-        "server": _server_section(session, server),
-        "clients": {
-            "connected_clients": statistics.clients,
-            "maxclients": server.config.limits.clients,
-            "blocked_clients": 0,
-        },
-        "memory": _memory_section(statistics),
-        "persistence": {"loading": 0, "rdb_last_save_time": int(server.started)},
-        "stats": {
-            "total_connections_received": statistics.connections_received,
-            "total_commands_processed": statistics.commands_processed,
-            "rejected_connections": statistics.connections_rejected,
-        },
-        "replication": {"role": "master", "connected_slaves": 0},
-        "cpu": _cpu_section(),
-        "cluster": {"cluster_enabled": 0},
-        "keyspace": {"db0": "keys=0,expires=0,avg_ttl=0"},
-        "sidecache": _sidecache_section(statistics),
-    }
-    whole = not asked or any(word in (b"default", b"all", b"everything") for word in asked)
-    text = "\r\n".join(
-        f"# {name.capitalize() if name not in _SPELLED else _SPELLED[name]}\r\n"
-        + "".join(f"{key}:{value}\r\n" for key, value in fields.items())
-        for name, fields in sections.items()
-        if whole or name.encode() in asked
-    )
-    return resp.encode(resp.Verbatim(text), session.protocol)
-
-
-_SPELLED: Mapping[str, str] = {"cpu": "CPU", "sidecache": "sidecache"}
-
-
-def _server_section(session: Session, server: Server) -> Mapping[str, object]:
-    uptime = max(0, int(time.time() - server.started))
-    # A client on the unix socket has no port to be told, as in a Redis with `port 0`.
-    port = session.local.rpartition(":")[2]
-    return {
-        "redis_version": REDIS_VERSION,
-        "redis_mode": "standalone",
-        "arch_bits": 64,
-        "process_id": os.getpid(),
-        "run_id": server.run_id,
-        "tcp_port": port if port.isdigit() else 0,
-        "server_time_usec": int(time.time() * 1_000_000),
-        "uptime_in_seconds": uptime,
-        "uptime_in_days": uptime // 86_400,
-    }
-
-
-def _memory_section(statistics: Statistics) -> Mapping[str, object]:
-    # getrusage counts in KiB on Linux; the peak is what it has.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {
-        "used_memory": peak,
-        "used_memory_peak": peak,
-        "maxmemory": 0,
-        "maxmemory_policy": statistics.maxmemory_policy,
-    }
-
-
-def _cpu_section() -> Mapping[str, object]:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return {"used_cpu_sys": f"{usage.ru_stime:.6f}", "used_cpu_user": f"{usage.ru_utime:.6f}"}
-
-
-def _sidecache_section(statistics: Statistics) -> Mapping[str, object]:
-    fields: dict[str, object] = {"sidecache_version": statistics.version}
-    for cluster in statistics.clusters:
-        state = "up" if cluster.available else "down"
-        fields[f"cluster_{cluster.name}"] = (
-            f"state={state},nodes={cluster.nodes},maxmemory_policy={cluster.maxmemory_policy}"
-        )
-    return fields
 
 
 def config_get(session: Session, request: wire.Request) -> bytes:
@@ -127,10 +40,11 @@ def _settings(session: Session) -> Mapping[str, str]:
     limits = session.server.config.limits
     soft = f"{limits.output_bytes} {limits.output_bytes} {int(limits.output_seconds)}"
     return {
-        "databases": "1",
+        "databases": str(max(session.server.config.databases, default=0) + 1),
         "maxmemory": "0",
         "maxmemory-policy": session.server.statistics().maxmemory_policy,
         "maxclients": str(limits.clients),
+        "cluster-enabled": "yes" if session.clustered else "no",
         "timeout": str(int(limits.idle)),
         "save": "",
         "appendonly": "no",
@@ -146,6 +60,11 @@ def _argument_limit(session: Session) -> int:
     """Return how many bytes one argument of this client may have."""
     roles = session.server.router.ruleset.roles
     return roles[session.downstream.role].limits.argument_bytes
+
+
+def resetstat(session: Session, request: wire.Request) -> bytes:
+    session.server.reset_statistics()
+    return resp.OK
 
 
 def role(session: Session, request: wire.Request) -> bytes:
@@ -171,40 +90,6 @@ def module_list(session: Session, request: wire.Request) -> bytes:
     return resp.encode([], session.protocol)
 
 
-def whoami(session: Session, request: wire.Request) -> bytes:
-    return resp.encode(session.user, session.protocol)
-
-
-def users(session: Session, request: wire.Request) -> bytes:
-    return resp.encode([session.user], session.protocol)
-
-
-def categories(session: Session, request: wire.Request) -> bytes:
-    words = request.arguments[2:]
-    if not words:
-        return resp.encode(sorted(commands.CATEGORIES), session.protocol)
-    if len(words) > 1:
-        return errors.SYNTAX
-    # Where Redis lists a container's name it means all its sub-commands; ours are all named.
-    found = commands.CATEGORIES.get(words[0].lower().decode("latin-1"))
-    if found is None:
-        return errors.unknown_category(words[0])
-    return resp.encode(sorted(found), session.protocol)
-
-
-def genpass(session: Session, request: wire.Request) -> bytes:
-    words = request.arguments[2:]
-    if len(words) > 1:
-        return errors.wrong_arity(b"acl|genpass")
-    bits = integer(words[0]) if words else 256
-    if bits is None:
-        return errors.NOT_AN_INTEGER
-    if not 0 < bits <= MOST_GENPASS_BITS:
-        return errors.GENPASS_BITS
-    digits = (bits + 3) // 4
-    return resp.encode(secrets.token_hex((digits + 1) // 2)[:digits], session.protocol)
-
-
 def container_help(session: Session, request: wire.Request) -> bytes:
     """HELP of any container: the sub-commands that are offered."""
     container = request.name.partition(b"|")[0]
@@ -220,20 +105,17 @@ def container_help(session: Session, request: wire.Request) -> bytes:
 
 HANDLERS: dict[bytes, Handler] = {
     b"": unknown,
-    b"info": info,
     b"config|get": config_get,
+    b"config|resetstat": resetstat,
     b"role": role,
     b"time": server_time,
     b"lastsave": lastsave,
     b"lolwut": lolwut,
     b"module|list": module_list,
-    b"acl|whoami": whoami,
-    b"acl|users": users,
-    b"acl|cat": categories,
-    b"acl|genpass": genpass,
     **{
         row.name: container_help
         for row in commands.COMMANDS
-        if row.name.endswith(b"|help") and row.offered
+        # That of CLUSTER is for clients who see a cluster.
+        if row.name.endswith(b"|help") and row.offered and row.container != b"cluster"
     },
 }

@@ -10,9 +10,9 @@ Always true: elements, ids and values pass as the bytes that the node sent.
 import re
 from collections.abc import Awaitable, Callable, Mapping
 
-from proxy import errors, wire
+from proxy import wire
 from proxy.handlers import Handler, Session
-from proxy.handlers.forward import locate_all, send
+from proxy.handlers.forward import locate_all, send_followed
 from proxy.resp import bulk
 
 Names = Mapping[bytes, bytes]  # a node's name to the client's
@@ -24,9 +24,7 @@ def popped(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
 
 
 def streams(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
-    """XREAD and XREADGROUP: each stream's name and its entries."""
-    if _blocks(request.arguments):
-        return errors.BLOCK_REFUSED
+    """XREAD and XREADGROUP without BLOCK: each stream's name and its entries."""
     return _forward(session, request, stream_names)
 
 
@@ -50,31 +48,19 @@ def _forward(
     def restore(reply: bytes) -> bytes:
         return error_names(reply, names) if reply[:1] == b"-" else translate(reply, names)
 
-    return send(session, request, locations[0], words, restore)
+    return send_followed(session, request, locations, words, restore)
 
 
-def _blocks(words: list[bytes]) -> bool:
-    """Return whether BLOCK stands among the options, and not as the name of a group."""
-    position = 1
-    while position < len(words):
-        option = words[position].upper()
-        if option == b"BLOCK":
-            return True
-        if option not in _STREAM_VALUES:
-            return False
-        position += 1 + _STREAM_VALUES[option]
-    return False
-
-
-_STREAM_VALUES: Mapping[bytes, int] = {b"COUNT": 1, b"GROUP": 2, b"NOACK": 0}
+# Options before STREAMS, and how many words belong to each.
+STREAM_VALUES: Mapping[bytes, int] = {b"COUNT": 1, b"GROUP": 2, b"NOACK": 0}
 
 
 def popped_names(reply: bytes, names: Names) -> bytes:
-    """Return a reply of [key, elements], or a null, with the client's name for the key."""
-    if not reply.startswith(b"*2\r\n"):
+    """Return a reply of [key, elements ...], or a null, with the client's name for the key."""
+    if not reply.startswith((b"*2\r\n", b"*3\r\n")):
         return reply
     key, end = _bulk_at(reply, 4)
-    return b"*2\r\n" + bulk(names.get(key, key)) + reply[end:]
+    return reply[:4] + bulk(names.get(key, key)) + reply[end:]
 
 
 def stream_names(reply: bytes, names: Names) -> bytes:
@@ -95,6 +81,15 @@ def stream_names(reply: bytes, names: Names) -> bytes:
     return b"".join(parts)
 
 
+def first_name(reply: bytes, names: Names) -> bytes:
+    """Return a reply of an array that begins with a key, or a null, with the client's name."""
+    if reply[:1] != b"*" or reply[1:2] in (b"-", b"0"):
+        return reply
+    at = reply.index(b"\r\n") + 2
+    key, end = _bulk_at(reply, at)
+    return reply[:at] + bulk(names.get(key, key)) + reply[end:]
+
+
 def error_names(line: bytes, names: Names) -> bytes:
     """Return an error line with the client's names.
 
@@ -112,11 +107,37 @@ def _bulk_at(reply: bytes, at: int) -> tuple[bytes, int]:
     return reply[start:end], end + 2
 
 
+def names_keys(name: bytes) -> bool:
+    """Return whether a command's replies, or its errors, carry the names of keys."""
+    return name in _PLACES or name in HANDLERS
+
+
+def restored(name: bytes, reply: bytes, names: Names) -> bytes:
+    """Return the reply of a command, an error too, with the client's names where keys stand."""
+    place = _PLACES.get(name)
+    if reply[:1] == b"-":
+        return error_names(reply, names) if names_keys(name) else reply
+    return reply if place is None else place(reply, names)
+
+
+# Where a reply has the names of keys. Commands that block stand here because they answer at once
+# inside a transaction.
+_PLACES: Mapping[bytes, Callable[[bytes, Names], bytes]] = {
+    b"lmpop": popped_names,
+    b"zmpop": popped_names,
+    b"blmpop": popped_names,
+    b"bzmpop": popped_names,
+    b"blpop": first_name,
+    b"brpop": first_name,
+    b"bzpopmin": first_name,
+    b"bzpopmax": first_name,
+    b"xread": stream_names,
+    b"xreadgroup": stream_names,
+}
+
 HANDLERS: dict[bytes, Handler] = {
     b"lmpop": popped,
     b"zmpop": popped,
-    b"xread": streams,
-    b"xreadgroup": streams,
     b"xpending": plain,
     b"xclaim": plain,
     b"xautoclaim": plain,

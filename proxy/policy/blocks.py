@@ -5,22 +5,35 @@ Schema that editors complete from. How blocks go together is checked by `checks`
 knows its own values.
 """
 
-from typing import Annotated, Literal, NamedTuple
+import re
+from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import AfterValidator, Field, PlainValidator, StringConstraints
+from pydantic import (
+    AfterValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    StringConstraints,
+    model_validator,
+)
 from pydantic import WithJsonSchema as JsonSchema
 
+from proxy import commands
 from proxy.documents import quote, suggest
 from proxy.policy.patterns import Pattern, parse, parse_characters
+from proxy.policy.tags import HashTag as HashTag
+from proxy.policy.tags import HashTagWord as HashTagWord
+from proxy.policy.tags import Owner
 from proxy.units import Duration, Percentage, PositiveDuration, PositiveSize, RateValue, Switch
 from proxy.validation import Strict
 
 # Argument bounds that the data plane knows how to find, and what each of them counts.
 BOUNDS = {
     "SCAN COUNT": "most keys looked at by one call of SCAN, HSCAN, SSCAN or ZSCAN",
-    "SCAN MATCH": "longest MATCH pattern, in bytes",
+    "SCAN MATCH": "longest pattern of MATCH and of KEYS, in bytes",
+    "MATCH stars": "most stars in such a pattern",
     "LRANGE span": "most elements between start and stop",
-    "ZRANGE span": "most members between start and stop",
+    "ZRANGE span": "most members between start and stop; by score or name LIMIT must be there",
     "SETRANGE offset": "highest offset, which is how much memory 24 bytes can ask for",
     "SETBIT offset": "highest bit",
     "BITFIELD offset": "highest bit",
@@ -29,25 +42,6 @@ BOUNDS = {
     "ZRANDMEMBER count": "most members, with repetitions too",
     "LPOS count": "most positions",
 }
-
-
-class HashTagWord(NamedTuple):
-    """A hash tag that is the same for all keys of a keyspace."""
-
-    literal: str
-
-
-def _hash_tag(value: object) -> str | HashTagWord:
-    if isinstance(value, dict):
-        word = value.get("literal")
-        if set(value) != {"literal"} or not isinstance(word, str):
-            raise ValueError("expects the name of a segment, or {literal: word}")
-        if not word or any(c in word for c in "{}") or not word.isprintable():
-            raise ValueError("the word of a hash tag has no braces and is not empty")
-        return HashTagWord(word)
-    if not isinstance(value, str):
-        raise ValueError("expects the name of a segment, or {literal: word}")
-    return value
 
 
 def _bounds(value: dict[str, int]) -> dict[str, int]:
@@ -70,33 +64,96 @@ def _per(value: str) -> str:
     return value
 
 
+def _key_places(value: str | int) -> str:
+    """Return where the keys of a command stand, as the command table spells it."""
+    text = str(value)
+    first, _, rest = text.partition(":")
+    last = rest.partition(":")[0] or first
+    if re.fullmatch(r"[1-9]\d?(:-?[1-9]\d?(:[1-9])?)?", text) is None or 0 < int(last) < int(first):
+        raise ValueError("expects the place of the key, 1 for the word behind the name, or of "
+                         "several: 1:2, 1:-1 up to the last word, 1:-1:2 every other")  # fmt: skip
+    return text
+
+
 Text = Annotated[str, StringConstraints(min_length=1)]
+NewName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9._-]*$", max_length=40)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_]*$", max_length=63)]
 KeyPattern = Annotated[
     Pattern,
     PlainValidator(parse),
     JsonSchema({"type": "string", "minLength": 1, "examples": ["seat_lock:{event_id}:{seat_id}"]}),
 ]
-HashTag = Annotated[
-    str | HashTagWord,
-    PlainValidator(_hash_tag),
-    JsonSchema({
-        "anyOf": [
-            {"type": "string"},
-            {
-                "type": "object",
-                "properties": {"literal": {"type": "string", "minLength": 1}},
-                "required": ["literal"],
-                "additionalProperties": False,
-            },
-        ]
-    }),
-]  # fmt: skip
 Commands = Annotated[
     tuple[Text, ...],
     Field(description="Names (`GET`, `CONFIG SET`) and categories (`@write`)."),
 ]
-Mode = Literal["observe", "warn", "enforce"]
+
+
+class Trial(NamedTuple):
+    """How seriously a rule is taken: as `mode` says it."""
+
+    refused: int  # of a hundred breaches
+    told: bool  # the log tells of those that are let through
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+MODES = {"observe": Trial(0, False, "observe"), "warn": Trial(0, True, "warn"),
+         "enforce": Trial(100, False, "enforce")}  # fmt: skip
+
+
+def _mode(value: object) -> Trial:
+    if isinstance(value, Trial):
+        return value
+    words = value.split() if isinstance(value, str) else []
+    share = re.fullmatch(r"enforce +([0-9]{1,2}|100) ?%", value) if isinstance(value, str) else None
+    if share is not None:
+        return Trial(int(share[1]), False, f"enforce {share[1]}%")
+    if len(words) == 1 and words[0] in MODES:
+        return MODES[words[0]]
+    hint = suggest(words[0], MODES) if words else ""
+    raise ValueError(f"expects observe, warn, enforce, or a part such as enforce 10%{hint}")
+
+
+Mode = Annotated[
+    Trial,
+    PlainValidator(_mode),
+    PlainSerializer(str),
+    JsonSchema({
+        "type": "string",
+        "pattern": "^(observe|warn|enforce( +[0-9]{1,3} ?%)?)$",
+        "examples": ["observe", "warn", "enforce", "enforce 10%"],
+    }),
+]  # fmt: skip
+OwnMode = Annotated[Mode | None, Field(description="observe, warn or enforce for this rule alone.")]
+
+
+class AddedCommand(Strict):
+    """A command that a module gives to the nodes, sent to the node of its keys."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9._-]*$", max_length=40)] = (
+        Field(description="Its name, such as JSON.SET.")
+    )
+    keys: Annotated[
+        str,
+        PlainValidator(_key_places),
+        JsonSchema({"type": ["string", "integer"], "examples": [1, "1:2", "1:-1", "1:-1:2"]}),
+    ] = Field("1", description="Which words are keys; all of them must be in one slot.")
+    write: bool = Field(
+        True, description="Whether it may change data. What only reads is sent again after a loss."
+    )
+    arity: int | None = Field(
+        None,
+        description="Words that it has, the name among them, or minus the fewest. When not given: "
+        "as many as its keys need, or more.",
+    )
+
+    @model_validator(mode="after")
+    def _keys_are_there(self) -> Self:
+        commands.added(self.name, self.keys, self.write, self.arity)
+        return self
 
 
 class KeyGrammar(Strict):
@@ -110,25 +167,7 @@ class KeyGrammar(Strict):
         description="Characters that text may have, as ranges: A-Za-z0-9:_- (a minus stands "
         "last). All but control characters when not given.",
     )
-
-
-class TTL(Strict):
-    """How long keys live, on every path that creates, keeps or strips a time to live."""
-
-    default: PositiveDuration | None = Field(None, description="Given to keys that come without.")
-    min: PositiveDuration | None = Field(None, description="Shorter times are raised to this.")
-    max: PositiveDuration | None = Field(None, description="Longer times are cut to this.")
-    jitter: Percentage | None = Field(
-        None, description="Shortens the default by a random part of up to this, so that keys made "
-        "together do not end together."
-    )  # fmt: skip
-    missing: Literal["apply", "reject", "allow"] | None = Field(
-        None, description="What happens to a key without a time to live: it gets the default, is "
-        "refused, or lives for ever. `apply` when there is a default, else `allow`."
-    )  # fmt: skip
-    refresh: Literal["never", "on_read", "on_write"] = Field(
-        "never", description="What starts the time anew: on_read makes it sliding."
-    )
+    mode: OwnMode = None
 
 
 class Value(Strict):
@@ -141,21 +180,9 @@ class Value(Strict):
     )  # fmt: skip
     json_schema: Text | None = Field(
         None, alias="schema", description="JSON Schema file that values must fit, relative to the "
-        "policy file."
+        "policy file. Values are JSON then."
     )  # fmt: skip
-
-
-class Collection(Strict):
-    """How large a collection may grow. The trim rides along in the same write."""
-
-    max_items: int | None = Field(None, ge=1, description="Most members, fields or entries.")
-    max_member_bytes: PositiveSize | None = Field(None, description="Largest member or field.")
-    keep: Literal["highest", "lowest", "newest", "oldest"] | None = Field(
-        None, description="Which end is kept: by score for a zset, by age for a list or stream."
-    )
-    exact: Switch = Field(
-        True, description="off lets a stream trim whole nodes only (MAXLEN ~), which is cheaper."
-    )
+    mode: OwnMode = None
 
 
 class CommandRights(Strict):
@@ -170,6 +197,12 @@ class CommandRights(Strict):
     )
 
 
+class KeyspaceRights(CommandRights):
+    """Which commands may be sent to the keys of a keyspace."""
+
+    mode: OwnMode = None
+
+
 class RateLimit(Strict):
     """One limit on how often."""
 
@@ -178,7 +211,9 @@ class RateLimit(Strict):
         "of a segment."
     )
     limit: RateValue = Field(description="So many in a period: 1000/min.")
-    burst: int | None = Field(None, ge=0, description="Cells beyond the even pace; gcra only.")
+    burst: int | None = Field(
+        None, ge=0, le=1_000_000, description="Cells beyond the even pace; gcra only. Else 1 %."
+    )
     algorithm: Literal["gcra", "window"] = Field(
         "gcra", description="gcra lets limit + burst through; window is exact in every window, for "
         "limits up to 1000."
@@ -190,7 +225,7 @@ class RateLimit(Strict):
         "local", description="While Redis is away: each sidecar its share, everything, nothing."
     )
     commands: Commands = Field((), description="Only these count. All when empty.")
-    mode: Mode | None = Field(None, description="observe, warn or enforce for this limit alone.")
+    mode: OwnMode = None
 
 
 class Origin(Strict):
@@ -337,8 +372,8 @@ class Lock(Strict):
         None, description="Table whose rows are locked; sidecache_locks when not given."
     )
     key: dict[Name, Name] = Field({}, description="Segment of the key to the table's column.")
-    owner: Annotated[str, StringConstraints(pattern=r"^(value|\$(\.[A-Za-z_][A-Za-z0-9_]*)+)$")] = (
-        Field("value", description="What in the value names the owner: all of it, or $.user_id.")
+    owner: Owner = Field(
+        "value", description="What in the value names the owner: all of it, or $.user_id."
     )
     max_hold: PositiveDuration | None = Field(
         None, description="Longest time a lock is held, however often it is extended."

@@ -2,42 +2,47 @@
 
 The loader gives every keyspace, with its defaults, to each check. What cannot be safe is refused
 here: this is where a policy that would sell a seat twice is stopped. What depends on the database
-or on a node's memory is left to those who can see them.
+is left to those who can see it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 from proxy.documents import quote, suggest
 from proxy.policy import sql
-from proxy.policy.blocks import HashTagWord
+from proxy.policy.blocks import HashTagWord, RateLimit
+from proxy.policy.lifetimes import ENDS, TIMED
 from proxy.policy.model import Keyspace, Policies
 from proxy.policy.patterns import confused, parse_characters
 from proxy.policy.rights import Vocabulary
+from proxy.units import show_size
 from proxy.validation import Location
 
 _COLLECTIONS = ("hash", "list", "set", "zset", "stream")
 
-# Which end of which type can be kept.
-_ENDS = {
-    "zset": ("highest", "lowest"),
-    "list": ("newest", "oldest"),
-    "stream": ("newest", "oldest"),
-}
+# What a write of can be told as fields and their values.
+_TOLD_LATER = ("hash", "string", "json", "counter")
 
 _SHARERS = ("client", "user", "ip", "key", "keyspace", "global")
 
 # An exact window keeps the time of each cell; beyond this gcra is the better answer.
 _MOST_EXACT = 1000
 
+# A write that waits half a minute for PostgreSQL is an alarm. Its key must be there much longer.
+_BEHIND_TTL = 3 * 30.0  # seconds
+
 
 class Complaint(NamedTuple):
-    """What is wrong where, below a keyspace. `absent` is the field or keyspace that is missed."""
+    """What is wrong where, below a keyspace.
+
+    `absent` is what is missed: a field of the keyspace, or a name of the part `elsewhere`.
+    """
 
     location: Location
     message: str
     absent: str | None = None
+    elsewhere: str = ""
 
 
 def _durable(own: Keyspace) -> Iterator[Complaint]:
@@ -51,6 +56,9 @@ def _durable(own: Keyspace) -> Iterator[Complaint]:
         if own.fallback.reads == "stale":
             yield Complaint(("fallback", "reads"), f"a keyspace {what} is never served stale; "
                             "allowed: origin, error")  # fmt: skip
+    if own.kind != "cache" and own.transactions == "split":
+        yield Complaint(("transactions",), f"a transaction over keys of kind {own.kind} is done "
+                        "whole or not at all; allowed: single")  # fmt: skip
     if not own.durable:
         return
     if own.evict not in (None, "never"):
@@ -95,6 +103,9 @@ def _ttl(own: Keyspace) -> Iterator[Complaint]:
     for (low, shorter), (high, longer) in pairwise(given):
         if shorter > longer:
             yield Complaint(("ttl", low), f"ttl.{low} is longer than ttl.{high}")
+    if ttl.absent == "reject" and own.type not in (*TIMED, None):
+        yield Complaint(("ttl", "missing"), f"no command that writes a {own.type} can say a time "
+                        "to live, so all are refused; allowed: apply, allow", "ttl")  # fmt: skip
     if ttl.default is None:
         if ttl.missing == "apply":
             yield Complaint(("ttl", "missing"), "apply needs ttl.default", "ttl")
@@ -127,7 +138,8 @@ def _grammar(own: Keyspace) -> Iterator[Complaint]:
     grammar = own.key_grammar
     if grammar.characters is not None:
         flags = parse_characters(grammar.characters)
-        wrong = sorted({chr(byte) for byte in own.key.literal if not flags[byte]})
+        literal = own.key.literal.decode()
+        wrong = sorted({char for char in literal if not all(flags[b] for b in char.encode())})
         if wrong:
             yield Complaint(("key",), f"can never match: {quote(''.join(wrong))} is not among the "
                             f"characters of key_grammar, {grammar.characters}")  # fmt: skip
@@ -142,16 +154,20 @@ def _types(own: Keyspace) -> Iterator[Complaint]:
     if collection.max_items is not None and own.type not in (*_COLLECTIONS, None):
         yield Complaint(("collection",), f"a {own.type} has no members; type: hash, list, set, zset"
                         " or stream has", "type")  # fmt: skip
-    if collection.keep is not None and collection.keep not in _ENDS.get(own.type or "", ()):
-        allowed = ", ".join(_ENDS.get(own.type or "", ())) or "none"
+    elif collection.keep is not None and collection.keep not in ENDS.get(own.type or "", ()):
+        allowed = ", ".join(ENDS.get(own.type or "", ())) or "none"
         yield Complaint(("collection", "keep"), f"cannot be kept of type {own.type or 'unknown'}; "
                         f"allowed: {allowed}", "type")  # fmt: skip
     if not collection.exact and own.type != "stream":
         yield Complaint(("collection", "exact"), "only a stream is trimmed roughly", "type")
-    if (own.value.is_json or own.value.json_schema) and own.type not in ("string", "json", None):
-        yield Complaint(("value",), f"a {own.type} is no JSON text; type: json is", "type")
+    if own.judged and own.type == "counter":
+        yield Complaint(("value",), "a counter is written by counting, and JSON is judged where it "
+                        "is written whole; type: json is", "type")  # fmt: skip
     if own.write.merge == "add" and own.type not in ("hash", "zset", "counter", None):
         yield Complaint(("write", "merge"), f"a {own.type} cannot be added up", "type")
+    elif own.write.mode == "behind" and own.type not in (*_TOLD_LATER, None):
+        yield Complaint(("write", "mode"), f"the order within a {own.type} cannot be journalled; "
+                        f"behind is for type {', '.join(_TOLD_LATER)}", "type")  # fmt: skip
 
 
 def _origin(own: Keyspace) -> Iterator[Complaint]:
@@ -186,6 +202,12 @@ def _write(own: Keyspace) -> Iterator[Complaint]:
             yield from _parameters(own, ("write", "sql"), write.sql, names)
         elif not sql.single(write.sql):
             yield Complaint(("write", "sql"), "must be one statement")
+    if write.mode == "behind" and own.ttl.default and own.ttl.default < _BEHIND_TTL:
+        yield Complaint(("ttl", "default"), f"a key that is written behind lives {_BEHIND_TTL:.0f}s"
+                        " at least: three times as long as a write may wait", "ttl")  # fmt: skip
+    if write.mode == "behind" and own.ttl.max is not None and own.ttl.max < _BEHIND_TTL:
+        yield Complaint(("ttl", "max"), f"a key that is written behind lives {_BEHIND_TTL:.0f}s at "
+                        "least: three times as long as a write may wait")  # fmt: skip
     if own.fallback.writes == "origin" and write.sql is None and own.kind != "lock":
         yield Complaint(("fallback", "writes"), "origin needs write.sql", "write")
     if own.fallback.writes == "journal" and write.mode != "behind" and own.kind != "lock":
@@ -200,19 +222,38 @@ def _restore(own: Keyspace) -> Iterator[Complaint]:
             yield Complaint(("restore",), "is given, but on_loss is not restore", "on_loss")
         if not sql.reads(own.restore.sql) or not sql.single(own.restore.sql):
             yield Complaint(("restore", "sql"), "must be one statement that only reads")
+        if sql.parameters(own.restore.sql):
+            yield Complaint(("restore", "sql"), "reads all keys, and takes no parameters")
 
 
 def _rate(own: Keyspace) -> Iterator[Complaint]:
-    for index, limit in enumerate(own.rate):
-        at: Location = ("rate", index)
-        if limit.per not in _SHARERS and limit.per not in own.key.names:
-            allowed = (*_SHARERS, *own.key.names)
-            yield Complaint((*at, "per"), f"{quote(limit.per)} is no segment of the key; allowed: "
-                            f"{', '.join(allowed)}{suggest(limit.per, allowed)}")  # fmt: skip
+    return _limits(("rate",), own.rate, own.key.names)
+
+
+def _limits(
+    at: Location, limits: Iterable[RateLimit], segments: Sequence[str]
+) -> Iterator[Complaint]:
+    """Yield what is wrong with rate limits, of keys that have these segments."""
+    for index, limit in enumerate(limits):
+        here = (*at, index)
+        if limit.per not in _SHARERS and limit.per not in segments:
+            allowed = (*_SHARERS, *segments)
+            yield Complaint((*here, "per"), f"{quote(limit.per)} is no segment of the key; allowed:"
+                            f" {', '.join(allowed)}{suggest(limit.per, allowed)}")  # fmt: skip
         if limit.algorithm == "window" and limit.limit.amount > _MOST_EXACT:
-            yield Complaint((*at, "limit"), f"window is exact up to {_MOST_EXACT}; use gcra beyond")
+            yield Complaint(
+                (*here, "limit"), f"window is exact up to {_MOST_EXACT}; use gcra beyond"
+            )
         if limit.algorithm == "window" and limit.burst is not None:
-            yield Complaint((*at, "burst"), "window has no burst; leave it out or use gcra")
+            yield Complaint((*here, "burst"), "window has no burst; leave it out or use gcra")
+        if limit.scope == "shared" and limit.per == "client":
+            yield Complaint(
+                (*here, "scope"), "a connection belongs to one sidecar; say scope: local"
+            )
+        if limit.scope == "local" and "on_unavailable" in limit.model_fields_set:
+            yield Complaint(
+                (*here, "on_unavailable"), "a local limit needs no Redis; say scope: shared"
+            )
 
 
 _OWN_CHECKS: tuple[Callable[[Keyspace], Iterator[Complaint]], ...] = (
@@ -236,22 +277,62 @@ def check_names(policies: Policies, vocabulary: Vocabulary) -> Iterator[Complain
             places.append((("keyspaces", name, "cluster"), own.cluster))
     for name, channel in policies.channels.items():
         places.append((("channels", name, "cluster"), channel.cluster))
+    places += [
+        (("commands", "flush", number), name)
+        for number, name in enumerate(policies.commands.flush or ())
+    ]
     for at, cluster in places:
         if vocabulary.clusters is not None and cluster not in vocabulary.clusters:
             allowed = ", ".join(vocabulary.clusters)
             yield Complaint(at, f"{quote(cluster)} is no cluster of the configuration; allowed: "
                             f"{allowed}{suggest(cluster, vocabulary.clusters)}")  # fmt: skip
-    yield from _check_commands(policies, vocabulary)
+    yield from _check_added(policies, vocabulary)
+    yield from _check_commands(policies, vocabulary.extended(policies.commands.add))
     for name, role in policies.roles.items():
         for index, keyspace in enumerate(role.keyspaces or ()):
             if keyspace not in policies.keyspaces:
                 yield _no_keyspace(policies, ("roles", name, "keyspaces", index), keyspace)
+        yield from _limits(("roles", name, "rate"), role.rate, ())
+    yield from _check_channels(policies)
+
+
+def _check_channels(policies: Policies) -> Iterator[Complaint]:
+    """Yield rights to channels, and of roles, that nothing describes."""
+    for name, role in policies.roles.items():
+        for index, channel in enumerate(role.channels or ()):
+            if channel not in policies.channels:
+                message = f"{quote(channel)} is no channel{suggest(channel, policies.channels)}"
+                at = ("roles", name, "channels", index)
+                yield Complaint(at, message, channel, "channels")
+    roles = {"default", *policies.roles}
+    for name, own in policies.channels.items():
+        for field, named in (("publish", own.publish), ("subscribe", own.subscribe)):
+            for index, role_name in enumerate(named or ()):
+                if role_name not in roles:
+                    yield Complaint(("channels", name, field, index), f"{quote(role_name)} is no "
+                                    f"role{suggest(role_name, roles)}", role_name, "roles"
+                                    )  # fmt: skip
+    names = list(policies.channels)
+    for one, other in sorted(set(confused([own.channel for own in policies.channels.values()]))):
+        yield Complaint(
+            ("channels", names[other], "channel"),
+            f"can match the same names as {quote(policies.channels[names[one]].channel.text)} of "
+            f'channel "{names[one]}", and nothing decides between them',
+        )
+
+
+def _check_added(policies: Policies, vocabulary: Vocabulary) -> Iterator[Complaint]:
+    names = {row.name.decode() for row in vocabulary.rows}
+    for index, own in enumerate(policies.commands.add):
+        if own.name.lower() in names:
+            yield Complaint(("commands", "add", index, "name"),
+                            f"{quote(own.name)} is a command already")  # fmt: skip
+        names.add(own.name.lower())
 
 
 def _check_commands(policies: Policies, vocabulary: Vocabulary) -> Iterator[Complaint]:
     lists: list[tuple[Location, tuple[str, ...]]] = [
         (("commands", "deny"), policies.commands.deny),
-        (("commands", "rename"), tuple(policies.commands.rename)),
     ]
     rights = [
         (("defaults",), policies.defaults.commands),
@@ -273,8 +354,7 @@ def _check_commands(policies: Policies, vocabulary: Vocabulary) -> Iterator[Comp
             try:
                 vocabulary.commands(word)
             except ValueError as error:
-                last = word if where[-1] == "rename" else index
-                yield Complaint((*where, last), str(error))
+                yield Complaint((*where, index), str(error))
 
 
 def check_overlaps(policies: Policies, place: Callable[[str], str]) -> Iterator[Complaint]:
@@ -313,6 +393,21 @@ def check_invalidation(policies: Policies) -> Iterator[Complaint]:
                     yield complaint._replace(location=(*at, *complaint.location))
 
 
+def check_budgets(policies: Policies, vocabulary: Vocabulary) -> Iterator[Complaint]:
+    """Yield for each cluster the budget with which all up to it are more than its memory."""
+    clusters = vocabulary.clusters or ()
+    sole = clusters[0] if len(clusters) == 1 else None
+    spent = dict.fromkeys(vocabulary.memory, 0)
+    for name, own in policies.effective.items():
+        cluster = own.cluster if sole is None else sole
+        memory, before = vocabulary.memory.get(cluster), spent.get(cluster, 0)
+        spent[cluster] = before + (own.memory.budget or 0)
+        if memory is not None and before <= memory < spent[cluster]:
+            yield Complaint(("keyspaces", name, "memory", "budget"), "with this the budgets of "
+                            f"cluster {quote(cluster)} come to {show_size(spent[cluster])}, and "
+                            f"its memory is {show_size(memory)}")  # fmt: skip
+
+
 def _mapping(
     own: Keyspace, at: Location, mapping: dict[str, str], *, complete: bool
 ) -> Iterator[Complaint]:
@@ -322,8 +417,9 @@ def _mapping(
             yield _no_segment(own, (*at, segment), segment)
     missing = [name for name in own.key.names if name not in mapping]
     if complete and missing:
-        yield Complaint(at, f"the key cannot be derived: the segment{'s' * (len(missing) > 1)} "
-                        f"{', '.join(missing)} of {own.key.text} have no column")  # fmt: skip
+        have = "segment {} of {} has" if len(missing) == 1 else "segments {} of {} have"
+        named = have.format(", ".join(missing), own.key.text)
+        yield Complaint(at, f"the key cannot be derived: the {named} no column")
 
 
 def _no_segment(own: Keyspace, at: Location, name: str) -> Complaint:
@@ -334,7 +430,7 @@ def _no_segment(own: Keyspace, at: Location, name: str) -> Complaint:
 
 def _no_keyspace(policies: Policies, at: Location, name: str) -> Complaint:
     hint = suggest(name, policies.keyspaces)
-    return Complaint(at, f"there is no keyspace {quote(name)}{hint}", name)
+    return Complaint(at, f"there is no keyspace {quote(name)}{hint}", name, "keyspaces")
 
 
 def _parameters(

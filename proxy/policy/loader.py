@@ -9,16 +9,18 @@ left out because it is wrong is not reported as missing as well.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from proxy.documents import Mistake, MistakesFound, Node, read
+from proxy.documents import Mistake, MistakesFound, Node, read_far
 from proxy.errors import PolicyError
-from proxy.policy import checks, scripts
+from proxy.policy import attachments, checks, schemas, scripts
+from proxy.policy.aliases import check_aliases
 from proxy.policy.model import EMPTY, Defaults, File, GlobalCommands, Policies
 from proxy.policy.rights import Vocabulary
-from proxy.validation import Location, locator, validate
+from proxy.policy.schemas import Schema
+from proxy.validation import Broken, Location, locator, validate
 
 # A folder with more was named by mistake, such as the root of a file system.
 MAX_FILES = 200
@@ -39,7 +41,7 @@ class _Source:
     path: str
     root: Node
     file: File
-    broken: frozenset[Location]
+    broken: Broken
 
 
 def load(path: Path | None, vocabulary: Vocabulary) -> Policies:
@@ -47,13 +49,19 @@ def load(path: Path | None, vocabulary: Vocabulary) -> Policies:
     if path is None:
         return EMPTY
     mistakes: list[Mistake] = []
-    sources = [s for file in _files(path, mistakes) if (s := _read(file, mistakes)) is not None]
+    files = _files(path, mistakes)
+    sources = [source for file in files if (source := _read(file, mistakes)) is not None]
     policies, owners = _merge(sources, mistakes)
-    broken = frozenset().union(*(source.broken for source in sources))
-    mistakes += _complaints(policies, vocabulary, owners, broken)
+    policies = replace(policies, schemas=_schemas(policies, owners, mistakes))
+    mistakes += _complaints(policies, vocabulary, owners, _Told(sources, len(sources) < len(files)))
     if mistakes:
         raise PolicyMistakes(mistakes)
     return policies
+
+
+def files(path: Path | None) -> list[Path]:
+    """Return the policy files that a folder or a file stands for; none where it cannot be read."""
+    return [] if path is None else _files(path, [])
 
 
 def _files(path: Path, mistakes: list[Mistake]) -> list[Path]:
@@ -80,13 +88,39 @@ def _files(path: Path, mistakes: list[Mistake]) -> list[Path]:
 
 
 def _read(path: Path, mistakes: list[Mistake]) -> _Source | None:
-    root, found = read(path)
-    mistakes += found
-    if root is None:
+    """Return a file without what is wrong in it, or None where it could not be read to its end."""
+    reading = read_far(path)
+    mistakes += reading.mistakes
+    if reading.root is None:
         return None
-    file, found, broken = validate(File, root.plain(), locator(str(path), root))
-    mistakes += found
-    return None if file is None else _Source(str(path), root, file, broken)
+    locate = locator(str(path), reading.root)
+    file, found, broken = validate(File, reading.root.plain(), locate, items=True)
+    # What a mapping lacks nobody can say before its end, and what is no YAML is told already.
+    told = {(mistake.line, mistake.column) for mistake in reading.mistakes} | reading.unfinished
+    end = reading.mistakes[-1].line if reading.cut else 0
+    mistakes += (m for m in found if (m.line, m.column) not in told and m.line != end)
+    whole = file is not None and not reading.cut
+    return _Source(str(path), reading.root, file, broken) if file and whole else None
+
+
+class _Told:
+    """What is told already, so that what follows from it is not told as well."""
+
+    def __init__(self, sources: Iterable[_Source], cut: bool) -> None:
+        self._broken = frozenset().union(*(source.broken for source in sources))
+        self._cut = cut  # a file could not be read, and nobody knows what is in it
+        self._places: set[Location] = set()
+
+    def knows(self, complaint: checks.Complaint, source: _Source) -> bool:
+        """Return whether a complaint follows from a mistake, or has been told of its place."""
+        at, absent, part = complaint.location, complaint.absent, complaint.elsewhere
+        if at in source.broken or (*at[:2], absent) in source.broken:
+            return True
+        if part and absent is not None and (self._cut or (part, absent) in self._broken):
+            return True
+        known = at in self._places
+        self._places.add(at)
+        return known
 
 
 class _Owners:
@@ -110,6 +144,28 @@ class _Owners:
         source = self.find(location)
         return (source.path, *source.root.place(location, key=key))
 
+    def written(self, location: Location) -> str:
+        """Return where something is written, or the block in which it is not, or nothing."""
+        try:
+            source = self.find(location)
+        except LookupError:
+            return ""
+        line, column = source.root.place(_written(source.root, location), key=True)
+        return f"{source.path}:{line}:{column}"
+
+
+def _written(node: Node, location: Location) -> Location:
+    """Return the beginning of a location that leads somewhere."""
+    for length, part in enumerate(location):
+        inner = node.value
+        if isinstance(inner, dict) and part in inner:
+            node = inner[part].node
+        elif isinstance(inner, list) and isinstance(part, int) and part < len(inner):
+            node = inner[part]
+        else:
+            return location[:length]
+    return location
+
 
 def _merge(sources: Iterable[_Source], mistakes: list[Mistake]) -> tuple[Policies, _Owners]:
     """Put the files together; what two of them define is a mistake in the second."""
@@ -125,7 +181,7 @@ def _merge(sources: Iterable[_Source], mistakes: list[Mistake]) -> tuple[Policie
                 parts[str(location[0])] = value
             else:
                 parts[str(location[0])][location[1]] = value
-    return Policies(**parts), owners
+    return Policies(**parts, place=owners.written), owners
 
 
 def _definitions(file: File) -> Iterator[tuple[Location, object]]:
@@ -146,21 +202,37 @@ def _defined_twice(location: Location, first: _Source | None, second: _Source) -
 
 
 def _complaints(
-    policies: Policies, vocabulary: Vocabulary, owners: _Owners, broken: frozenset[Location]
+    policies: Policies, vocabulary: Vocabulary, owners: _Owners, told: _Told
 ) -> Iterator[Mistake]:
     """Yield what the checks find, but for what follows from a mistake that is told already."""
     for complaint in _all(policies, vocabulary, owners):
         source = owners.find(complaint.location)
-        missed = (*complaint.location[:2], complaint.absent)
-        if complaint.location in source.broken or missed in source.broken:
+        at = source.broken.written(complaint.location)
+        if told.knows(complaint._replace(location=at), source):
             continue
-        if ("keyspaces", complaint.absent) in broken:
+        line, column = source.root.place(at, key=complaint.message.startswith("is given"))
+        field = f"{at[-1]}: " if isinstance(at[-1], str) else ""
+        yield Mistake(source.path, line, column, field + complaint.message)
+
+
+def _schemas(policies: Policies, owners: _Owners, mistakes: list[Mistake]) -> dict[str, Schema]:
+    """Return the schemas of keyspaces; a file is looked for beside the policy that names it."""
+    found: dict[str, Schema] = {}
+    for name, own in policies.effective.items():
+        if own.value.json_schema is None:
             continue
-        key = complaint.message.startswith("is given")
-        path, line, column = owners.place(complaint.location, key=key)
-        last = complaint.location[-1]
-        field = f"{last}: " if isinstance(last, str) else ""
-        yield Mistake(path, line, column, field + complaint.message)
+        stated = "json_schema" in policies.keyspaces[name].value.model_fields_set
+        at: Location = (*(("keyspaces", name) if stated else ("defaults",)), "value", "schema")
+        path, line, column = owners.place(at)
+        schema, wrong = schemas.read(Path(path).parent / own.value.json_schema, name)
+        for mistake in wrong:
+            if not mistake.line:
+                message = f"schema: {mistake.path} {mistake.message}"
+                mistake = Mistake(path, line, column, message)
+            mistakes.append(mistake)
+        if schema is not None:
+            found[name] = schema
+    return found
 
 
 def _all(policies: Policies, vocabulary: Vocabulary, owners: _Owners) -> Iterator[checks.Complaint]:
@@ -175,4 +247,7 @@ def _all(policies: Policies, vocabulary: Vocabulary, owners: _Owners) -> Iterato
     yield from checks.check_overlaps(policies, place)
     yield from checks.check_names(policies, vocabulary)
     yield from checks.check_invalidation(policies)
+    yield from checks.check_budgets(policies, vocabulary)
     yield from scripts.check_scripts(policies)
+    yield from attachments.check_files(policies, lambda at: Path(owners.find(at).path))
+    yield from check_aliases(policies, vocabulary.extended(policies.commands.add))

@@ -6,16 +6,16 @@ of this module. A field that is not set here is taken from `defaults`: see `Poli
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, PlainValidator, WithJsonSchema
 
 from proxy.policy.blocks import (
-    TTL,
-    Collection,
+    MODES,
+    AddedCommand,
     CommandRights,
     Commands,
     Drift,
@@ -25,20 +25,25 @@ from proxy.policy.blocks import (
     Invalidation,
     KeyGrammar,
     KeyPattern,
+    KeyspaceRights,
     Lock,
     Memory,
     Mode,
     Name,
     Near,
+    NewName,
     Origin,
     RateLimit,
     Restore,
     Text,
+    Trial,
     Value,
     Write,
 )
+from proxy.policy.lifetimes import TTL, Collection
+from proxy.policy.schemas import Schema
 from proxy.units import PositiveSize
-from proxy.validation import Strict
+from proxy.validation import Location, Strict
 
 # Redis refuses keys and values that are larger (proto-max-bulk-len).
 REDIS_MAX_BYTES = 512 << 20
@@ -55,14 +60,26 @@ class Shared(Strict):
     ttl: TTL = Field(TTL(), description="How long keys live.")
     value: Value = Field(Value(), description="What a value may be.")
     collection: Collection = Field(Collection(), description="How large a collection may grow.")
-    commands: CommandRights = Field(CommandRights(), description="Which commands may be sent.")
+    commands: KeyspaceRights = Field(KeyspaceRights(), description="Which commands may be sent.")
     memory: Memory = Field(Memory(), description="What a keyspace may take.")
     reads: Literal["primary", "replica"] = Field(
         "primary", description="Which nodes answer reads; never replica for locks and state."
     )
+    transactions: Literal["single", "split"] = Field(
+        "single",
+        description="MULTI over keys of several slots: refused, or one transaction per slot, which "
+        "is not atomic as a whole. split is for kind cache only.",
+    )
+    undelivered: Literal["drop", "push_back"] = Field(
+        "drop",
+        description="What a blocking pop took for a client that was gone by then: lost, as in "
+        "Redis, or put back at the end that it came from. Counted either way.",
+    )
     fallback: Fallback = Field(Fallback(), description="What happens while Redis is away.")
     mode: Mode = Field(
-        "enforce", description="observe counts what would have happened, warn logs it as well."
+        MODES["enforce"],
+        description="observe counts what would have happened, warn logs it as well, enforce 10% "
+        "does it to a tenth.",
     )
 
 
@@ -110,6 +127,21 @@ class Keyspace(Shared):
     lock: Lock | None = Field(None, description="How locks of kind lock work.")
 
     @property
+    def judged(self) -> bool:
+        """Return whether values are looked into, and so must be written whole."""
+        return self.value.is_json or self.value.json_schema is not None
+
+    @property
+    def backed(self) -> bool:
+        """Return whether commands have to do with PostgreSQL: they read from it, or write to it."""
+        return self.origin is not None or self.write.mode != "none"
+
+    def trial(self, block: str) -> Trial:
+        """Return how seriously a rule is taken: as its block says, or the keyspace's `mode`."""
+        own: Trial | None = getattr(getattr(self, block), "mode", None)
+        return self.mode if own is None else own
+
+    @property
     def durable(self) -> bool:
         """Return whether losing or ageing a key would be wrong and not only slow."""
         return self.kind in ("lock", "state")
@@ -132,8 +164,18 @@ class GlobalCommands(Strict):
     """Commands for everybody."""
 
     deny: Commands = Field((), description="Nobody may send these.")
-    rename: dict[Text, Text] = Field(
-        {}, description="Old name to the only name under which the command is known."
+    rename: dict[Text, NewName] = Field(
+        {},
+        description="Old name to the only name under which clients know the command, with all its "
+        "sub-commands. Nodes keep the old one.",
+    )
+    add: tuple[AddedCommand, ...] = Field(
+        (), max_length=500, description="Commands of modules that the nodes have loaded."
+    )
+    flush: tuple[Text, ...] | None = Field(
+        None,
+        description="Clusters that FLUSHALL and FLUSHDB may empty. When not given: all but `locks` "
+        "and those that a keyspace of kind lock or state lives in.",
     )
 
 
@@ -149,6 +191,10 @@ class FrameLimits(Strict):
         64 << 10, description="Bytes of a command that is sent as a line.",
         json_schema_extra={"default": "64KiB"},
     )  # fmt: skip
+    key_bytes: PositiveSize = Field(
+        REDIS_MAX_BYTES, le=REDIS_MAX_BYTES, description="Bytes of one key.",
+        json_schema_extra={"default": "512MiB"},
+    )  # fmt: skip
 
 
 class Role(Strict):
@@ -156,13 +202,19 @@ class Role(Strict):
 
     commands: CommandRights = Field(CommandRights(), description="Which commands may be sent.")
     keys: tuple[KeyPattern, ...] | None = Field(
-        None, description="Patterns of the keys that may be named. All when not given."
+        None,
+        description="Patterns of the keys that may be named; others are refused, and not shown by "
+        "SCAN, KEYS and RANDOMKEY. All when not given. With this or keyspaces, what reaches keys "
+        "without naming them (EVAL, SCRIPT LOAD, FUNCTION LOAD, FLUSHALL, MONITOR and the like) is "
+        "denied unless commands: allow names it.",
     )
     keyspaces: tuple[Text, ...] | None = Field(
-        None, description="Keyspaces that may be used. All, and keys of none, when not given."
+        None,
+        description="Keyspaces that may be used. All, and keys of none, when not given. A key must "
+        "fit this and keys.",
     )
     channels: tuple[Text, ...] | None = Field(
-        None, description="Pub/sub channels that may be used. All when not given."
+        None, description="Names of the channels that may be used. All when not given."
     )
     rate: tuple[RateLimit, ...] = Field((), description="How often.")
     limits: FrameLimits = Field(FrameLimits(), description="What one command may hold.")
@@ -236,6 +288,17 @@ def inherited(own: Block, parent: Strict) -> Block:
     return own.model_copy(update=changed) if changed else own
 
 
+class Places:
+    """Where things are written, as file:line:column: the nearest that is known above a location."""
+
+    def __init__(self, known: Mapping[Location, str]) -> None:
+        self._known = known
+
+    def __call__(self, location: Location) -> str:
+        beginnings = (location[:length] for length in range(len(location), 0, -1))
+        return next((self._known[at] for at in beginnings if at in self._known), "")
+
+
 @dataclass(frozen=True)
 class Policies:
     """All rules, as written."""
@@ -246,11 +309,30 @@ class Policies:
     roles: Mapping[str, Role]
     channels: Mapping[str, Channel]
     scripts: Mapping[str, Script]
+    # Where something is written, as file:line:column; of what is not, the block it would be in.
+    place: Callable[[Location], str] = field(default=Places({}), compare=False, repr=False)
+    schemas: Mapping[str, Schema] = field(
+        default_factory=dict
+    )  # by keyspace, of those that have one
 
     @cached_property
     def effective(self) -> Mapping[str, Keyspace]:
         """Return the keyspaces with what they inherit from the defaults."""
         return {name: inherited(own, self.defaults) for name, own in self.keyspaces.items()}
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return what travels to another process: places of fields, without the files' trees."""
+        known: dict[Location, str] = {}
+        for part in ("keyspaces", "roles", "channels", "scripts"):
+            for name, own in getattr(self, part).items():
+                known[part, name] = self.place((part, name))
+                for each in own.model_fields_set:
+                    known[part, name, each] = self.place((part, name, each))
+        for part in ("defaults", "commands"):
+            known |= {(part, each): self.place((part, each))
+                      for each in getattr(self, part).model_fields_set}  # fmt: skip
+        state = {name: value for name, value in vars(self).items() if name != "effective"}
+        return state | {"place": Places(known)}
 
 
 EMPTY = Policies({}, Defaults(), GlobalCommands(), {}, {}, {})

@@ -41,6 +41,18 @@ _CHARACTERS: dict[str, frozenset[int]] = {
     "path": _BYTES,
 }
 
+# What is surely meant in another language, and what it is called there. No text of a key: who has
+# such keys writes a segment in its place.
+_FOREIGN = (
+    (re.compile(r"\*"), "* is no wildcard here; write a named segment, such as {id}"),
+    (
+        re.compile(r"\A\^|\\[A-Za-z.]|\(\?|\.\+|\[[^\]{}]*\][+?{]|\$\Z"),
+        "this is no regular expression; write a named segment, such as {id} or {id:int}",
+    ),
+    (re.compile(r"\$\{|#\{"), "a segment is written {name}, without a sign before it"),
+    (re.compile(r"<[A-Za-z_]\w*>|%[sd]\b"), "a segment is written {name}"),
+)
+
 _TOKEN = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]|[^{}]+")
 _SEGMENT = re.compile(r"\{([a-z_][a-z0-9_]{0,31})(?::([^}]*))?\}\Z")
 
@@ -83,6 +95,9 @@ def parse(value: object) -> Pattern:
         raise ValueError("expects a pattern such as seat_lock:{event_id}:{seat_id}")
     if len(value) > MAX_PATTERN:
         raise ValueError(f"has more than {MAX_PATTERN} characters")
+    foreign = next((told for sign, told in _FOREIGN if sign.search(value)), None)
+    if foreign is not None:
+        raise ValueError(foreign)
     parts: list[bytes | Segment] = []
     for token in _TOKEN.findall(value):
         part = _part(token)
@@ -105,14 +120,14 @@ def _part(token: str) -> bytes | Segment:
     if not token.startswith("{"):
         if not token.isprintable():
             raise ValueError("has a control character")
-        if "*" in token:
-            raise ValueError("* is no wildcard here; write a named segment, such as {id}")
         return token.encode()
     match = _SEGMENT.match(token)
     if match is None:
+        plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", token.replace(" ", "").replace("-", "_"))
+        meant = plain.lower() if _SEGMENT.match(plain.lower()) else None
         raise ValueError(
             f"{quote(token)} is no segment; expects {{name}} or {{name:type}}, a name of at most "
-            "32 of a-z 0-9 _"
+            f"32 of a-z 0-9 _{f'; did you mean {quote(meant)}?' if meant else ''}"
         )
     name, kind = match[1], match[2] if match[2] is not None else "text"
     if kind not in KINDS:
@@ -166,7 +181,10 @@ def typed_characters(pattern: Pattern) -> frozenset[int]:
 
 
 def parse_characters(spec: str) -> bytes:
-    """Return 256 flags of a set such as A-Za-z0-9:_- or raise ValueError."""
+    """Return 256 flags of a set such as A-Za-z0-9:_- or raise ValueError.
+
+    A control character counts where it is written out, as "\\x06" in double quotes of YAML.
+    """
     flags = bytearray(256)
     at = 0
     while at < len(spec):
@@ -175,7 +193,10 @@ def parse_characters(spec: str) -> bytes:
             last = spec[at + 2]
             at += 2
         at += 1
-        if not "!" <= first <= last <= "~":
+        # Some applications put a control character between the parts of a name; never as a range.
+        # A line end is never meant: it is what slips in.
+        control = first == last and first < " " and first not in "\0\t\n\r"
+        if not control and not "!" <= first <= last <= "~":
             raise ValueError(
                 f"{quote(first + '-' + last)} is no range; expects printable ASCII characters and "
                 "ranges such as A-Za-z0-9:_- with a minus last"

@@ -5,21 +5,47 @@ its sub-commands), `CONFIG SET`, `@write` and `@all` are words.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from proxy import commands
 from proxy.documents import quote, suggest
-from proxy.policy.blocks import CommandRights
+from proxy.policy.blocks import AddedCommand, CommandRights
 from proxy.wire.rules import Command
+
+# What reaches keys that the command does not name. Nobody can judge those by the name of a key, so
+# a role that may not use all keys has these only where `allow` names them.
+UNNAMED = ("EVAL", "EVAL_RO", "SCRIPT LOAD", "FUNCTION LOAD", "FUNCTION RESTORE", "FLUSHALL",
+           "FLUSHDB", "MONITOR")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Names that policies may use and that are defined elsewhere."""
+    """Names that policies may use and that are defined elsewhere, and what stands behind them."""
 
     rows: Sequence[Command]
     categories: Mapping[str, Collection[bytes]]
     clusters: Sequence[str] | None = None  # None where no configuration says which there are
+    memory: Mapping[str, int] = field(default_factory=dict)  # bytes, of clusters that say it
+
+    def extended(self, added: Iterable[AddedCommand]) -> "Vocabulary":
+        """Return the words with those of commands that policies add, but for what is known."""
+        rows, categories = list(self.rows), {name: set(of) for name, of in self.categories.items()}
+        names = {row.name for row in rows}
+        for own in added:
+            row = commands.added(own.name, own.keys, own.write, own.arity)
+            if row.name in names:
+                continue
+            names.add(row.name)
+            rows.append(commands.command(row))
+            for category in row.categories:
+                categories.setdefault(category, set()).add(row.name)
+        return replace(self, rows=tuple(rows), categories=categories)
+
+    @cached_property
+    def indexes(self) -> Mapping[bytes, int]:
+        """The index of each row, by its name."""
+        return {row.name: index for index, row in enumerate(self.rows)}
 
     @cached_property
     def _by_word(self) -> Mapping[str, frozenset[int]]:
@@ -28,9 +54,8 @@ class Vocabulary:
             container = row.name.partition(b"|")[0].decode()
             words.setdefault(container, set()).add(index)
             words.setdefault(row.name.decode(), set()).add(index)
-        indexes = {row.name: index for index, row in enumerate(self.rows)}
         for category, names in self.categories.items():
-            words[f"@{category}"] = {indexes[name] for name in names if name in indexes}
+            words[f"@{category}"] = {self.indexes[name] for name in names if name in self.indexes}
         return {word: frozenset(found) for word, found in words.items()}
 
     def commands(self, word: str) -> frozenset[int]:
@@ -45,13 +70,24 @@ class Vocabulary:
 
     def allowed(self, rights: CommandRights, denied: Iterable[str] = ()) -> bytes:
         """Return a flag per row: 1 where it may be sent."""
-        if rights.allow is None:
+        # Most keyspaces have the same rights as many others.
+        asked = rights.allow, (*rights.deny, *denied)
+        if asked not in self._flags:
+            self._flags[asked] = self._allowed(*asked)
+        return self._flags[asked]
+
+    @cached_property
+    def _flags(self) -> dict[object, bytes]:
+        return {}
+
+    def _allowed(self, allow: Iterable[str] | None, deny: Iterable[str]) -> bytes:
+        if allow is None:
             allowed = set(range(len(self.rows)))
         else:
-            allowed = self._union(rights.allow)
+            allowed = self._union(allow)
             # Whoever may do nothing may still say who else it is.
             allowed |= {i for i, row in enumerate(self.rows) if row.unauthenticated}
-        allowed -= self._union(rights.deny) | self._union(denied)
+        allowed -= self._union(deny)
         # A container is a way to its sub-commands: open while one of them is.
         containers = {self.rows[i].name.partition(b"|")[0] for i in allowed}
         return bytes(i in allowed or row.name in containers for i, row in enumerate(self.rows))

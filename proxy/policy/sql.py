@@ -5,6 +5,7 @@ over. Whether the statement is right is decided by PostgreSQL, when it is prepar
 """
 
 import re
+from collections.abc import Callable
 
 _TOKEN = re.compile(
     r"""
@@ -25,6 +26,11 @@ def parameters(text: str) -> list[str]:
     """Return the names of the parameters, each once, in the order of the text."""
     names = (match["name"] for match in _TOKEN.finditer(text))
     return list(dict.fromkeys(name for name in names if name))
+
+
+def replaced(text: str, written: Callable[[str], str]) -> str:
+    """Return the text with what is written in the place of each parameter."""
+    return _TOKEN.sub(lambda found: written(found["name"]) if found["name"] else found[0], text)
 
 
 def single(text: str) -> bool:

@@ -11,8 +11,10 @@ Where orphans go, and which node owns what, is left to the topology.
 """
 
 import asyncio
+import math
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, cast
@@ -42,8 +44,10 @@ LONGEST_PAUSE = 0.5
 STEADY = LONGEST_PAUSE  # seconds
 
 # Deadlines are looked at no more often than this, in seconds: a tenth of what a late answer may
-# be late.
+# be late. So much later than due, the loop was held up, and they wait for another turn: timers come
+# before sockets, and answers may lie there unread.
 GRAIN = 0.01
+HELD_UP = 0.05
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class Loss(NamedTuple):
     text: str
 
 
+_KINDS = {socket.gaierror: "name", ssl.SSLError: "tls", ConnectionRefusedError: "refused"}
 CLOSED_BY_NODE = Loss("reset", "closed by the node")
 
 
@@ -129,6 +134,7 @@ class UpstreamConnection:
         self._opening: asyncio.Task[None] | None = None
         self._greeting: Greeting | None = None
         self._greeted = 0.0  # when the last handshake was answered rightly
+        self.heard = 0.0  # when the node last said something
         self._greet_by: asyncio.TimerHandle | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._retry: asyncio.TimerHandle | None = None
@@ -155,9 +161,9 @@ class UpstreamConnection:
         if self._deadline is None and self.upstream.pending:
             self._watch(self.upstream.next_deadline())
 
-    def resubmit(self, orphan: wire.Orphan, asking: bool) -> None:
+    def resubmit(self, orphan: wire.Orphan, asking: bool, train: wire.Train | None = None) -> None:
         """Queue a command of another connection; its deadline stays what it was."""
-        orphan.resubmit(self.upstream, asking)
+        orphan.resubmit(self.upstream, asking, train)
         self._watch(orphan.deadline)
 
     def open(self) -> None:
@@ -177,7 +183,7 @@ class UpstreamConnection:
         self._retired = True
         self.upstream.available = False
         if self.ready and self.upstream.pending:
-            self.flush(self._loop.time())
+            self.flush(time.monotonic())
         else:
             self.stop()
 
@@ -185,15 +191,10 @@ class UpstreamConnection:
         """Close now and for good; what is unanswered goes to the owner."""
         self._retired = True
         self.upstream.available = False
-        if self._opening is not None:
-            self._opening.cancel()
-            self._opening = None
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
+        for waiting in (self._opening, self._deadline, self._retry):
+            if waiting is not None:
+                waiting.cancel()
+        self._opening = self._deadline = self._retry = None
         self._let_go()
         self._orphan()
 
@@ -217,7 +218,8 @@ class UpstreamConnection:
         if self._greeting is not None:
             self._greet(bytes(data))
             return
-        orphans = self.upstream.receive_data(data, self._loop.time())
+        self.heard = time.monotonic()
+        orphans = self.upstream.receive_data(data, self.heard)
         if orphans is not None:
             self._owner.orphaned(self, orphans)
         if self.upstream.fault is not None:
@@ -287,24 +289,31 @@ class UpstreamConnection:
         self._line = self._transport = self._opening = self._greeting = self._greet_by = None
 
     def _orphan(self) -> None:
-        orphans = self.upstream.connection_lost()
-        if orphans:
+        if orphans := self.upstream.connection_lost():
             self._owner.orphaned(self, orphans)
 
     def _watch(self, deadline: float) -> None:
         """Look at the deadlines then, if that is not done earlier."""
-        # What is overdue and keeps its place would otherwise be looked at in every turn.
-        when = max(deadline, self._loop.time() + GRAIN)
+        if deadline == math.inf:
+            return
+        # What is overdue and keeps its place would otherwise be looked at in every turn; what is
+        # queued meanwhile may have an earlier deadline.
+        now = self._loop.time()
+        when = min(max(deadline, now + GRAIN), now + wire.LOOKUP_SECONDS)
         if self._deadline is not None:
             if self._deadline.when() <= when:
                 return
             self._deadline.cancel()
-        self._deadline = self._loop.call_at(when, self._expire)
+        self._deadline = self._loop.call_at(when, self._expire, when)
 
-    def _expire(self) -> None:
+    def _expire(self, due: float = math.inf) -> None:
         """Answer what is overdue; close when the node owes the oldest answer for too long."""
+        now = self._loop.time()
+        if now - due > HELD_UP:
+            self._deadline = self._loop.call_later(GRAIN, self._expire)
+            return
         self._deadline = None
-        stuck, overdue = self.upstream.expire(self._loop.time())
+        stuck, overdue = self.upstream.expire(now)
         if overdue:
             self._owner.orphaned(self, overdue)
         if stuck:
@@ -332,17 +341,11 @@ class UpstreamConnection:
         self._greeted = self._loop.time()
         self.upstream.available = True
         self._owner.connected(self)
-        self.flush(self._loop.time())
+        self.flush(time.monotonic())
 
 
 def _loss_of(error: OSError) -> Loss:
-    kind = "reset"
-    if isinstance(error, socket.gaierror):
-        kind = "name"
-    elif isinstance(error, ssl.SSLError):
-        kind = "tls"
-    elif isinstance(error, ConnectionRefusedError):
-        kind = "refused"
+    kind = next((kind for cause, kind in _KINDS.items() if isinstance(error, cause)), "reset")
     return Loss(kind, str(error) or type(error).__name__)
 
 
@@ -436,7 +439,7 @@ class Flusher:
                 # What fails for one client must not stop the others, nor the next iteration.
                 log.event(log.ERROR, "flush_failed", error=error)
                 session.close("failed")
-        now = self._loop.time()
+        now = time.monotonic()
         for upstream in self.batch.take_touched():
             connection = upstream.owner
             try:

@@ -12,13 +12,16 @@ Where one orphan goes is decided in `redirects`, when the topology is asked in `
 import asyncio
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from proxy import log, wire
 from proxy.config import Cluster
 from proxy.metrics import Metrics, NodeMetrics
+from proxy.upstream.breaker import Breaker
+from proxy.upstream.broker import Broker
 from proxy.upstream.connection import Endpoint, Loss, UpstreamConnection
+from proxy.upstream.dedicated import Pins
 from proxy.upstream.redirects import Redirector
 from proxy.upstream.topology import (
     PACE,
@@ -42,6 +45,13 @@ PUBLISH_DELAY = 0.005  # seconds
 # one node timeout (15 s by default) and an election; what takes longer waits for a person.
 WATCHED = 60.0
 
+# What becomes of commands that says something against their node: it cannot serve, or it owes them.
+FAILURES = frozenset(("unavailable", "overdue"))
+
+# What is asked of a node that may be back. LOADING and MASTERDOWN answer either.
+STATE = wire.pack([b"CLUSTER", b"INFO"])
+PING = wire.pack([b"PING"])
+
 
 @dataclass(frozen=True)
 class Plumbing:
@@ -62,9 +72,14 @@ class Node:
         index: int,
         connections: tuple[tuple[UpstreamConnection, ...], ...],
         metrics: NodeMetrics,
+        cluster: "ClusterPool",
     ) -> None:
         self.member = member
         self.index = index
+        self._question = STATE if cluster.sharded else PING
+        self.breaker = Breaker(
+            self._admit, self._ask, lambda: cluster.trusts(self), cluster.changed
+        )
         self.connections = connections
         self.upstreams = tuple(tuple(c.upstream for c in lanes) for lanes in connections)
         self.metrics = metrics
@@ -77,6 +92,34 @@ class Node:
     @property
     def down(self) -> bool:
         return self.metrics.state == "down"
+
+    @property
+    def answered(self) -> int:
+        """How many commands it has answered."""
+        return sum(connection.upstream.answered for connection in self.all())
+
+    @property
+    def late(self) -> int:
+        """How many of those took it long."""
+        return sum(connection.upstream.late for connection in self.all())
+
+    def _admit(self, share: int) -> None:
+        for connection in self.all():
+            connection.upstream.share = share
+
+    def _ask(self, seconds: float, judge: Callable[[bool], None]) -> None:
+        """Ask whether it serves."""
+        connection = next((each for each in self.all() if each.ready), None)
+        if connection is None:
+            return
+
+        def heard(reply: bytes) -> None:
+            # An ACL may forbid the question: whoever says so is there.
+            well = reply[:1] != b"-" or reply.startswith(b"-NOPERM")
+            judge(well and b"cluster_state:fail" not in reply)
+
+        now = asyncio.get_running_loop().time()
+        connection.upstream.submit(self._question, 1, now, now + seconds, heard)
 
     def connection_like(self, other: UpstreamConnection) -> UpstreamConnection:
         """Return the connection of the same protocol and lane: order holds along a lane."""
@@ -92,13 +135,20 @@ class Pools:
         self._nodes: list[Node | None] = []
         self._publishing: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
+        # Set by who knows it: whether what the shard of a slot holds is not what it should; and
+        # who wants to hear that a node is lost, is back or has become another's.
+        self.recovering: Callable[[int, int], bool] = lambda cluster, slot: False
+        self.changed: Callable[[], None] = lambda: None
         self.clusters = [ClusterPool(i, config, self) for i, config in enumerate(configs)]
+        self.pins = Pins(self.clusters, plumbing.batch, plumbing.metrics.pins)
+        self.broker = Broker(self.clusters, plumbing)
 
     def add(self, cluster: "ClusterPool", member: Member) -> Node:
         """Make a node and give it a place in the slot map."""
         index = self._nodes.index(None) if None in self._nodes else len(self._nodes)
         node = Node(member, index, cluster.connections(member),
-                    self.plumbing.metrics.node(cluster.config.name, member.address))  # fmt: skip
+                    self.plumbing.metrics.node(cluster.config.name, member.address),
+                    cluster)  # fmt: skip
         if index == len(self._nodes):
             self._nodes.append(node)
         else:
@@ -106,6 +156,7 @@ class Pools:
         return node
 
     def remove(self, node: Node) -> None:
+        node.breaker.stop()
         self._nodes[node.index] = None
 
     def node(self, index: int) -> Node | None:
@@ -124,11 +175,14 @@ class Pools:
             [(cluster.sharded, cluster.owners) for cluster in self.clusters],
             [node.upstreams if node is not None else ((), ()) for node in self._nodes],
         )
+        self.broker.refresh()
 
     def stop(self) -> None:
         """Close every connection; what is unanswered is answered with an error."""
         if self._publishing is not None:
             self._publishing.cancel()
+        self.pins.stop()
+        self.broker.stop()
         for cluster in self.clusters:
             cluster.stop()
 
@@ -146,12 +200,12 @@ class ClusterPool:
         self._owned = Counter(self.owners)  # slots by owner
         self._pools = pools
         self._plumbing = pools.plumbing
-        self._tls = ClientTLS(config)
+        self.tls = ClientTLS(config)
         self._loop = asyncio.get_running_loop()
         self._watched_until = 0.0
         self._redirector = Redirector(self)
         self.refresher = Refresher(
-            topology_for(config, self._tls), self._adopt, self._report, self._patience
+            topology_for(config, self.tls), self._adopt, self._report, self._patience
         )
 
     @property
@@ -162,6 +216,25 @@ class ClusterPool:
             for index, slots in self._owned.items()
             if slots
         )
+
+    def primaries(self) -> list[Node]:
+        """Return the nodes that own slots."""
+        owners = (self._pools.node(index) for index, slots in self._owned.items() if slots)
+        return [owner for owner in owners if owner is not None]
+
+    @property
+    def shards(self) -> list[Node | None]:
+        """Return who owns slots; None stands for nobody."""
+        return [self._pools.node(index) for index, slots in [*self._owned.items()] if slots]
+
+    def trusts(self, node: Node) -> bool:
+        """Return whether a node holds what it should, as far as is known."""
+        if not self._owned[node.index]:
+            return True
+        return not self._pools.recovering(self.index, self.owners.index(node.index))
+
+    def changed(self) -> None:
+        self._pools.changed()
 
     def owner_of(self, slot: int) -> Node | None:
         return self._pools.node(self.owners[slot])
@@ -178,13 +251,17 @@ class ClusterPool:
             self.owners[slot] = node.index
             self._pools.publish_soon()
 
+    def endpoint(self, member: Member) -> Endpoint:
+        """Return how a member is reached."""
+        config = self.config
+        return Endpoint(
+            member.host, member.port, config.username, config.password, self.tls.context,
+            self.tls.server_name(member.hostname or member.host), member.node_id, config.timeout,
+        )  # fmt: skip
+
     def connections(self, member: Member) -> tuple[tuple[UpstreamConnection, ...], ...]:
         """Make the closed connections of a new member."""
-        config = self.config
-        endpoint = Endpoint(
-            member.host, member.port, config.username, config.password, self._tls.context,
-            self._tls.server_name(member.hostname or member.host), member.node_id, config.timeout,
-        )  # fmt: skip
+        config, endpoint = self.config, self.endpoint(member)
         batch, latencies = self._plumbing.batch, self._plumbing.latencies
         return tuple(
             tuple(
@@ -199,6 +276,7 @@ class ClusterPool:
 
     def stop(self) -> None:
         for node in self.nodes.values():
+            node.breaker.stop()
             for connection in node.all():
                 connection.stop()
         self._redirector.stop()
@@ -221,10 +299,10 @@ class ClusterPool:
             for node in self.nodes.values()
             if node.member.hostname
         }
-        owners = array("h", [
-            self.nodes[view.members[owner].address].index if owner >= 0 else -1
-            for owner in view.owners
-        ])  # fmt: skip
+        # The last place is that of owner -1. One look-up per slot: 16,384 of them hold up traffic,
+        # and while a primary is awaited that is done many times a second.
+        places = [*(self.nodes[member.address].index for member in view.members), -1]
+        owners = array("h", [places[owner] for owner in view.owners])
         changed = bool(gone or new) or owners != self.owners
         self._owned = Counter(owners)
         self.owners = owners
@@ -232,6 +310,7 @@ class ClusterPool:
         if changed:
             self._pools.publish()
             self._settle(gone)
+            self.changed()
         return changed
 
     def _settle(self, gone: list[Node]) -> None:
@@ -275,6 +354,8 @@ class ClusterPool:
 
     def connected(self, connection: UpstreamConnection) -> None:
         self._change(connection, log.INFO, "up", "node_up")
+        if (node := self.nodes.get(connection.endpoint.address)) is not None:
+            node.breaker.reached()
 
     def disconnected(self, connection: UpstreamConnection, loss: Loss) -> None:
         node = self.nodes.get(connection.endpoint.address)
@@ -288,6 +369,8 @@ class ClusterPool:
         # a node that does not answer, makes the node one that is down.
         if not connection.upstream.available or loss.kind == "timeout":
             self._change(connection, log.WARNING, "down", "node_down", reason=loss.text)
+            if node is not None:
+                node.breaker.lost()
         self.refresher.hint()
 
     def _change(
@@ -305,7 +388,19 @@ class ClusterPool:
         )  # fmt: skip
 
     def orphaned(self, connection: UpstreamConnection, orphans: list[wire.Orphan]) -> None:
+        node = self.nodes.get(connection.endpoint.address)
+        failures = [orphan for orphan in orphans if orphan.kind in FAILURES]
+        if node is not None and failures:
+            node.breaker.failed(node.answered, len(failures))
+            if any(orphan.kind == "overdue" and orphan.sent for orphan in failures):
+                self._listen(node, connection)
         self._redirector.place(connection, orphans)
+
+    def _listen(self, node: Node, connection: UpstreamConnection) -> None:
+        """Take a node for lost that says nothing, before it owes anything for the whole timeout."""
+        if self._loop.time() - connection.heard >= wire.LOOKUP_SECONDS:
+            node.breaker.lost()
+            self.refresher.hint()
 
 
 def _is_another(member: Member, known: Member) -> bool:

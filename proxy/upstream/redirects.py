@@ -5,7 +5,10 @@ Always true:
   * a command is sent again only where it is proven not to have run, or where running it twice is
     the same as once (plain reads); the client of any other is told that the outcome is unknown;
   * every orphan is resubmitted or answered, at the latest at its deadline;
-  * orphans of one client keep their order: they are handled in order and travel along one lane.
+  * orphans of one client in one slot keep their order (a `Train`): all that are under way are in
+    one queue, and who would go elsewhere waits until those before him are answered or refused.
+Order is kept per slot, as in any Redis Cluster: over two slots nodes share no clock. What a node
+was sent before its first refusal was known it runs or refuses by itself, TRYAGAIN included.
 """
 
 import asyncio
@@ -62,8 +65,7 @@ class Redirector:
         self._cluster = cluster
         self._loop = asyncio.get_running_loop()
         self._parked: list[Parked] = []
-        # Slots of what is parked: who comes later for the same slot must not overtake it.
-        self._waiting: set[int] = set()
+        self._trains: dict[tuple[Any, int], wire.Train] = {}  # by client and slot
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
         self._places: dict[str, Callable[[wire.Orphan, UpstreamConnection], None]] = {
@@ -123,12 +125,25 @@ class Redirector:
 
     def _hop(self, orphan: wire.Orphan, target: UpstreamConnection, asking: bool) -> bool:
         """Send it on at once, unless it has to pause first."""
-        if orphan.slot in self._waiting or orphan.hops >= MOST_HOPS:
+        if orphan.hops >= MOST_HOPS or not target.upstream.available:
             return False
-        if not target.upstream.available:
+        return self._send(orphan, target, asking)
+
+    def _send(self, orphan: wire.Orphan, target: UpstreamConnection, asking: bool) -> bool:
+        """Queue it, unless one before it in its client's order is parked or queued elsewhere.
+
+        Nor behind one that comes after it: that one will be refused as well, and then follow it.
+        """
+        train = self._train_of(orphan)
+        behind = train.upstream is target.upstream and train.newest < orphan.ticket
+        if train.waiting or (train.under_way and not behind):
             return False
-        target.resubmit(orphan, asking)
+        target.resubmit(orphan, asking, train)
+        self._look_later()
         return True
+
+    def _train_of(self, orphan: wire.Orphan) -> wire.Train:
+        return self._trains.setdefault((orphan.client, orphan.slot), wire.Train())
 
     def _target(self, orphan: wire.Orphan, source: UpstreamConnection) -> Any | None:
         """Return the node that a redirect names, if it is one of this cluster's."""
@@ -154,13 +169,12 @@ class Redirector:
     def _resubmit(self, orphan: wire.Orphan, source: UpstreamConnection) -> bool:
         """Queue it at the owner of its slot, if there is one that can take it."""
         node = self._cluster.owner_of(orphan.slot)
-        if node is None or orphan.slot in self._waiting:
+        if node is None:
             return False
         target = node.connection_like(source)
         if not target.upstream.available or target.upstream.overloaded:
             return False
-        target.resubmit(orphan, False)
-        return True
+        return self._send(orphan, target, False)
 
     def _park(
         self,
@@ -172,16 +186,37 @@ class Redirector:
         if self._stopped or self._loop.time() >= orphan.deadline:
             self._give_up(orphan, source)
             return
+        if orphan.detours:
+            # PostgreSQL answers sooner than a replica is promoted.
+            orphan.answer(errors.CLUSTERDOWN, self._loop.time())
+            return
         orphan.park()
         self._parked.append(Parked(orphan, source, asked))
-        self._waiting.add(orphan.slot)
+        self._train_of(orphan).waiting = True
+        self._look_later()
+
+    def _look_later(self) -> None:
         if self._timer is None:
-            self._timer = self._loop.call_later(PAUSE, self._unpark)
+            self._timer = self._loop.call_later(PAUSE, self._look)
+
+    def _look(self) -> None:
+        """Send on what can be, and forget the trains that have arrived."""
+        self._timer = None
+        for train in self._trains.values():
+            train.waiting = False
+        self._unpark()
+        self._trains = {
+            whose: train
+            for whose, train in self._trains.items()
+            if train.waiting or train.under_way
+        }
+        if self._trains:
+            self._look_later()
 
     def _unpark(self) -> None:
-        self._timer = None
-        parked, self._parked = self._parked, []
-        self._waiting.clear()
+        # Of two in one slot the earlier may have come here later, from one node more.
+        parked = sorted(self._parked, key=lambda parked: parked.orphan.ticket)
+        self._parked = []
         now = self._loop.time()
         for orphan, source, asked in parked:
             if not orphan.wanted:
@@ -189,10 +224,8 @@ class Redirector:
             if now >= orphan.deadline:
                 self._give_up(orphan, source)
             elif asked is not None and asked.upstream.available:
-                if orphan.slot in self._waiting:
+                if not self._send(orphan, asked, True):
                     self._park(orphan, source, asked)
-                else:
-                    asked.resubmit(orphan, True)
             elif not self._resubmit(orphan, source):
                 self._park(orphan, source)
 

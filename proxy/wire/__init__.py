@@ -1,12 +1,17 @@
 """The data plane: pure state machines, no socket, no future, no logger, no clock.
 
-Read in the order a byte travels: tables, frames, downstream, upstream. The contract, typed and
-documented, is __init__.pyi.
+Read in the order a byte travels: tables and patterns, frames, downstream, upstream; beside them
+what rules do to a command that passes: times, growth, edits. Only times that a client gives as a
+date are held against the system's clock. The contract, typed and documented, is __init__.pyi.
 """
 
-from proxy.wire.downstream import Downstream, Request
+from proxy.wire.downstream import BEHIND, Downstream, Request, find_keys
 from proxy.wire.frames import frame_end, pack
+from proxy.wire.json_values import JSON_FAULTS, json_fault
+from proxy.wire.limits import LIMIT_OUTCOMES, Rate, Table
+from proxy.wire.sketches import Sketches, Trace
 from proxy.wire.tables import (
+    AMENDMENTS,
     LATENCY_BOUNDS,
     OUTCOMES,
     Counters,
@@ -17,10 +22,15 @@ from proxy.wire.tables import (
     SlotMap,
     key_slot,
 )
-from proxy.wire.upstream import Batch, Orphan, Upstream
+from proxy.wire.upstream import LOOKUP_SECONDS, Batch, Orphan, Train, Upstream
 
 __all__ = [
+    "AMENDMENTS",
+    "BEHIND",
+    "JSON_FAULTS",
     "LATENCY_BOUNDS",
+    "LIMIT_OUTCOMES",
+    "LOOKUP_SECONDS",
     "OUTCOMES",
     "Batch",
     "Counters",
@@ -28,12 +38,19 @@ __all__ = [
     "Latencies",
     "Location",
     "Orphan",
+    "Rate",
     "Request",
     "Router",
     "Ruleset",
+    "Sketches",
     "SlotMap",
+    "Table",
+    "Trace",
+    "Train",
     "Upstream",
+    "find_keys",
     "frame_end",
+    "json_fault",
     "key_slot",
     "pack",
 ]

@@ -1,8 +1,12 @@
 # cython: language_level=3
-from libc.stdint cimport uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 
+from proxy.wire.bounds cimport ArgumentBounds
+from proxy.wire.limits cimport Rate
 from proxy.wire.frames cimport Bounds, Octets, Progress
-from proxy.wire.tables cimport CommandRow, Match, Router, Ruleset, SlotMap
+from proxy.wire.patterns cimport Match, Patterns
+from proxy.wire.sketches cimport Trace
+from proxy.wire.tables cimport CommandRow, Location, Router, Ruleset, SlotMap
 from proxy.wire.upstream cimport Batch, Pending, Sink, Upstream
 
 
@@ -11,7 +15,16 @@ cdef struct KeyPlace:
     Py_ssize_t word
     int tag                 # NO_TAG, LITERAL_TAG, or: the bytes at..end are the tag
     int keyspace
+    int duties              # rules.Duty, of the command in the key's keyspace
     Py_ssize_t at
+    Py_ssize_t end
+    int follows             # what goes behind the command for this key, as in times.pxd
+
+
+cdef struct Span:
+    # Words of the command being judged: every step from first up to end.
+    Py_ssize_t first
+    Py_ssize_t step
     Py_ssize_t end
 
 
@@ -20,8 +33,15 @@ cdef class Request:
     cdef readonly bytes name
     cdef readonly int row
     cdef readonly double received
+    cdef readonly Location location
+    cdef readonly bytes routed
+    cdef readonly list followers
+    cdef readonly int reason       # rules.Reason
+    cdef readonly bytes reply      # what was said of a look-up, where that is not its answer
+    cdef readonly int64_t left_ms  # what the key of a look-up has left; -3 where nobody said
+    cdef readonly Ruleset ruleset  # by which it was judged
+    cdef bint holds                # its client waits for the answer
     cdef Pending pending
-    cdef Ruleset ruleset
 
 
 cdef class Downstream(Sink):
@@ -30,17 +50,35 @@ cdef class Downstream(Sink):
     cdef readonly object role_name
     cdef readonly int role         # index into the ruleset's roles, -1 for a stranger
     cdef public bint paused        # the client does not read what it is sent
+    cdef public bint capture       # what would be forwarded becomes a Request
+    cdef public bint bound         # keeps its rules: a transaction is judged by one set of them
+    cdef public bint spoiled       # a command was refused here while capture was on
+    cdef public int default_cluster  # of keys that no rule names; -1 is that of the rules
+    cdef public bint serial        # a command waits until the one before it is answered
+    cdef public int silence        # SPOKEN, SILENT or SILENT_ONCE
     cdef readonly int lane
+    cdef public bytes user         # who is charged by limits: its name,
+    cdef public bytes address      # and the address that it came from
+    cdef tuple rates               # limits of its role
+    cdef int rounds                # how often the next command has waited for a limit
+    cdef readonly int last_row     # of the command that was let through last, -1 for none
     cdef readonly int pending
+    cdef readonly uint64_t sent    # commands given to nodes
+    cdef readonly int following    # commands of ours behind the client's that are not answered
     cdef readonly bint blocked     # parsing waits
     cdef readonly bint closing     # no further command is taken
+    cdef readonly Ruleset ruleset  # by which all that is under way was judged
     cdef Router router
-    cdef Ruleset ruleset
     cdef SlotMap slots
     cdef Batch batch
     cdef Request found
     cdef bytes rights
     cdef const uint8_t* allowed
+    cdef bytes named               # rules.Role.keyspaces
+    cdef const uint8_t* reach      # the same, or NULL: all
+    cdef Patterns matcher           # of the patterns of keys, or None: all
+    cdef Py_ssize_t key_bytes
+    cdef ArgumentBounds limits     # of arguments, or None
     cdef bint awake                # in the batch's list already
     cdef bint must_drain           # parsing waits until nothing is pending
     cdef int held
@@ -54,27 +92,11 @@ cdef class Downstream(Sink):
     cdef double reply_estimate
     cdef Py_ssize_t request_bytes
     cdef Py_ssize_t waiting_bytes  # of replies behind one that is missing
+    cdef list deferred             # Requests that came to be after their commands were taken
+    cdef list traces               # of commands whose replies are about to be written
     cdef int empty_frames
     cdef double empty_since
     cdef bint _may_go_on(self) noexcept
     cdef int _window(self) noexcept
+    cdef bint _is_stale(self) noexcept
     cdef Py_ssize_t parse(self, const char* data, Py_ssize_t size, double now) except -1
-    cdef Py_ssize_t _frame(self, const char* data, Py_ssize_t size) except -100
-    cdef Py_ssize_t _line(self, const char* data, Py_ssize_t size) except -100
-    cdef int _inline(self, const char* data, Py_ssize_t size, double now) except -1
-    cdef int _empty(self, double now) except -1
-    cdef int _fail(self, bytes line) except -1
-    cdef int judge(self, const char* frame, Py_ssize_t size, double now) except -1
-    cdef int _subcommand(self, const char* frame, int index) noexcept
-    cdef int _route(self, const char* frame, Py_ssize_t size, int index, CommandRow* row,
-                    double now) except -1
-    cdef bytes _judge_key(self, const char* frame, Py_ssize_t place, int command, Match* found)
-    cdef int _forward(self, const char* frame, Py_ssize_t size, int index, int cluster, int slot,
-                      int owner, bint renamed, double now) except -1
-    cdef Py_ssize_t _put_renamed(self, Upstream upstream, const char* frame, Py_ssize_t size) except -1
-    cdef bytes _node_name(self, const char* key, Py_ssize_t size, KeyPlace* mark)
-    cdef Pending _expect(self, double now, int family, int keyspace)
-    cdef int _ask(self, const char* frame, Py_ssize_t size, int index, double now) except -1
-    cdef int _reply(self, bytes line, int keyspace, int family) except -1
-    cdef int _wake(self) except -1
-    cdef int _advance(self) except -1

@@ -7,22 +7,32 @@ failover makes a new one and assigns it to the `Router`. Only `Counters` and `La
 written, by plain addition. What a rule means is said in policies; here it is only compact.
 """
 
-from libc.stdint cimport int16_t, int64_t, uint8_t, uint16_t
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from libc.stdint cimport int16_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memchr, memcmp, memcpy
+from libc.string cimport memchr, memcmp, memcpy, memset
+
+from proxy.wire.bounds cimport ArgumentBounds
+from proxy.wire.limits import Rate
+from proxy.wire.patterns cimport Match, Patterns, rest
 
 OUTCOMES = ("ok", "error", "refused", "abandoned")
 
 # 32 µs is about the fastest answer that a node on loopback gives; 2**15 times that is a second.
 LATENCY_BOUNDS = tuple(32e-6 * 2**i for i in range(LATENCY_BUCKETS - 1))
 
+# How rules change what clients send: within the command, or by one of ours behind it.
+AMENDMENTS = ("rewritten", "followed")
+
 PARTS = ("queue", "upstream", "total")
 
-# In the order in which a segment of a key is tried: the narrower type is the more specific rule.
-SEGMENT_KINDS = ("int", "uuid", "date", "hex", "ip", "text", "path")
+cdef extern from "<stdlib.h>" nogil:
+    int posix_memalign(void** place, size_t alignment, size_t size)
 
 cdef enum:
-    INT, UUID, DATE, HEX, IP, TEXT, PATH
+    CACHE_LINE = 64      # bytes
     TABLE_SIZE = 4096    # a power of two, ten times the number of commands: few collisions
 
 # CRC[k][byte] is what a byte becomes when k more bytes follow it: four bytes take one step.
@@ -88,41 +98,84 @@ cdef class Counters:
 
     def __dealloc__(self):
         free(self.cells)
+        free(self.places)
 
     def requests(self):
         """Return (keyspace or -1, family, outcome, count) for every cell that is not 0."""
         cdef int keyspace, family, outcome
         cdef int64_t count
         cdef list rows = []
+        if self.cells == NULL:
+            return rows
         for keyspace in range(-1, self.keyspaces):
             for family in range(self.families):
                 for outcome in range(OUTCOME_COUNT):
-                    count = self.cells[((keyspace + 1) * self.families + family) * OUTCOME_COUNT + outcome]
+                    count = self.cells[self.place(keyspace, family, outcome)]
                     if count:
                         rows.append((keyspace, family, outcome, count))
         return rows
 
     def add(self, int keyspace, int family, int outcome, int64_t count):
-        """Carry counts over from the ruleset that this one replaces."""
-        if not (-1 <= keyspace < self.keyspaces and 0 <= family < self.families
-                and 0 <= outcome < OUTCOME_COUNT):
+        """Count several at once."""
+        if not (self.cells != NULL and -1 <= keyspace < self.keyspaces
+                and 0 <= family < self.families and 0 <= outcome < OUTCOME_COUNT):
             raise IndexError("no such cell")
-        self.cells[((keyspace + 1) * self.families + family) * OUTCOME_COUNT + outcome] += count
+        self.cells[self.place(keyspace, family, outcome)] += count
+
+    def follow(self, Counters successor not None, keyspaces):
+        """Give all counts to those of the rules that replace these, what comes late included."""
+        cdef int keyspace, place, family, outcome
+        if (self.cells == NULL or successor.cells == NULL or successor is self or len(keyspaces) != self.keyspaces
+                or successor.families != self.families
+                or any(not -1 <= place < successor.keyspaces for place in keyspaces)):
+            raise ValueError("these counts cannot go on there")
+        self.places = <int*> calloc(self.keyspaces + 1, sizeof(int))
+        if self.places == NULL:
+            raise MemoryError()
+        for keyspace in range(-1, self.keyspaces):
+            place = -1 if keyspace < 0 else keyspaces[keyspace]
+            if keyspace >= 0:
+                self.places[keyspace] = place
+                if place < 0:
+                    continue
+            for family in range(self.families):
+                for outcome in range(OUTCOME_COUNT):
+                    successor.cells[successor.place(place, family, outcome)] += (
+                        self.cells[self.place(keyspace, family, outcome)])
+        self.successor = successor
+        free(self.cells)
+        self.cells = NULL
+
+    cdef void pass_on(self, int keyspace, int family, int outcome) noexcept:
+        cdef Counters at = self
+        while at.cells == NULL:
+            if keyspace >= 0:
+                keyspace = at.places[keyspace]
+                if keyspace < 0:
+                    return
+            at = at.successor
+        at.count(keyspace, family, outcome)
 
 
 cdef class Latencies:
     """Histograms of three parts of a request's time, by cluster."""
 
-    def __cinit__(self, int clusters):
+    def __cinit__(self, int clusters, int rows=0):
         self.clusters = clusters
+        self.rows = rows
         self.cells = <int64_t*> calloc(clusters * 3 * LATENCY_BUCKETS, sizeof(int64_t))
         self.sums = <double*> calloc(clusters * 3, sizeof(double))
-        if self.cells == NULL or self.sums == NULL:
+        self.command_cells = <int64_t*> calloc(rows * (COMMAND_BUCKETS + 1), sizeof(int64_t))
+        self.command_sums = <double*> calloc(rows, sizeof(double))
+        if (self.cells == NULL or self.sums == NULL or self.command_cells == NULL
+                or self.command_sums == NULL):
             raise MemoryError()
 
     def __dealloc__(self):
         free(self.cells)
         free(self.sums)
+        free(self.command_cells)
+        free(self.command_sums)
 
     cdef void observe(self, int cluster, int part, double seconds) noexcept:
         cdef int64_t units = <int64_t> (seconds * 31250.0)  # of 32 µs
@@ -144,103 +197,107 @@ cdef class Latencies:
                 rows.append((cluster, PARTS[part], counts, self.sums[cluster * 3 + part]))
         return rows
 
+    cdef void observe_command(self, int row, double seconds, bint failed) noexcept:
+        cdef int64_t* cells
+        cdef int64_t left = <int64_t> (seconds * 1e6)
+        cdef int bucket = 0
+        if not 0 <= row < self.rows:
+            return
+        while left > 0 and bucket < COMMAND_BUCKETS - 1:
+            left >>= 1
+            bucket += 1
+        cells = self.command_cells + row * (COMMAND_BUCKETS + 1)
+        cells[bucket] += 1
+        cells[COMMAND_BUCKETS] += failed
+        self.command_sums[row] += seconds
 
-cdef bint _is(int kind, const uint8_t* text, Py_ssize_t size) noexcept:
-    """Whether the text is of a segment's kind; it is never empty and holds no colon but in ip."""
-    cdef Py_ssize_t i
-    cdef uint8_t mark
-    if kind == TEXT or kind == PATH:
-        return True
-    if kind == UUID and size != 36 or kind == DATE and size != 10:
-        return False
-    for i in range(size):
-        mark = text[i]
-        if kind == DATE and (i == 4 or i == 7) or kind == UUID and (i == 8 or i == 13 or i == 18 or i == 23):
-            if mark != c"-":
-                return False
-        elif c"0" <= mark <= c"9":
-            continue
-        elif kind == INT and i == 0 and mark == c"-" and size > 1:
-            continue
-        elif (kind == HEX or kind == UUID or kind == IP) and c"a" <= LOWER[mark] <= c"f":
-            continue
-        elif kind == IP and (mark == c"." or mark == c":"):
-            continue
-        else:
-            return False
-    return True
+    def commands(self):
+        """Return (row, failed, sum of seconds, counts per bucket) of each command with a reply."""
+        cdef int row, i
+        cdef int64_t* cells
+        found = []
+        for row in range(self.rows):
+            cells = self.command_cells + row * (COMMAND_BUCKETS + 1)
+            counts = [cells[i] for i in range(COMMAND_BUCKETS)]
+            if any(counts):
+                found.append((row, cells[COMMAND_BUCKETS], self.command_sums[row], counts))
+        return found
+
+    def forget_commands(self):
+        """Start the figures by command afresh."""
+        memset(self.command_cells, 0, self.rows * (COMMAND_BUCKETS + 1) * sizeof(int64_t))
+        memset(self.command_sums, 0, self.rows * sizeof(double))
 
 
-class _Branch:
-    """A node of the tree while it is built: nested, before it is laid out in arrays."""
+class _KeyPattern(NamedTuple):
+    """A pattern of a role, named as what is wrong with it is told."""
 
-    __slots__ = ("literal", "children", "edges", "keyspace")
+    name: str
+    pattern: Sequence
 
-    def __init__(self, literal=b""):
-        self.literal = literal
-        self.children = {}
-        self.edges = {}
-        self.keyspace = -1
 
-    def down(self, bytes text):
-        """Return the branch behind these literal bytes, splitting one that shares a part."""
-        if not text:
-            return self
-        child = self.children.get(text[0])
-        if child is None:
-            child = self.children[text[0]] = _Branch(text)
-            return child
-        shared = 0
-        while (shared < len(text) and shared < len(child.literal)
-               and text[shared] == child.literal[shared]):
-            shared += 1
-        if shared < len(child.literal):
-            parent = self.children[text[0]] = _Branch(child.literal[:shared])
-            child.literal = child.literal[shared:]
-            parent.children[child.literal[0]] = child
-            child = parent
-        return child.down(text[shared:])
+cdef bytes _duties(space):
+    """Return the flags of a keyspace, with what is denied among them."""
+    denied = [COMMANDS_DUTY * flag for flag in space.denied]
+    return bytes(map(int.__or__, denied, space.duties)) if space.duties else bytes(denied)
 
-    def plant(self, pattern, int keyspace):
-        branch = self
-        for i, part in enumerate(pattern):
-            if isinstance(part, bytes):
-                branch = branch.down(part)
-                continue
-            after = pattern[i + 1] if i + 1 < len(pattern) else b":"
-            key = (SEGMENT_KINDS.index(part.kind), after[0])
-            branch = branch.edges.setdefault(key, _Branch())
-        if branch.keyspace >= 0:
-            raise ValueError(f"two keyspaces have one pattern: {pattern!r}")
-        branch.keyspace = keyspace
+
+cdef uint32_t SEED = 2463534242
+
+
+cdef uint32_t chance() noexcept:
+    """A number at random: xorshift, for choices that nobody gains from foreseeing."""
+    global SEED
+    SEED ^= SEED << 13
+    SEED ^= SEED >> 17
+    SEED ^= SEED << 5
+    return SEED
 
 
 cdef class Ruleset:
     """What is allowed and where keys live, compiled; immutable."""
 
     def __init__(self, *, commands, keyspaces, roles, families, errors, int default_cluster,
-                 bint reject_unmatched, Py_ssize_t max_key_bytes):
+                 bint reject_unmatched, Py_ssize_t max_key_bytes, bint split_unmatched=False,
+                 flushable=(), channels=(), plans=None):
         self.commands = tuple(commands)
         self.keyspaces = tuple(keyspaces)
         self.roles = tuple(roles)
+        self.channels = tuple(channels)
+        self.plans = plans
         self.families = tuple(families)
         self.errors = errors
+        if default_cluster < 0 or any(space.cluster < 0 for space in self.keyspaces):
+            raise ValueError("clusters are counted from 0")
         self.default_cluster = default_cluster
         self.reject_unmatched = reject_unmatched
         self.max_key_bytes = max_key_bytes
+        self.split_unmatched = split_unmatched
+        self.flushable = tuple(flushable)
         self.counters = Counters(len(self.keyspaces), len(self.families))
+        self.breaches = Counters(len(self.keyspaces), RULE_COUNT)
+        self.space_rates = tuple([tuple(map(Rate, space.rates)) for space in self.keyspaces])
+        self.role_rates = tuple([tuple(map(Rate, role.rates)) for role in self.roles])
+        self.rates = sum(self.space_rates + self.role_rates, ())
+        self.amended = Counters(len(self.keyspaces), len(AMENDMENTS))
         self._lay_out_commands()
         self._lay_out_keyspaces()
-        self._lay_out_patterns()
+        self.patterns = Patterns(self.keyspaces)
+        self._lay_out_roles()
+
+    def take_over(self, Ruleset former not None):
+        """Let every limit that former rules have too go on with what it has counted there."""
+        counted = {}
+        for rate in former.rates:
+            counted.setdefault(rate.identity, []).append(rate)
+        for rate in self.rates:
+            if counted.get(rate.identity):
+                rate.take_over(counted[rate.identity].pop(0))
 
     def __dealloc__(self):
         free(self.rows)
         free(self.table)
         free(self.spaces)
-        free(self.nodes)
-        free(self.edges)
-        free(self.children)
-        free(self.child_bytes)
 
     def _lay_out_commands(self):
         cdef int i, place
@@ -253,7 +310,7 @@ cdef class Ruleset:
         for i in range(TABLE_SIZE):
             self.table[i] = -1
         for i, command in enumerate(self.commands):
-            name = command.name
+            name = command.alias or command.name
             if len(name) > NAME_BYTES or self.find(name, len(name)) >= 0:
                 raise ValueError(f"command name {name!r} is too long or given twice")
             row = &self.rows[i]
@@ -267,6 +324,17 @@ cdef class Ruleset:
             row.repeatable = command.repeatable
             row.unauthenticated = command.unauthenticated
             row.names_in_reply = command.names_in_reply
+            row.alias = bool(command.alias)
+            row.pause = command.pause
+            row.first_types, row.other_types = command.types
+            row.makes = command.makes
+            row.time = command.time
+            row.values.first, row.values.step = command.values
+            row.members.first, row.members.step = command.members
+            row.leaves = command.leaves
+            row.grows = command.grows
+            row.touches = command.touches
+            row.looks_up = command.looks_up
             place = _hash(name, len(name))
             while self.table[place] >= 0:
                 place = (place + 1) & (TABLE_SIZE - 1)
@@ -279,17 +347,31 @@ cdef class Ruleset:
         # Most keyspaces have the same flags. Sharing them keeps what is looked up per command in
         # the processor's cache, however many keyspaces there are.
         cdef dict shared = {}
-        self.spaces = <KeyspaceRow*> calloc(len(self.keyspaces) + 1, sizeof(KeyspaceRow))
-        if self.spaces == NULL:
+        if posix_memalign(<void**> &self.spaces, CACHE_LINE, (len(self.keyspaces) + 1) * sizeof(KeyspaceRow)):
             raise MemoryError()
+        memset(self.spaces, 0, (len(self.keyspaces) + 1) * sizeof(KeyspaceRow))
         for i, space in enumerate(self.keyspaces):
+            rest(i)
             row = &self.spaces[i]
             row.cluster = space.cluster
             row.max_key_bytes = space.max_key_bytes
-            if len(space.denied) != len(self.commands):
-                raise ValueError(f"keyspace {space.name}: one flag per command is needed")
-            flags = shared.setdefault(space.denied, space.denied)
-            row.denied = <const uint8_t*> <char*> flags
+            row.type_bit = space.type_bit
+            row.max_value_bytes = space.max_value_bytes
+            row.max_member_bytes = space.max_member_bytes
+            if space.json_errors:
+                row.judged = JSON_VALUES if space.fit is None else FITTING_VALUES
+            (row.default_ms, row.shortest_ms, row.longest_ms, row.jitter, row.missing,
+             row.refresh) = space.lifetime
+            row.most_items, row.keeps_low, row.exact = space.growth
+            row.window_ms, row.stale_ms, row.early_ms = space.ageing
+            row.detours = space.detours
+            if len(space.denied) != len(self.commands) or len(space.enforced) != RULE_COUNT:
+                raise ValueError(f"keyspace {space.name}: one flag per command and rule is needed")
+            pair = (space.denied, space.duties)
+            flags = shared.get(pair) or shared.setdefault(pair, _duties(space))
+            row.duties = <const uint8_t*> <char*> flags
+            flags = space.enforced
+            memcpy(row.enforced, <char*> flags, RULE_COUNT)
             if space.characters is not None:
                 if len(space.characters) != 256:
                     raise ValueError(f"keyspace {space.name}: 256 flags of characters are needed")
@@ -301,55 +383,38 @@ cdef class Ruleset:
                 row.tag = NO_TAG
             else:
                 row.tag = sum(not isinstance(part, bytes) for part in space.pattern[:space.hash_tag])
-        self.kept = list(shared)
+        self.kept = list(shared.values())
 
-    def _lay_out_patterns(self):
-        root = _Branch()
-        for i, space in enumerate(self.keyspaces):
-            named = sum(not isinstance(part, bytes) for part in space.pattern)
-            if named > MOST_SEGMENTS:
-                raise ValueError(f"keyspace {space.name}: more than {MOST_SEGMENTS} segments")
-            root.plant(tuple(space.pattern), i)
-        # Depth first, so that what one key walks through lies close together in memory.
-        branches = []
-        ahead = [root]
-        while ahead:
-            branch = ahead.pop()
-            branches.append(branch)
-            ahead.extend(branch.children.values())
-            ahead.extend(branch.edges.values())
-        places = {id(branch): i for i, branch in enumerate(branches)}
-        self.literals = b"".join(branch.literal for branch in branches)
-        self._fill_nodes(branches, places)
+    def _lay_out_roles(self):
+        for role in self.roles:
+            if role.keyspaces is not None and len(role.keyspaces) != len(self.keyspaces) + 1:
+                raise ValueError(f"role {role.name}: one flag per keyspace and one more are needed")
+        self.matchers = [
+            None if role.keys is None else Patterns([_KeyPattern(role.name, keys) for keys in role.keys])
+            for role in self.roles
+        ]
+        most = len(self.commands)
+        self.role_bounds, self.space_bounds = (
+            [ArgumentBounds(row.bounds, most) if row.bounds else None for row in rows]
+            for rows in (self.roles, self.keyspaces)
+        )
 
-    def _fill_nodes(self, branches, places):
-        cdef Node* node
-        cdef int literal_at = 0, child = 0, edge = 0
-        self.nodes = <Node*> calloc(len(branches), sizeof(Node))
-        self.children = <int*> calloc(len(branches) + 1, sizeof(int))
-        self.child_bytes = <uint8_t*> calloc(len(branches) + 1, 1)
-        self.edges = <Edge*> calloc(len(branches) + 1, sizeof(Edge))
-        if self.nodes == NULL or self.children == NULL or self.child_bytes == NULL or self.edges == NULL:
-            raise MemoryError()
-        for i, branch in enumerate(branches):
-            node = &self.nodes[<int> i]
-            node.literal_at = literal_at
-            node.literal_size = len(branch.literal)
-            literal_at += node.literal_size
-            node.keyspace = branch.keyspace
-            node.children_at = child
-            node.children_count = len(branch.children)
-            for first, target in branch.children.items():
-                self.child_bytes[child] = first
-                self.children[child] = places[id(target)]
-                child += 1
-            node.edges_at = edge
-            node.edges_count = len(branch.edges)
-            for (kind, stop), target in sorted(branch.edges.items(), key=lambda item: item[0]):
-                self.edges[edge].kind = kind
-                self.edges[edge].stop = stop
-                self.edges[edge].target = places[id(target)]
-                edge += 1
+    def breach(self, int keyspace, int rule):
+        """Count a breach of a rule that a handler has found; return whether it is refused."""
+        if not 0 <= keyspace < len(self.keyspaces) or not 0 <= rule < RULE_COUNT:
+            raise ValueError("no such keyspace or rule")
+        return self.refuses(keyspace, rule)
+
+    cdef bint refuses(self, int keyspace, int rule) noexcept:
+        """Count a breach of a rule; return whether it is refused, which trials of a rule are not."""
+        cdef int share = self.spaces[keyspace].enforced[rule]
+        cdef bint refused = share >= 100 or (share > 0 and chance() % 100 < share)
+        self.breaches.count(keyspace, rule, REFUSED if refused else OK)
+        return refused
+
+    cdef bint applies(self, int keyspace, int rule) noexcept:
+        """Whether a rule changes a command. A rule in full force breaks nothing by being met."""
+        return self.spaces[keyspace].enforced[rule] >= 100 or self.refuses(keyspace, rule)
 
     cdef int find(self, const char* name, Py_ssize_t size) noexcept:
         cdef int place, row
@@ -368,51 +433,6 @@ cdef class Ruleset:
                 if i == size:
                     return row
             place = (place + 1) & (TABLE_SIZE - 1)
-
-    cdef void match(self, const uint8_t* key, Py_ssize_t size, Match* found) noexcept:
-        if not self._walk(0, key, 0, size, 0, found):
-            found.keyspace = -1
-
-    cdef bint _walk(self, int index, const uint8_t* key, Py_ssize_t at, Py_ssize_t size,
-                    int depth, Match* found) noexcept:
-        """Match the rest of a key from a node. The depth is bounded by the patterns, not the key."""
-        cdef Node* node = &self.nodes[index]
-        cdef Edge* edge
-        cdef const uint8_t* child
-        cdef Py_ssize_t end
-        cdef int i
-        if node.literal_size:
-            if (size - at < node.literal_size
-                    or memcmp(key + at, <const char*> self.literals + node.literal_at, node.literal_size) != 0):
-                return False
-            at += node.literal_size
-        if at == size:
-            found.keyspace = node.keyspace
-            return node.keyspace >= 0
-        if node.children_count:
-            child = <const uint8_t*> memchr(self.child_bytes + node.children_at, key[at], node.children_count)
-            if child != NULL and self._walk(self.children[child - self.child_bytes], key, at, size, depth, found):
-                return True
-        for i in range(node.edges_count):
-            edge = &self.edges[node.edges_at + i]
-            end = at
-            if edge.kind == PATH:
-                end = size
-            elif edge.kind == IP:
-                # An IPv6 address holds colons, so an ip goes on as long as its characters do.
-                while end < size and key[end] != edge.stop and _is(IP, key + end, 1):
-                    end += 1
-                if edge.stop == c":":
-                    end = _end_of_ip(key, at, size)
-            else:
-                while end < size and key[end] != c":" and key[end] != edge.stop:
-                    end += 1
-            if end > at and _is(edge.kind, key + at, end - at):
-                found.at[depth] = at
-                found.end[depth] = end
-                if self._walk(edge.target, key, end, size, depth + 1, found):
-                    return True
-        return False
 
     cdef int slot_for(self, const uint8_t* key, Py_ssize_t size, Match* found) noexcept:
         cdef int tag
@@ -451,27 +471,6 @@ cdef class Ruleset:
         return self.name_for_node(<const uint8_t*> <char*> key, len(key), &found)
 
 
-cdef Py_ssize_t _end_of_ip(const uint8_t* key, Py_ssize_t at, Py_ssize_t size) noexcept:
-    """Where an address that a colon follows ends: the last colon behind which it cannot go on.
-
-    "10.0.0.1:api" ends at its only colon; "2001:db8::1:api" at the last one before "api". A part
-    that is itself hexadecimal ("…:1:face") is taken for the address, so such patterns are refused
-    by the policy loader.
-    """
-    cdef Py_ssize_t end = at
-    cdef Py_ssize_t last = at
-    cdef bint dotted = False
-    while end < size and _is(IP, key + end, 1):
-        if key[end] == c".":
-            dotted = True
-        if key[end] == c":":
-            if dotted:
-                return end
-            last = end
-        end += 1
-    return size if end == size else last
-
-
 cdef int _hash(const char* name, Py_ssize_t size) noexcept:
     """FNV-1a over the lower-case name."""
     cdef unsigned int value = 2166136261u
@@ -499,6 +498,15 @@ cdef class SlotMap:
             if rows.shape[0] != (SLOTS if sharded else 1):
                 raise ValueError("a sharded cluster has an owner for every slot, another has one")
             memcpy(self.owners + cluster * SLOTS, &rows[0], rows.shape[0] * sizeof(int16_t))
+            for owner in set(owners):
+                if owner != -1 and not self._has_connections(owner):
+                    raise ValueError(f"owner {owner} is no node with connections of both protocols")
+
+    def _has_connections(self, Py_ssize_t owner):
+        if not 0 <= owner < len(self.nodes):
+            return False
+        lanes = self.nodes[owner]
+        return len(lanes) == 2 and all(lanes)
 
     def __dealloc__(self):
         free(self.owners)
@@ -508,6 +516,25 @@ cdef class SlotMap:
         if not (0 <= cluster < self.clusters and 0 <= slot < SLOTS):
             raise IndexError("no such slot")
         return self.owners[cluster * SLOTS + slot]
+
+    def place_of(self, int cluster, bytes word not None):
+        """Return a location for what has no key: chosen by the hash of a word of it."""
+        return Location(cluster, key_slot(word) % self.slot_count(cluster))
+
+    def slot_count(self, int cluster):
+        if not 0 <= cluster < self.clusters:
+            raise IndexError("no such cluster")
+        return SLOTS if self.sharded[cluster] else 1
+
+    def places(self, int cluster):
+        """Return one location per node that owns slots of a cluster: the first slot of each."""
+        cdef int slot, owner
+        found = {}
+        for slot in range(self.slot_count(cluster)):
+            owner = self.owner_of(cluster, slot)
+            if owner >= 0 and owner not in found:
+                found[owner] = Location(cluster, slot)
+        return list(found.values())
 
 
 cdef class Router:
@@ -520,3 +547,9 @@ cdef class Router:
 
 cdef class Location:
     """Where a key lives."""
+
+    def __init__(self, int cluster, int slot, bytes name not None=b""):
+        self.cluster = cluster
+        self.slot = slot
+        self.name = name
+        self.keyspace = -1

@@ -21,7 +21,7 @@ cimport cython
 from proxy.wire.frames cimport (
     COMPLETE, INCOMPLETE, octets_append, octets_consume, octets_free, progress_reset, scan_reply,
 )
-from proxy.wire.tables cimport Latencies
+from proxy.wire.tables cimport Latencies, Location
 
 cdef enum:
     # Commands and bytes waiting at one node before further ones are refused. Reached only when a
@@ -36,8 +36,16 @@ cdef enum:
     UPSTREAM_PART = 1
     TOTAL_PART = 2
 
+cdef bytes DISCARDED = b"-EXECABORT Transaction discarded because of: "
 cdef bytes ASKING = b"*1\r\n$6\r\nASKING\r\n"
 INFINITY = float("inf")
+
+# How long a look-up waits for a node where PostgreSQL can answer too, in seconds: ten times what a
+# healthy node takes for its slowest command, and short enough that nobody notices who answered.
+LOOKUP_SECONDS = 0.2
+
+# A reply that took longer than this came late: half of what such a look-up waits, in seconds.
+cdef double LATE = LOOKUP_SECONDS / 2
 
 # What a node says about where or when a command can run, instead of running it. All of them prove
 # that the command has not run, so it may be sent again whatever it is.
@@ -51,6 +59,19 @@ cdef list ELSEWHERE = [
     (b"-READONLY", "readonly"),
 ]
 
+# The same as whole lines: what a script makes up or passes on may begin with these words too, and
+# proves nothing. Redis names the script at the end of lines that a command inside it ended with.
+cdef frozenset WHOLE = frozenset((
+    b"-TRYAGAIN Multiple keys request during rehashing of slot\r\n",
+    b"-CLUSTERDOWN Hash slot not served\r\n",
+    b"-CLUSTERDOWN The cluster is down\r\n",
+    b"-CLUSTERDOWN The cluster is down and only accepts read commands\r\n",
+    b"-LOADING Redis is loading the dataset in memory\r\n",
+    b"-LOADING Valkey is loading the dataset in memory\r\n",
+    b"-MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.\r\n",
+    b"-READONLY You can't write against a read only replica.\r\n",
+))
+
 
 cdef class Sink:
     """Who gets a reply."""
@@ -58,14 +79,26 @@ cdef class Sink:
     cdef int deliver(self, Pending pending, const char* data, Py_ssize_t size, double now) except -1:
         return 0
 
+    cdef int notice(self, Pending pending, Upstream upstream, Py_ssize_t size, double now) except -1:
+        """Hear, before the reply, of a command that took long or has a large reply, or a trace."""
+        return 0
+
     cdef void hold_back(self, int change) noexcept:
         pass
+
+    cdef object client_of(self):
+        """Return the owner of the client that this is for, or None."""
+        return None
 
 
 cdef class Delivery(Sink):
     """The part of a handler's command: its reply goes to a callable."""
 
     cdef int deliver(self, Pending pending, const char* data, Py_ssize_t size, double now) except -1:
+        if self.whole is not None and pending.sent > 0:
+            if self.whole.sent == 0 or pending.sent < self.whole.sent:
+                self.whole.sent = pending.sent
+            self.whole.replied = now
         try:
             self.receive(PyBytes_FromStringAndSize(data, size))
         except Exception as error:
@@ -74,9 +107,17 @@ cdef class Delivery(Sink):
             PyErr_WriteUnraisable(self.receive)
         return 0
 
+    cdef int notice(self, Pending pending, Upstream upstream, Py_ssize_t size, double now) except -1:
+        if self.client is not None:
+            self.client.notice(pending, upstream, size, now)
+        return 0
+
     cdef void hold_back(self, int change) noexcept:
         if self.client is not None:
             self.client.hold_back(change)
+
+    cdef object client_of(self):
+        return self.client.client_of() if self.client is not None else None
 
 
 @cython.freelist(4096)
@@ -92,6 +133,8 @@ cdef class Batch:
         self.schedule = schedule
         self.touched = []
         self.ready = []
+        self.slow_after = INFINITY
+        self.sketches = Sketches(bytes(16))
 
     cdef int touch(self, Upstream upstream) except -1:
         upstream.touched = True
@@ -106,6 +149,21 @@ cdef class Batch:
         if not self.scheduled:
             self.scheduled = True
             self.schedule()
+        return 0
+
+    cdef double now(self) except? -1.0:
+        return self.clock() if self.clock is not None else 0.0
+
+    cdef int tell(self, object owner, list traces) except -1:
+        """Tell of commands whose replies are about to be written to their client."""
+        if self.on_seen is None:
+            return 0
+        try:
+            self.on_seen(owner, traces)
+        except Exception as error:
+            # A mistake of who writes about them must not stop the replies.
+            PyErr_SetObject(type(error), error)
+            PyErr_WriteUnraisable(self.on_seen)
         return 0
 
     def take_ready(self):
@@ -126,6 +184,37 @@ cdef class Batch:
             self.scheduled = True
             self.schedule()
         return touched
+
+
+cdef class Train:
+    """Commands of one client in one slot that were sent on."""
+
+
+cdef uint64_t TICKETS = 0
+
+
+cdef uint64_t _ticket(Pending pending) noexcept:
+    """Remember when it was first refused: commands of one slot are, in their client's order."""
+    global TICKETS
+    if pending.ticket == 0:
+        TICKETS += 1
+        pending.ticket = TICKETS
+    return pending.ticket
+
+
+cdef void _leave(Pending pending) noexcept:
+    """Note that it is in no node's queue."""
+    if pending.train is not None:
+        pending.train.under_way -= 1
+        pending.train = None
+
+
+cdef void _let_go(Pending pending) noexcept:
+    """Let its client send again, as far as this command is concerned."""
+    if pending.parked:
+        pending.parked = False
+        if pending.sink is not None:
+            pending.sink.hold_back(-1)
 
 
 cdef class Orphan:
@@ -152,8 +241,20 @@ cdef class Orphan:
         return self.pending.deadline
 
     @property
+    def detours(self):
+        return self.pending.detours
+
+    @property
     def hops(self):
         return self.pending.hops
+
+    @property
+    def ticket(self):
+        return _ticket(self.pending)
+
+    @property
+    def client(self):
+        return self.pending.sink.client_of() if self.pending.sink is not None else None
 
     @property
     def wanted(self):
@@ -161,32 +262,35 @@ cdef class Orphan:
         return self.pending.sink is not None
 
     def park(self):
-        """Keep its client from sending more until it is resubmitted or answered."""
-        if not self.parked and self.pending.sink is not None:
-            self.parked = True
+        """Keep its client from sending more until it is answered."""
+        if not self.pending.parked and self.pending.sink is not None:
+            self.pending.parked = True
             self.pending.sink.hold_back(1)
-
-    cdef _unpark(self):
-        if self.parked:
-            self.parked = False
-            if self.pending.sink is not None:
-                self.pending.sink.hold_back(-1)
 
     def answer(self, bytes reply, double now):
         """Give its client this reply instead of a node's."""
         cdef Pending pending = self.pending
-        self._unpark()
-        if pending.sink is not None:
-            pending.sink.deliver(pending, <char*> reply, len(reply), now)
-            pending.sink = None
+        cdef Sink sink = pending.sink
+        _let_go(pending)
+        pending.sink = None
+        if sink is not None:
+            sink.deliver(pending, <char*> reply, len(reply), now)
 
-    def resubmit(self, Upstream upstream not None, bint asking):
+    def resubmit(self, Upstream upstream not None, bint asking, Train train=None):
         """Queue it at another node; with asking, right behind an ASKING."""
         cdef Pending pending = self.pending
         cdef Pending permission
-        self._unpark()
+        # What its client would send now could reach a node that gets the slot back before this.
+        self.park()
+        if train is not None:
+            train.upstream = upstream
+            train.under_way += 1
+            train.newest = _ticket(pending)
+            pending.train = train
         pending.hops += 1
         pending.sent = 0
+        pending.left = pending.unit
+        pending.reply = None
         pending.next_of_node = None
         if asking:
             permission = Pending.__new__(Pending)
@@ -207,6 +311,8 @@ cdef class Upstream:
         self.cluster = cluster
         self.timeout = timeout
         self.available = True
+        self.share = 100
+        self.patience = min(LOOKUP_SECONDS, timeout)
         progress_reset(&self.progress)
 
     def __dealloc__(self):
@@ -221,6 +327,11 @@ cdef class Upstream:
     cdef bint crowded(self) noexcept:
         return (self.pending >= MOST_PENDING
                 or self.first + (self.queue.end - self.queue.start) - self.sent >= MOST_UNSENT)
+
+    cdef bint admits(self) noexcept:
+        """Whether the node is asked what can be answered elsewhere. Counts the question."""
+        self.turn = (self.turn + 1) % 100
+        return self.turn < self.share
 
     @property
     def unsent_bytes(self):
@@ -253,6 +364,30 @@ cdef class Upstream:
         self.put(command, size)
         return self.link(pending, size)
 
+    cdef Pending part(self, object deliver, Sink client, Location location, double now):
+        """Return a place in the queue for a command whose reply goes to a callable."""
+        cdef Pending pending = Pending.__new__(Pending)
+        cdef Delivery delivery = Delivery.__new__(Delivery)
+        delivery.receive = deliver
+        delivery.client = client
+        pending.sink = delivery
+        pending.received = now
+        pending.row = -1
+        pending.cluster = location.cluster
+        pending.slot = location.slot
+        pending.deadline = now + self.timeout
+        return pending
+
+    def submit(self, bytes command not None, int replies, double now, double deadline, deliver):
+        """Queue a command on a connection that one client has for itself.
+
+        Of its replies, more than one where commands are sent as one, deliver gets the last.
+        """
+        cdef Pending pending = self.part(deliver, None, Location(self.cluster, -1), now)
+        pending.unit = pending.left = replies - 1
+        pending.deadline = deadline
+        self.enqueue(pending, <char*> command, len(command))
+
     def data_to_send(self, double now):
         """Return what is queued and not handed out yet, and count it as sent."""
         cdef Pending pending = self.unsent
@@ -274,7 +409,17 @@ cdef class Upstream:
         if self.head is None:
             self.tail = None
         self.pending -= 1
+        _leave(pending)
         return pending
+
+    cdef int give(self, Pending pending, const char* data, Py_ssize_t size, double now) except -1:
+        """Hand a reply to whoever waits for it."""
+        cdef Sink sink = pending.sink
+        _let_go(pending)
+        # First, because a look-up that is not answered yet gets its receiver back.
+        pending.sink = None
+        sink.deliver(pending, data, size, now)
+        return 0
 
     cdef bytes command_of(self, Pending pending):
         return PyBytes_FromStringAndSize(
@@ -283,20 +428,31 @@ cdef class Upstream:
     def receive_data(self, object data, double now):
         """Take bytes from the node; return the commands that must go elsewhere, in order."""
         cdef Py_buffer view
+        cdef list refused
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        self.reading = True
         try:
             if self.partial.end == 0:
-                return self._replies(<const char*> view.buf, view.len, now, False)
-            octets_append(&self.partial, <const char*> view.buf, view.len)
-            return self._replies(self.partial.data + self.partial.start,
-                                 self.partial.end - self.partial.start, now, True)
+                self._replies(<const char*> view.buf, view.len, now, False)
+            else:
+                octets_append(&self.partial, <const char*> view.buf, view.len)
+                self._replies(self.partial.data + self.partial.start,
+                              self.partial.end - self.partial.start, now, True)
         finally:
             PyBuffer_Release(&view)
+            self.reading = False
+            if self.lost:
+                # A receiver gave the connection up: what is left of the bytes answers nothing.
+                self.lost = False
+                octets_free(&self.partial)
+                progress_reset(&self.progress)
+        refused = self.refused
+        self.refused = None
+        return refused
 
-    cdef list _replies(self, const char* data, Py_ssize_t size, double now, bint kept):
+    cdef int _replies(self, const char* data, Py_ssize_t size, double now, bint kept) except -1:
         cdef Py_ssize_t position = 0
         cdef Orphan orphan
-        cdef list orphans = None
         cdef int status
         while position < size and self.fault is None:
             status = scan_reply(data + position, size - position, &self.progress)
@@ -308,10 +464,12 @@ cdef class Upstream:
             orphan = self.settle(data + position, self.progress.position, now)
             position += self.progress.position
             progress_reset(&self.progress)
+            if self.lost:
+                return 0
             if orphan is not None:
-                if orphans is None:
-                    orphans = []
-                orphans.append(orphan)
+                if self.refused is None:
+                    self.refused = []
+                self.refused.append(orphan)
         if not kept:
             if position < size:
                 octets_append(&self.partial, data + position, size - position)
@@ -320,7 +478,7 @@ cdef class Upstream:
             if self.partial.end == 0 and self.partial.capacity > KEPT_CAPACITY:
                 octets_free(&self.partial)
         self._release()
-        return orphans
+        return 0
 
     cdef void _release(self) noexcept:
         """Drop the bytes of commands that are answered."""
@@ -344,18 +502,55 @@ cdef class Upstream:
         if self.head is None or self.head is self.unsent:
             self.fault = "a reply came that nobody asked for"
             return None
+        if self.head.unit:
+            if self.head.left:
+                self.head.left -= 1
+                if data[0] == c"-" and self.head.reply is None:
+                    self.head.reply = PyBytes_FromStringAndSize(data, size)
+                return None
+            return self._finish_unit(self.head, data, size, now)
         if data[0] == c"-" and self.head.slot >= 0:
             orphan = self._elsewhere(data, size)
             if orphan is not None:
                 return orphan
         pending = self.pop()
+        self.answered += 1
+        self.late += now - pending.sent > LATE
         if pending.sink is not None:
-            self.latencies.observe(self.cluster, UPSTREAM_PART, now - pending.sent)
-            if pending.received > 0:
-                self.latencies.observe(self.cluster, TOTAL_PART, now - pending.received)
-            pending.sink.deliver(pending, data, size, now)
-            pending.sink = None
+            self._measure(pending, data[0] == c"-", size, now)
+            self.give(pending, data, size, now)
         return None
+
+    cdef Orphan _finish_unit(self, Pending pending, const char* data, Py_ssize_t size, double now):
+        """Take the reply of an EXEC. What a part of the unit was refused for, nothing of it ran."""
+        cdef bytes reply = pending.reply
+        cdef bytes cause
+        cdef Orphan orphan
+        if reply is None or data[0] != c"-":
+            reply = PyBytes_FromStringAndSize(data, size)
+        if reply[0] == c"-" and pending.slot >= 0:
+            # What EXEC itself is refused for stands behind its own words.
+            cause = b"-" + reply[len(DISCARDED):] if reply.startswith(DISCARDED) else reply
+            orphan = self._elsewhere(<char*> cause, len(cause))
+            if orphan is not None:
+                return orphan
+        if pending.reply is not None and data[0] == c"-":
+            reply = DISCARDED + pending.reply[1:]
+        self.pop()
+        if pending.sink is not None:
+            self._measure(pending, reply[0] == c"-", len(reply), now)
+            self.give(pending, <char*> reply, len(reply), now)
+        return None
+
+    cdef int _measure(self, Pending pending, bint failed, Py_ssize_t size, double now) except -1:
+        self.latencies.observe(self.cluster, UPSTREAM_PART, now - pending.sent)
+        if pending.received > 0:
+            self.latencies.observe(self.cluster, TOTAL_PART, now - pending.received)
+            self.latencies.observe_command(pending.row, now - pending.received, failed)
+            if (now - pending.received >= self.batch.slow_after or pending.trace is not None
+                    or size >= self.batch.sketches.large):
+                pending.sink.notice(pending, self, size, now)
+        return 0
 
     cdef Orphan _elsewhere(self, const char* data, Py_ssize_t size):
         cdef Orphan orphan
@@ -366,42 +561,77 @@ cdef class Upstream:
                 orphan = Orphan.__new__(Orphan)
                 orphan.kind = kind
                 orphan.reply = PyBytes_FromStringAndSize(data, size)
-                orphan.command = self.command_of(self.head)
                 orphan.address = ""
                 orphan.redirect_slot = -1
-                orphan.pending = self.pop()
                 if kind == "moved" or kind == "ask":
                     _read_redirect(orphan)
+                if self.head.quotes and not _is_nodes_own(orphan, self.head.slot):
+                    return None
+                orphan.command = self.command_of(self.head)
+                orphan.pending = self.pop()
+                _ticket(orphan.pending)
                 return orphan
         return None
 
     def next_deadline(self):
-        """Return the earliest deadline of what is queued, or infinity."""
+        """Return when `expire` has something to do, or infinity."""
         cdef Pending pending = self.head
-        cdef double earliest = INFINITY
+        cdef double earliest = self._stuck_at()
         while pending is not None:
-            if pending.deadline < earliest:
+            if pending.sink is not None and pending.deadline < earliest:
                 earliest = pending.deadline
             pending = pending.next_of_node
         return earliest
 
+    cdef double _stuck_at(self) noexcept:
+        """Return until when the node may owe the oldest reply: what came late has its time too.
+
+        A tenth of it may be gone before a command is sent, or every deadline would have two steps.
+        """
+        if self.head is None or self.head.sent == 0:
+            return INFINITY
+        return max(self.head.deadline, self.head.sent + 0.9 * self.timeout)
+
     def expire(self, double now):
         """Return (whether to close the connection, commands past their deadline, to be answered).
 
-        A command at the head that is overdue means that the node is stuck. One further back keeps
-        its place, and once answered nobody there waits; one that was never sent loses its bytes.
+        A node that owes the oldest reply for the whole timeout is stuck. What is overdue otherwise
+        keeps its place, and once answered nobody there waits; what was never sent loses its bytes.
         """
+        cdef Pending before = None
         cdef Pending pending = self.head
         cdef list overdue = []
-        if pending is not None and pending.sent > 0 and pending.deadline <= now:
+        if self._stuck_at() <= now:
             return True, overdue
         while pending is not None and pending is not self.unsent:
             if pending.deadline <= now and pending.sink is not None:
                 overdue.append(self._orphan(pending, "overdue"))
+                if pending.request is not None:
+                    pending = self._replace(before, pending)
+            before = pending
             pending = pending.next_of_node
         if pending is not None:
             self._expire_unsent(now, overdue)
         return False, overdue
+
+    cdef Pending _replace(self, Pending before, Pending pending):
+        """Let somebody without a receiver wait in the place of a look-up.
+
+        The look-up is handed over and gets its receiver back: what the node says late is not for it.
+        """
+        cdef Pending place = Pending.__new__(Pending)
+        place.at, place.size = pending.at, pending.size
+        place.sent, place.deadline = pending.sent, pending.deadline
+        place.row = place.slot = -1
+        place.train, pending.train = pending.train, None
+        place.next_of_node, pending.next_of_node = pending.next_of_node, None
+        if before is None:
+            self.head = place
+        else:
+            before.next_of_node = place
+        if self.tail is pending:
+            self.tail = place
+        return place
 
     cdef object _expire_unsent(self, double now, list overdue):
         """Take the unsent part of the queue apart and put back what is in time."""
@@ -418,8 +648,10 @@ cdef class Upstream:
             orphan = self._orphan(pending, "overdue")
             if pending.deadline > now:
                 kept.append(orphan)
-            elif not pending.asking:
-                overdue.append(orphan)
+            else:
+                _leave(pending)
+                if pending.sink is not None:
+                    overdue.append(orphan)
             pending.next_of_node = None
             self.pending -= 1
             pending = following
@@ -446,12 +678,15 @@ cdef class Upstream:
         """Return every command that will never be answered here, in order, and start afresh."""
         cdef Pending pending = self.head
         cdef Pending following
-        cdef list orphans = []
+        cdef list orphans = self.refused or []
+        self.refused = None
         while pending is not None:
             following = pending.next_of_node
             pending.next_of_node = None
+            _leave(pending)
             if pending.sink is not None:
                 orphans.append(self._orphan(pending, "lost"))
+                _ticket(pending)
             pending = following
         self.clear()
         return orphans
@@ -462,8 +697,19 @@ cdef class Upstream:
         self.first = self.sent = 0
         self.fault = None
         octets_free(&self.queue)
+        if self.reading:
+            # Their bytes are being read: who reads them frees them.
+            self.lost = True
+            return
         octets_free(&self.partial)
         progress_reset(&self.progress)
+
+
+cdef bint _is_nodes_own(Orphan orphan, int slot):
+    """Whether an error line says what only the node says, about the slot that was asked for."""
+    if orphan.kind == "moved" or orphan.kind == "ask":
+        return orphan.redirect_slot == slot
+    return orphan.reply in WHOLE
 
 
 cdef _read_redirect(Orphan orphan):

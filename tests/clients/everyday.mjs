@@ -1,6 +1,6 @@
 // Sixty everyday operations with ioredis and node-redis; prints the results as JSON.
 //
-//     node everyday.mjs {ioredis|node-redis} redis://127.0.0.1:6379
+//     node everyday.mjs {ioredis|node-redis}[-cluster] redis://127.0.0.1:6379
 //
 // The same operations run against a plain Redis and through the proxy; the outputs must be equal.
 
@@ -74,7 +74,7 @@ const ioredis = (r) => [
   () => r.xrange('log', '-', '+'),
   () => r.xread('STREAMS', 'log', '0'),
   () => r.lpush('text', 'a list needs no text'),
-  () => r.call('GET'),
+  () => r.call('GET', 'a', 'b'),
   () => r.pipeline().set('a', 1).get('a').incr('a').lpush('text', 'x').get('a').exec()
     .then((pairs) => pairs.map(([error, value]) => (error ? String(error) : value))),
 ];
@@ -147,11 +147,29 @@ const nodeRedis = (r) => [
   () => r.xRange('log', '-', '+'),
   () => r.xRead({ key: 'log', id: '0' }),
   () => r.lPush('text', 'a list needs no text'),
-  () => r.sendCommand(['GET']),
+  () => r.sendCommand(['GET', 'a', 'b']),
   () => Promise.all([r.set('a', 1), r.get('a'), r.incr('a'), r.get('a')]),
 ];
 
+const { hostname: host, port } = new URL(url);
+
 async function open() {
+  if (library === 'ioredis-cluster') {
+    const { Cluster } = await import('ioredis');
+    const client = new Cluster([{ host, port: Number(port) }]);
+    return [ioredis(client), () => client.quit()];
+  }
+  if (library === 'node-redis-cluster') {
+    const { createCluster } = await import('redis');
+    const client = await createCluster({ rootNodes: [{ url }] }).connect();
+    // Of a cluster's client, what has no key and what is raw is asked in other ways.
+    const node = await client.nodeClient(client.masters[0]);
+    const whole = new Proxy(client, {
+      get: (of, name) => (name === 'sendCommand' || name === 'ping' || name === 'echo'
+        ? node[name].bind(node) : typeof of[name] === 'function' ? of[name].bind(of) : of[name]),
+    });
+    return [nodeRedis(whole), () => client.close()];
+  }
   if (library === 'ioredis') {
     const { default: Redis } = await import('ioredis');
     const client = new Redis(url, { maxRetriesPerRequest: 3 });

@@ -1,8 +1,9 @@
 """Sixty everyday operations with redis-py; prints the results as JSON.
 
-    python -m tests.clients.everyday redis://127.0.0.1:6379 {sync|async} {2|3}
+    python -m tests.clients.everyday redis://127.0.0.1:6379 {sync|async} {2|3} [--cluster]
 
-The same operations run against a plain Redis and through the proxy; the outputs must be equal.
+The same operations run against a plain Redis and through the proxy, or with the clients for Redis
+Cluster against a real one and through the proxy; the outputs must be equal.
 """
 
 import argparse
@@ -20,8 +21,14 @@ import redis.asyncio
 Operation = Callable[[Any], Any]
 
 
+def _pipeline(client: Any) -> Any:
+    # The one for clusters knows no other kind, and refuses to be asked.
+    clustered = isinstance(client, redis.RedisCluster | redis.asyncio.RedisCluster)
+    return client.pipeline() if clustered else client.pipeline(transaction=False)
+
+
 def _batch(client: Any) -> Any:
-    pipeline = client.pipeline(transaction=False)
+    pipeline = _pipeline(client)
     for number in range(20):
         pipeline.set(f"batch:{number}", number)
         pipeline.get(f"batch:{number}")
@@ -30,11 +37,14 @@ def _batch(client: Any) -> Any:
 
 
 def _failing_batch(client: Any) -> Any:
-    pipeline = client.pipeline(transaction=False)
+    pipeline = _pipeline(client)
     pipeline.lpush("text", "a list needs no text")
     pipeline.get("text")
     return pipeline.execute(raise_on_error=False)
 
+
+# What the client for clusters itself refuses is no RedisError.
+FAILURES = (redis.RedisError, redis.exceptions.RedisClusterException)
 
 OPERATIONS: list[Operation] = [
     lambda r: r.ping(),
@@ -130,7 +140,7 @@ def run_sync(client: Any) -> list[Any]:
     for operation in OPERATIONS:
         try:
             results.append(plain(operation(client)))
-        except redis.RedisError as error:
+        except FAILURES as error:
             results.append(plain(error))
     client.close()
     return results
@@ -142,7 +152,7 @@ async def run_async(client: Any) -> list[Any]:
         try:
             value = operation(client)
             results.append(plain(await value if inspect.isawaitable(value) else value))
-        except redis.RedisError as error:
+        except FAILURES as error:
             results.append(plain(error))
     await client.aclose()
     return results
@@ -153,14 +163,16 @@ def main() -> int:
     parser.add_argument("url")
     parser.add_argument("kind", choices=["sync", "async"])
     parser.add_argument("protocol", type=int, choices=[2, 3])
+    parser.add_argument("--cluster", action="store_true")
     options = parser.parse_args()
     if options.kind == "sync":
-        results = run_sync(redis.Redis.from_url(options.url, protocol=options.protocol))
+        kind: Any = redis.RedisCluster if options.cluster else redis.Redis
+        results = run_sync(kind.from_url(options.url, protocol=options.protocol))
     else:
 
         async def run() -> list[Any]:
-            client = redis.asyncio.Redis.from_url(options.url, protocol=options.protocol)
-            return await run_async(client)
+            kind: Any = redis.asyncio.RedisCluster if options.cluster else redis.asyncio.Redis
+            return await run_async(kind.from_url(options.url, protocol=options.protocol))
 
         results = asyncio.run(run())
     json.dump(results, sys.stdout)

@@ -2,10 +2,9 @@
 
 import asyncio
 import json
-import os
 import shutil
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,8 +19,6 @@ from proxy.embedded.sidecar import Sidecar
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 
-# npm fetches eleven small packages; a slow registry gets minutes.
-INSTALL_TIMEOUT = 180.0
 RUN_TIMEOUT = 60.0
 
 pytestmark = pytest.mark.integration
@@ -53,38 +50,13 @@ async def run(*command: str | Path, cwd: Path = ROOT, stdin: Path | None = None)
     return out.decode("utf-8", "replace")
 
 
-@pytest.fixture(scope="session")
-async def node_clients() -> AsyncIterator[Path]:
-    """A folder with ioredis and node-redis from npm; skipped where they cannot be had."""
-    npm = shutil.which("npm")
-    if npm is None or shutil.which("node") is None:
-        pytest.skip("node and npm are not installed")
-    with temporary_directory("sidecache-node-") as folder:
-        for name in ("package.json", "everyday.mjs"):
-            shutil.copy(HERE / name, folder)
-        process = await asyncio.create_subprocess_exec(
-            npm, "install", "--no-audit", "--no-fund", "--silent",
-            cwd=folder, env={**os.environ, "npm_config_fetch_retries": "1"},
-        )  # fmt: skip
-        try:
-            code = await asyncio.wait_for(process.wait(), INSTALL_TIMEOUT)
-        except TimeoutError:
-            process.kill()
-            code = await process.wait()
-        if code != 0:
-            pytest.skip("npm cannot install ioredis and redis from its registry")
-        yield folder
-
-
 async def redis_py(url: str, kind: str, protocol: str) -> list[object]:
     text = await run(sys.executable, "-m", "tests.clients.everyday", url, kind, protocol)
     results: list[object] = json.loads(text)
     return results
 
 
-async def redis_cli(port: int, *flags: str) -> list[str]:
-    if shutil.which("redis-cli") is None:
-        pytest.skip("redis-cli is not installed: apt-get install redis-tools")
+async def command_line(port: int, *flags: str) -> list[str]:
     text = await run("redis-cli", "-p", str(port), *flags, stdin=HERE / "everyday.cli")
     return text.splitlines()
 
@@ -94,8 +66,11 @@ async def compare(
 ) -> None:
     """Ask both sides, starting from nothing, and want the same answers."""
     await plain.ask("FLUSHALL")
-    wanted = await ask(plain)
-    got = await ask(proxy)
+    compare_results(await ask(plain), await ask(proxy))
+
+
+def compare_results(wanted: Sequence[object], got: Sequence[object]) -> None:
+    """Want the same answers of both sides, and as many as the script has operations."""
     assert len(wanted) >= 60
     differences = [
         f"operation {number}: plain {a!r}, proxy {b!r}"
@@ -128,18 +103,19 @@ async def test_node(plain_redis: Node, proxy: Sidecar, node_clients: Path, libra
 
 
 @pytest.mark.parametrize("flags", [(), ("-3",)])
-@pytest.mark.usefixtures("empty_clusters")
+@pytest.mark.usefixtures("redis_cli", "empty_clusters")
 async def test_redis_cli(plain_redis: Node, proxy: Sidecar, flags: tuple[str, ...]) -> None:
     """redis-cli in both protocols, commands from its standard input."""
-    await compare(lambda side: redis_cli(side.port, *flags), plain_redis, proxy)
+    await compare(lambda side: command_line(side.port, *flags), plain_redis, proxy)
 
 
 async def over(servers: Servers, proxy_process: StartProxy, plain: Node) -> None:
     """Run the script of redis-py through a proxy in front of servers of some kind."""
     proxy = await proxy_process({"locks": servers, "cache": servers})
     await compare(lambda side: redis_py(side.url, "sync", "3"), plain, proxy)
-    await servers.flush()
-    await compare(lambda side: redis_cli(side.port), plain, proxy)
+    if shutil.which("redis-cli"):
+        await servers.flush()
+        await compare(lambda side: command_line(side.port), plain, proxy)
 
 
 async def test_over_a_single_node(

@@ -121,5 +121,5 @@ async def test_a_proxy_may_be_started_without_its_clusters_and_ends_with_0(
 ) -> None:
     """With degraded it is enough that clients are served; a stop is a drain."""
     sidecar = await proxy_process({"cache": single()}, degraded=True)
-    assert await sidecar.get("/readyz") == (200, "cache=down\n")
+    assert await sidecar.get("/readyz") == (200, "cache=redis_down(1/1)\n")
     assert await sidecar.stop() == 0

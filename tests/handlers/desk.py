@@ -12,14 +12,16 @@ from typing import Any
 
 import hiredis
 
-from proxy import errors, wire
+from proxy import errors, log, wire
 from proxy.commands import FAMILIES, ROWS
 from proxy.config import OPEN_DEFAULT_USER, Admin, Config, Limits, Listen, User
 from proxy.handlers import ClusterStatistics
 from proxy.handlers.table import HANDLERS
 from proxy.metrics import Metrics
+from proxy.plans import Plans
 from proxy.server import Server
 from proxy.session import Session
+from proxy.upstream.pool import Plumbing, Pools
 from proxy.wire import rules
 from tests.replies import frame_end, pack
 
@@ -43,6 +45,9 @@ KEYSPACES = [
         denied_error=b"-NOPERM denied\r\n",
     )
 ]
+
+# What those rules say about PostgreSQL.
+PLANS: Plans | None = None
 
 
 def parsed(reply: bytes) -> Any:
@@ -136,6 +141,24 @@ class Node:
         self.upstream.receive_data(b"".join(replies), 0.0)
 
 
+def ruleset(denied: Sequence[bytes] = ()) -> wire.Ruleset:
+    """Return the rules of a desk: the whole table, one keyspace, the roles default and admin."""
+    return wire.Ruleset(
+        commands=ROWS,
+        keyspaces=KEYSPACES,
+        roles=[
+            rules.Role("default", bytes(row.name not in denied for row in ROWS), rules.Limits()),
+            rules.Role("admin", bytes([1] * len(ROWS)), rules.Limits()),
+        ],
+        families=[*FAMILIES],
+        errors=errors.DATA_PLANE,
+        default_cluster=0,
+        reject_unmatched=False,
+        max_key_bytes=1024,
+        plans=PLANS,
+    )
+
+
 class Desk:
     """A server with its tables."""
 
@@ -143,19 +166,8 @@ class Desk:
         self, users: Sequence[User] = (OPEN_DEFAULT_USER,), denied: Sequence[bytes] = ()
     ) -> None:
         self.batch = wire.Batch(lambda: None)
-        self.latencies = wire.Latencies(2)
-        ruleset = wire.Ruleset(
-            commands=ROWS,
-            keyspaces=KEYSPACES,
-            roles=[
-                rules.Role("default", bytes(row.name not in denied for row in ROWS), rules.Limits())
-            ],
-            families=[*FAMILIES],
-            errors=errors.DATA_PLANE,
-            default_cluster=0,
-            reject_unmatched=False,
-            max_key_bytes=1024,
-        )
+        self.latencies = wire.Latencies(2, len(ROWS))
+        own = ruleset(denied)
         pairs = [
             tuple(wire.Upstream(self.batch, self.latencies, number // 2, TIMEOUT) for _ in (2, 3))
             for number in range(4)
@@ -168,16 +180,18 @@ class Desk:
             [(True, array("h", [first] * 8192 + [first + 1] * 8192)) for first in (0, 2)],
             [[(upstream,) for upstream in pair] for pair in pairs],
         )
-        limits = Limits(100, 0.0, 5.0, 1 << 20, 1 << 24, 10.0)
+        limits = Limits(100, 0.0, 5.0, 1 << 20, 1 << 24, 10.0, 10, 10, 60.0, 100, 1000)
         config = Config(
             Listen(("127.0.0.1", 6379), None, 0), Admin("", 0), {}, None, None, tuple(users),
             limits, 1.0,
         )  # fmt: skip
-        metrics = Metrics("0", ["cache", "locks"], self.latencies, ruleset)
-        self.server = Server(config, wire.Router(ruleset, slots), self.batch, metrics, HANDLERS)
+        metrics = Metrics("0", ["cache", "locks"], self.latencies, own)
+        self.server = Server(config, wire.Router(own, slots), self.batch, metrics, HANDLERS)
+        plumbing = Plumbing(self.batch, self.latencies, metrics, log.StateLog())
+        self.server.pools = Pools([], self.server.router, plumbing)
         self.server.cluster_statistics = lambda: (
-            ClusterStatistics("cache", True, 2, "allkeys-lfu"),
-            ClusterStatistics("locks", False, 2, "noeviction"),
+            ClusterStatistics("cache", True, "up", 2, "allkeys-lfu"),
+            ClusterStatistics("locks", False, "redis_down(1/3)", 2, "noeviction"),
         )
         self.clients = 0
 
@@ -187,6 +201,11 @@ class Desk:
 
     def node(self, number: int, protocol: int = 2) -> Node:
         return self.nodes[number][protocol - 2]
+
+    def lose_everybody(self) -> None:
+        """Let no node own a slot."""
+        nobody = [(True, array("h", [-1] * 16384)) for _ in range(2)]
+        self.server.router.slots = wire.SlotMap(nobody, [])
 
     def settle(self) -> None:
         """Flush both sides until nobody has anything to say."""

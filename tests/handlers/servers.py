@@ -75,12 +75,23 @@ def program_of(request: pytest.FixtureRequest) -> Path:
 
 
 @contextmanager
-def running(program: Path) -> Iterator[Path]:
+def running(program: Path, *flags: str) -> Iterator[Path]:
     """Run a server and yield its socket."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "s"
         process = subprocess.Popen(
-            [program, "--port", "0", "--unixsocket", str(path), "--dir", folder, "--save", ""],
+            [
+                program,
+                "--port",
+                "0",
+                "--unixsocket",
+                str(path),
+                "--dir",
+                folder,
+                "--save",
+                "",
+                *flags,
+            ],
             stdout=subprocess.DEVNULL,
         )
         try:

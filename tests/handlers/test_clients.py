@@ -10,6 +10,13 @@ from tests.handlers.desk import Client, Desk
 
 SECRET = (hashlib.sha256(b"pw").digest(),)
 USERS = [User(name, SECRET, "default", True, False) for name in ("app", "other")]
+USERS.append(User("boss", SECRET, "admin", True, False))
+
+# The fields of Redis 7.2, in its order.
+FIELDS = (
+    b"id addr laddr fd name age idle flags db sub psub ssub multi watch qbuf qbuf-free argv-mem "
+    b"multi-mem rbs rbp obl oll omem tot-mem events cmd user redir resp lib-name lib-ver"
+)
 
 
 def _connect(desk: Desk, user: bytes) -> Client:
@@ -74,6 +81,42 @@ async def test_the_list_shows_ones_own_user_only() -> None:
     assert mine.value(b"CLIENT", b"KILL", b"USER", b"app") == 1
     assert also_mine.transport.closed
     assert not mine.transport.closed
+
+
+async def test_an_admin_sees_and_closes_everybody() -> None:
+    """The role admin is told of the connections of every user, and may end them."""
+    desk = Desk(USERS)
+    boss, app = _connect(desk, b"boss"), _connect(desk, b"app")
+    assert b"user=app" in boss.value(b"CLIENT", b"LIST")
+    assert boss.value(b"CLIENT", b"KILL", b"USER", b"app") == 1
+    assert app.transport.closed
+    assert boss.ask(b"CLIENT", b"KILL", b"USER", b"nobody") == errors.no_such_user(b"nobody")
+
+
+async def test_the_fields_are_those_of_redis() -> None:
+    """A line has every field of Redis 7, in its order, for tools that read it by position."""
+    client = Desk().connect()
+    client.send(b"GET", b"foo")
+    line = client.desk.connect().value(b"CLIENT", b"LIST").split(b"\n")[0]
+    fields = dict(field.split(b"=", 1) for field in line.split(b" "))
+    assert list(fields) == FIELDS.split()
+    assert (fields[b"cmd"], fields[b"oll"], fields[b"flags"]) == (b"get", b"1", b"N")
+    assert (fields[b"multi"], fields[b"watch"], fields[b"redir"]) == (b"-1", b"0", b"-1")
+
+
+async def test_the_command_is_the_last_one_with_its_word() -> None:
+    """A sub-command is shown by its full name; a client that sent nothing has none."""
+    desk = Desk()
+    client, other = desk.connect(), desk.connect()
+    lines = client.value(b"CLIENT", b"LIST").split(b"\n")
+    assert [b" cmd=client|list " in lines[0], b" cmd=NULL " in lines[1]] == [True, True]
+    other.ask(b"NOSUCH")
+    assert b" cmd=NULL " in client.value(b"CLIENT", b"LIST").split(b"\n")[1]
+
+
+async def test_nothing_is_tracked() -> None:
+    """GETREDIR says that no other client gets invalidations."""
+    assert Desk().connect().value(b"CLIENT", b"GETREDIR") == -1
 
 
 @pytest.mark.parametrize(

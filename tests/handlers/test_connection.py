@@ -1,6 +1,7 @@
 """Who the client is and how it speaks."""
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 
@@ -127,6 +128,23 @@ async def test_guessing_is_slowed_down() -> None:
 async def test_one_database(number: bytes, line: bytes) -> None:
     """Database 0 is there, the others are refused in a cluster's words."""
     assert Desk().connect().ask(b"SELECT", number) == line
+
+
+async def test_a_number_chooses_the_cluster() -> None:
+    """Keys of no keyspace go to the cluster of the database; those of a keyspace stay."""
+    desk = Desk()
+    desk.server.config = replace(desk.server.config, databases={2: 1})
+    client = desk.connect()
+    assert client.ask(b"SELECT", b"2") == b"+OK\r\n"
+    client.send(b"GET", b"a")
+    assert desk.node(3).commands() == [[b"GET", b"a"]]
+    # Nothing is judged in one database while something of another is under way.
+    client.send(b"SELECT", b"0")
+    client.send(b"GET", b"a")
+    assert not desk.node(1).sent
+    desk.node(3).answer(b"$-1\r\n")
+    desk.settle()
+    assert desk.node(1).commands() == [[b"GET", b"a"]]
 
 
 @pytest.mark.parametrize("word", [b"READONLY", b"READWRITE", b"ASKING"])

@@ -1,8 +1,12 @@
 """COMMAND and its sub-commands."""
 
+from pathlib import Path
+
 import pytest
 
+from proxy import errors
 from proxy.commands import COMMANDS
+from proxy.policy.compiler import from_files
 from tests.handlers.desk import Desk
 
 
@@ -11,7 +15,7 @@ async def test_the_list_is_what_is_offered() -> None:
     client = Desk().connect()
     names = {entry[0] for entry in client.value(b"COMMAND", b"INFO")}
     assert {b"get", b"mset", b"client", b"object"} <= names
-    assert not names & {b"flushall", b"subscribe", b"eval", b"script", b"debug", b"client|id"}
+    assert not names & {b"swapdb", b"script|debug", b"debug", b"client|id"}
     assert client.value(b"COMMAND", b"COUNT") == len(names)
     assert set(client.value(b"COMMAND", b"LIST")) == names
 
@@ -69,4 +73,32 @@ async def test_getkeysandflags() -> None:
     """Each key comes with whether it is read or written."""
     client = Desk().connect()
     found = client.value(b"COMMAND", b"GETKEYSANDFLAGS", b"MSET", b"a", b"1", b"b", b"2")
-    assert found == [[b"a", [b"RW"]], [b"b", [b"RW"]]]
+    assert found == [[b"a", [b"OW", b"update"]], [b"b", [b"OW", b"update"]]]
+
+
+async def test_commands_that_policies_add(tmp_path: Path) -> None:
+    """A command of a module is routed by its key, renamed with it, and shown by COMMAND."""
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(
+        """
+        defaults: {cluster: cache}
+        commands: {add: [{name: JSON.SET, arity: -4}, {name: JSON.MGET, keys: "1:-2", write: no}]}
+        keyspaces: {seat: {key: "seat:{event}:{n}", cluster: locks, hash_tag: event}}
+        """
+    )
+    desk = Desk()
+    desk.server.router.ruleset, _ = from_files(rules, ("cache", "locks"))
+    client = desk.connect()
+    client.send(b"JSON.SET", b"seat:a:1", b"$", b"{}")
+    assert desk.node(3).commands() == [[b"JSON.SET", b"seat:{a}:1", b"$", b"{}"]]
+    client.send(b"json.mget", b"{a}1", b"{a}2", b"$")
+    assert desk.node(1).commands() == [[b"json.mget", b"{a}1", b"{a}2", b"$"]]
+    client = desk.connect()
+    assert client.ask(b"JSON.SET", b"a") == errors.wrong_arity(b"json.set")
+    assert client.ask(b"JSON.MGET", b"a", b"b", b"$") == errors.CROSSSLOT
+    (entry,) = client.value(b"COMMAND", b"INFO", b"json.set")
+    assert entry[:2] == [b"json.set", -4]
+    assert client.value(b"COMMAND", b"GETKEYS", b"JSON.MGET", b"a", b"b", b"$") == [b"a", b"b"]
+    assert {b"json.set", b"json.mget", b"get"} <= set(client.value(b"COMMAND", b"LIST"))
+    assert client.value(b"COMMAND", b"COUNT") == len(client.value(b"COMMAND"))
+    assert client.ask(b"JSON.DEL", b"a").startswith(b"-ERR unknown command 'JSON.DEL'")

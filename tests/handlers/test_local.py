@@ -6,33 +6,6 @@ import pytest
 
 from tests.handlers.desk import Desk
 
-# What client libraries and frameworks look for in INFO when they start.
-LOOKED_FOR = {
-    b"redis_version:7.0.15", b"redis_mode:standalone", b"loading:0", b"role:master",
-    b"connected_slaves:0", b"maxmemory_policy:allkeys-lfu", b"cluster_enabled:0",
-    b"tcp_port:6379", b"db0:keys=0,expires=0,avg_ttl=0", b"# Server", b"# CPU", b"# sidecache",
-    b"cluster_cache:state=up,nodes=2,maxmemory_policy=allkeys-lfu",
-    b"cluster_locks:state=down,nodes=2,maxmemory_policy=noeviction", b"connected_clients:1",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("words", [b"INFO", b"INFO all", b"INFO EVERYTHING", b"INFO x default"])
-async def test_info_has_what_clients_look_for(words: bytes) -> None:
-    """Every field that some library reads at its start is there."""
-    text = Desk().connect().value(*words.split())
-    lines = set(text.split(b"\r\n"))
-    assert lines >= LOOKED_FOR
-    assert any(line.startswith(b"run_id:") and len(line) == 47 for line in lines)
-
-
-async def test_info_of_sections() -> None:
-    """Sections that are named are shown, in the server's order, with a blank line between."""
-    text = Desk().connect().value(b"INFO", b"cluster", b"nosuch", b"REPLICATION")
-    assert text == (
-        b"# Replication\r\nrole:master\r\nconnected_slaves:0\r\n\r\n"
-        b"# Cluster\r\ncluster_enabled:0\r\n"
-    )
-
 
 async def test_texts_for_people_are_verbatim_in_resp3() -> None:
     """INFO, CLIENT LIST and LOLWUT tell a RESP3 client that they are text."""
@@ -74,27 +47,11 @@ async def test_no_modules() -> None:
     assert Desk().connect().ask(b"MODULE", b"LIST") == b"*0\r\n"
 
 
-@pytest.mark.parametrize(("bits", "digits"), [(b"1", 1), (b"5", 2), (b"256", 64), (b"4096", 1024)])
-async def test_passwords_are_as_long_as_asked(bits: bytes, digits: int) -> None:
-    """GENPASS gives four bits a digit, rounded up, and never the same twice."""
-    client = Desk().connect()
-    first = client.value(b"ACL", b"GENPASS", bits)
-    assert len(first) == digits
-    assert bits == b"1" or bits == b"5" or first != client.value(b"ACL", b"GENPASS", bits)
-
-
-async def test_categories() -> None:
-    """CAT names the categories, and the commands of one."""
-    client = Desk().connect()
-    assert {b"read", b"write", b"dangerous"} <= set(client.value(b"ACL", b"CAT"))
-    assert b"geoadd" in client.value(b"ACL", b"CAT", b"geo")
-
-
 async def test_help_lists_what_is_offered() -> None:
     """HELP of a container names its sub-commands, without those that are refused."""
     lines = Desk().connect().value(b"CLIENT", b"HELP")
     assert b"ID" in lines
-    assert b"PAUSE" not in lines
+    assert b"IMPORT-SOURCE" not in lines
 
 
 @pytest.mark.parametrize(

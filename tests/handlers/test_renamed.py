@@ -3,7 +3,7 @@
 import pytest
 
 from proxy import errors
-from proxy.handlers.renamed import error_names, popped_names, stream_names
+from proxy.handlers.renamed import error_names, popped_names, restored, stream_names
 from tests.handlers.desk import Desk
 
 NAMES = {b"s:{e}:1": b"s:e:1", b"s:{e}:12": b"s:e:12"}
@@ -47,19 +47,6 @@ async def test_keys_of_two_slots_are_refused() -> None:
     client = Desk().connect()
     reply = client.ask(b"LMPOP", b"2", b"seat_lock:a:1", b"seat_lock:b:1", b"LEFT")
     assert reply == errors.CROSSSLOT
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        b"XREAD BLOCK 0 STREAMS a 0",
-        b"XREAD COUNT 1 block 10 STREAMS seat_lock:a:1 $",
-        b"XREADGROUP GROUP g c BLOCK 5 STREAMS a >",
-    ],
-)
-async def test_blocking_reads_are_refused(words: bytes) -> None:
-    """A read that would block a shared connection is refused in words that say so."""
-    assert Desk().connect().ask(*words.split()) == errors.BLOCK_REFUSED
 
 
 async def test_a_group_named_block_is_no_option() -> None:
@@ -108,3 +95,22 @@ def test_error_names() -> None:
     """Every name is put back, also one that begins another."""
     line = b"-NOGROUP 's:{e}:12' and 's:{e}:1'\r\n"
     assert error_names(line, NAMES) == b"-NOGROUP 's:e:12' and 's:e:1'\r\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "reply", "wanted"),
+    [
+        (b"blpop", b"*2\r\n$7\r\ns:{e}:1\r\n$7\r\ns:{e}:1\r\n",
+         b"*2\r\n$5\r\ns:e:1\r\n$7\r\ns:{e}:1\r\n"),
+        (b"bzpopmin", b"*3\r\n$7\r\ns:{e}:1\r\n$1\r\nm\r\n$1\r\n1\r\n",
+         b"*3\r\n$5\r\ns:e:1\r\n$1\r\nm\r\n$1\r\n1\r\n"),
+        (b"blpop", b"*-1\r\n", b"*-1\r\n"),
+        (b"blpop", b"_\r\n", b"_\r\n"),
+        (b"get", b"$7\r\ns:{e}:1\r\n", b"$7\r\ns:{e}:1\r\n"),
+        (b"get", b"-ERR of s:{e}:1\r\n", b"-ERR of s:{e}:1\r\n"),
+        (b"xclaim", b"-NOGROUP s:{e}:12\r\n", b"-NOGROUP s:e:12\r\n"),
+    ],
+)  # fmt: skip
+def test_one_reply_of_many(name: bytes, reply: bytes, wanted: bytes) -> None:
+    """Elements of a transaction are translated by what their command answers, and no others."""
+    assert restored(name, reply, NAMES) == wanted

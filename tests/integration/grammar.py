@@ -1,250 +1,15 @@
-"""Which commands the differential run sends, as a table of forms, and how a form becomes words.
+"""How a form of the table becomes the words of a random command, and commands a transaction.
 
-A form is written like the syntax lines of Redis' own documentation:
-
-    ZADD z [NX|XX] [CH] {d m}+        optional in brackets, a choice with |, one to three times {}+
-
-Words in capitals are sent as they are; the others name a kind of word, see `KINDS`. Every key of a
-case carries the case's hash tag, so that commands with several keys run on a cluster; only the
-commands that the proxy splits by itself take keys of other tags (kinds that begin with `*`).
-
-Left out, and why, is the list `EXCLUDED`: everything else that the proxy forwards is here.
+The table is `forms`. Everything comes from one source of chance, so a case can be played again.
 """
 
+import hashlib
 import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-FORMS = """
-GET s
-SET s v
-SET s v [NX|XX] [GET] [EX sec|PX ms|EXAT at|PXAT atms|KEEPTTL]
-SETEX s sec v
-PSETEX s ms v
-SETNX s v
-GETSET s v
-GETDEL s
-GETEX s [EX sec|PX ms|EXAT at|PXAT atms|PERSIST]
-APPEND s v
-STRLEN s
-GETRANGE s i i
-SUBSTR s i i
-SETRANGE s off v
-INCR s
-DECR s
-INCRBY s i
-DECRBY s i
-INCRBYFLOAT s d
-LCS s s [LEN|IDX] [MINMATCHLEN n] [WITHMATCHLEN]
-MSETNX {s v}+
-MGET {*s}+
-MSET {*s v}+
-DEL {*any}+
-UNLINK {*any}+
-EXISTS {*any}+
-TOUCH {*any}+
-SETBIT s off b
-GETBIT s off
-BITCOUNT s
-BITCOUNT s i i [BYTE|BIT]
-BITPOS s b
-BITPOS s b i [i]
-BITPOS s b i i BIT
-BITOP (AND|OR|XOR) s {s}+
-BITOP NOT s s
-BITFIELD s {(GET type off|SET type off i|INCRBY type off i)}+
-BITFIELD s OVERFLOW (SAT|FAIL|WRAP) {(SET type off i|INCRBY type off i)}+
-BITFIELD_RO s {GET type off}+
-TYPE any
-TTL any
-PTTL any
-EXPIRETIME any
-PEXPIRETIME any
-EXPIRE any sec [NX|XX]
-PEXPIRE any ms [NX|XX]
-EXPIREAT any at [NX|XX|GT|LT]
-PEXPIREAT any atms [NX|XX|GT|LT]
-PERSIST any
-RENAME any any
-RENAMENX any any
-COPY any any [REPLACE]
-OBJECT ENCODING any
-OBJECT REFCOUNT l
-DUMP s
-RESTORE any (0|ms) payload [REPLACE]
-SORT l [LIMIT i n] [ASC|DESC] [ALPHA]
-SORT l ALPHA STORE l
-SORT_RO set ALPHA [DESC]
-LPUSH l {v}+
-RPUSH l {v}+
-LPUSHX l {v}+
-RPUSHX l {v}+
-LPOP l [n]
-RPOP l [n]
-LLEN l
-LRANGE l i i
-LINDEX l i
-LSET l i v
-LTRIM l i i
-LREM l i v
-LINSERT l (BEFORE|AFTER) v v
-LPOS l v [RANK i] [COUNT n] [MAXLEN n]
-LMOVE l l (LEFT|RIGHT) (LEFT|RIGHT)
-RPOPLPUSH l l
-LMPOP #l (LEFT|RIGHT) [COUNT n]
-HSET h {f v}+
-HMSET h {f v}+
-HSETNX h f v
-HGET h f
-HMGET h {f}+
-HDEL h {f}+
-HEXISTS h f
-HLEN h
-HSTRLEN h f
-HKEYS h
-HVALS h
-HGETALL h
-HINCRBY h f i
-HINCRBYFLOAT h f d
-HRANDFIELD h 1000 [WITHVALUES]
-HSCAN h 0 [MATCH glob] [COUNT 1000]
-SADD set {m}+
-SREM set {m}+
-SCARD set
-SISMEMBER set m
-SMISMEMBER set {m}+
-SMEMBERS set
-SMOVE set set m
-SPOP set 1000
-SRANDMEMBER set 1000
-SINTER {set}+
-SUNION {set}+
-SDIFF {set}+
-SINTERSTORE set {set}+
-SUNIONSTORE set {set}+
-SDIFFSTORE set {set}+
-SINTERCARD #set [LIMIT n]
-SSCAN set 0 [MATCH glob] [COUNT 1000]
-ZADD z {d m}+
-ZADD z [NX|XX] [CH] {d m}+
-ZADD z [XX] [GT|LT] [CH] {d m}+
-ZADD z INCR d m
-ZADD y {0 m}+
-ZINCRBY z d m
-ZREM z {m}+
-ZCARD z
-ZCOUNT z min max
-ZLEXCOUNT y lex lex
-ZSCORE z m
-ZMSCORE z {m}+
-ZRANK z m
-ZREVRANK z m
-ZRANGE z i i [WITHSCORES]
-ZRANGE z i i REV
-ZRANGE z min max BYSCORE [LIMIT i n] [WITHSCORES]
-ZRANGE y lex lex BYLEX [REV] [LIMIT i n]
-ZREVRANGE z i i [WITHSCORES]
-ZRANGEBYSCORE z min max [WITHSCORES] [LIMIT i n]
-ZREVRANGEBYSCORE z max min [WITHSCORES] [LIMIT i n]
-ZRANGEBYLEX y lex lex [LIMIT i n]
-ZREVRANGEBYLEX y lex lex [LIMIT i n]
-ZRANGESTORE z z i i
-ZREMRANGEBYRANK z i i
-ZREMRANGEBYSCORE z min max
-ZREMRANGEBYLEX y lex lex
-ZPOPMIN z [n]
-ZPOPMAX z [n]
-ZMPOP #z (MIN|MAX) [COUNT n]
-ZUNION #z [AGGREGATE SUM|AGGREGATE MIN|AGGREGATE MAX] [WITHSCORES]
-ZINTER #z [WITHSCORES]
-ZDIFF #z [WITHSCORES]
-ZUNION 2 z z WEIGHTS d d WITHSCORES
-ZUNIONSTORE z #z [AGGREGATE MAX]
-ZINTERSTORE z #z
-ZDIFFSTORE z #z
-ZINTERCARD #z [LIMIT n]
-ZRANDMEMBER z 1000 [WITHSCORES]
-ZSCAN z 0 [MATCH glob] [COUNT 1000]
-GEOADD g [NX|XX] [CH] {lon lat m}+
-GEOPOS g {m}+
-GEODIST g m m [M|KM|FT|MI]
-GEOHASH g {m}+
-GEOSEARCH g FROMLONLAT lon lat BYRADIUS radius KM [ASC|DESC] [COUNT n] [WITHDIST]
-GEOSEARCH g FROMLONLAT lon lat BYRADIUS radius KM ASC WITHCOORD WITHHASH
-GEOSEARCH g FROMMEMBER m BYBOX radius radius KM ASC
-GEOSEARCHSTORE g g FROMLONLAT lon lat BYRADIUS radius KM [ASC] [STOREDIST]
-GEORADIUS g lon lat radius KM ASC [WITHDIST]
-GEORADIUS g lon lat radius KM STORE g
-GEORADIUS_RO g lon lat radius KM ASC
-GEORADIUSBYMEMBER g m radius KM ASC
-GEORADIUSBYMEMBER_RO g m radius KM ASC
-PFADD p {v}+
-PFCOUNT {p}+
-PFMERGE p {p}+
-XADD x [NOMKSTREAM] [MAXLEN = n|MAXLEN ~ n|MINID id] id {f v}+
-XLEN x
-XRANGE x (-|id) (+|id) [COUNT n]
-XREVRANGE x (+|id) (-|id) [COUNT n]
-XDEL x {id}+
-XTRIM x (MAXLEN n|MAXLEN = n|MINID id)
-XREAD [COUNT n] STREAMS x id
-XREAD STREAMS x x id id
-XSETID x id
-XGROUP CREATE x gr (0|$|id) [MKSTREAM]
-XGROUP CREATECONSUMER x gr co
-XGROUP DELCONSUMER x gr co
-XGROUP SETID x gr (0|$|id)
-XGROUP DESTROY x gr
-XREADGROUP GROUP gr co [COUNT n] [NOACK] STREAMS x (>|0|id)
-XACK x gr {id}+
-XPENDING x gr
-XCLAIM x gr co 0 {id}+ JUSTID
-XAUTOCLAIM x gr co 0 id JUSTID
-XINFO STREAM x
-XINFO GROUPS x
-PING [v]
-ECHO v
-SELECT 0
-CLIENT GETNAME
-CLIENT SETNAME name
-"""
-
-EXCLUDED = {
-    "RANDOMKEY": "random",
-    "SPOP, SRANDMEMBER, HRANDFIELD, ZRANDMEMBER with a count below the size": "random",
-    "XADD with the id *": "time",
-    "XPENDING with a range, XINFO CONSUMERS, XINFO STREAM FULL": "idle times",
-    "OBJECT IDLETIME, OBJECT FREQ": "time, and the clusters' own eviction policy",
-    "MEMORY USAGE": "depends on the allocator's state",
-    "TIME, LASTSAVE, INFO": "time",
-    "DUMP of anything but a string": "the order inside depends on the node's hash seed",
-    "SORT with BY or GET": "a cluster refuses them, a plain server does not",
-    "CLIENT SETINFO": "the proxy knows it whatever the node's version, Redis since 7.2",
-    "COPY with DB, MOVE, SELECT of another database": "a cluster has one database",
-    "blocking commands, transactions, scripts, pub/sub": "the proxy does not forward them",
-}
-
-# Replies whose order is the node's own: compared as multisets of groups of this many elements.
-UNORDERED = {
-    "HGETALL": 2,
-    "HKEYS": 1,
-    "HVALS": 1,
-    "HRANDFIELD": 1,
-    "SMEMBERS": 1,
-    "SINTER": 1,
-    "SUNION": 1,
-    "SDIFF": 1,
-    "SPOP": 1,
-    "SRANDMEMBER": 1,
-    "ZRANDMEMBER": 1,
-    "HSCAN": 1,
-    "SSCAN": 1,
-    "ZSCAN": 1,
-}
-
-# Replies that are a time: they may differ by this much, in their own unit.
-TOLERANCE = {"TTL": 2, "EXPIRETIME": 2, "PTTL": 3000, "PEXPIRETIME": 3000}
+from tests.integration.forms import BROKEN, FORMS, LIBRARY, SCRIPTS
 
 TAGS = 4  # hash tags of one case; all but the first are only used by what the proxy splits
 
@@ -277,13 +42,24 @@ _GARBAGE = [
 ]
 
 # These stay unspoiled: without their count, which asks for everything, the first four answer at
-# random, and another number behind SELECT names a database that only a plain server has.
-_UNSPOILED = frozenset((b"SPOP", b"SRANDMEMBER", b"HRANDFIELD", b"ZRANDMEMBER", b"SELECT"))
+# random, another number behind SELECT names a database that only a plain server has, and what
+# waits would wait for ever.
+_UNSPOILED = frozenset(
+    b"SPOP SRANDMEMBER HRANDFIELD ZRANDMEMBER SELECT "
+    b"BLPOP BRPOP BLMOVE BRPOPLPUSH BLMPOP BZPOPMIN BZPOPMAX BZMPOP".split()
+)
+
+_SHAS = [
+    *(hashlib.sha1(script, usedforsecurity=False).hexdigest().encode() for script in SCRIPTS),
+    hashlib.sha1(b"never loaded", usedforsecurity=False).hexdigest().encode(),
+    b"too-short",
+]
 
 # Where a case's keys live by kind; two of each are enough for moves and stores to meet. Sorted sets
 # for ranges by name (y) keep to themselves: with different scores such a range is unspecified.
+# Short strings (c) do so too: LCS takes a node seconds for long ones.
 KEY_KINDS = ("s", "l", "h", "set", "z", "g", "p", "x")
-ALL_KINDS = (*KEY_KINDS, "y")
+ALL_KINDS = (*KEY_KINDS, "y", "c")
 
 
 @dataclass(slots=True)
@@ -294,6 +70,8 @@ class Case:
     tags: list[bytes]
     payloads: list[bytes]
     kinds: dict[str, Callable[[], bytes]] = field(init=False)
+    _watched: bool = False  # there was a WATCH, and no MULTI yet
+    _left: int = 0  # commands of the transaction that goes on
 
     def __post_init__(self) -> None:
         pick, number = self.chance.choice, self.chance.randint
@@ -321,17 +99,30 @@ class Case:
             "radius": lambda: pick([b"1", b"20", b"100"]),
             "id": lambda: pick([b"%d" % number(1, 40), b"%d-%d" % (number(1, 40), number(0, 3))]),
             "gr": lambda: b"group%d" % number(0, 1),
+            "part": lambda: pick(
+                [b"%d-*" % number(1, 40), b"5-", b"*-1", b"18446744073709551616-0"]
+            ),
             "co": lambda: b"worker%d" % number(0, 1),
             "name": lambda: pick([b"app", b"two words", b"", b"v1"]),
+            "soon": lambda: pick([b"0.001", b"0.002", b"0.0015"]),
+            "absent": lambda: b"{%b}absent" % self.tags[0],
+            "script": lambda: pick(SCRIPTS),
+            "broken": lambda: pick(BROKEN),
+            "sha": lambda: pick(_SHAS),
+            "library": lambda: LIBRARY,
             "any": lambda: self._key(pick(KEY_KINDS), 0),
-            "*any": lambda: self._key(pick(KEY_KINDS), number(0, TAGS - 1)),
-            "*s": lambda: self._key("s", number(0, TAGS - 1)),
+            "*any": lambda: self._key(pick(KEY_KINDS), self._any_tag()),
+            "*s": lambda: self._key("s", self._any_tag()),
         }
         for kind in ALL_KINDS:
             self.kinds[kind] = lambda kind=kind: self._key(kind, 0)
 
+    def _any_tag(self) -> int:
+        """Return a tag for what the proxy splits; in a transaction there is only one."""
+        return self.chance.randrange(TAGS) if self._left == 0 else 0
+
     def _key(self, kind: str, tag: int) -> bytes:
-        if kind != "y" and self.chance.random() < 0.04:  # a key that holds something else
+        if kind in KEY_KINDS and self.chance.random() < 0.04:  # a key that holds something else
             kind = self.chance.choice(KEY_KINDS)
         return b"{%b}%b%d" % (self.tags[tag], kind.encode(), self.chance.randint(0, 1))
 
@@ -353,9 +144,34 @@ class Case:
 
     def command(self) -> list[bytes]:
         """Return the words of a random command, now and then with a mistake in it."""
-        words = expand(self.chance.choice(_PARSED), self)
+        if self._left:
+            return self._in_transaction()
+        if self.chance.random() < 0.02:
+            self._left = self.chance.choice((2, 3, 5, 12))
+            self._watched = self.chance.random() < 0.3
+            return expand(_WATCH, self) if self._watched else [b"MULTI"]
+        return self._one()
+
+    def _in_transaction(self) -> list[bytes]:
+        """Return the next word of a transaction, which is not always one."""
+        if self._watched and self.chance.random() < 0.6:
+            self._watched = False
+            return [b"MULTI"]
+        self._left -= 1
+        if self._left:
+            if self.chance.random() < 0.01:
+                return self.chance.choice(([b"MULTI"], expand(_WATCH, self)))
+            return self._one()
         dice = self.chance.random()
-        if dice < 0.06 and words[0] not in _UNSPOILED:
+        return [b"EXEC"] if dice < 0.85 else [b"DISCARD"] if dice < 0.97 else [b"RESET"]
+
+    def _one(self) -> list[bytes]:
+        form = self.chance.choice(_PARSED)
+        if "soon" in form and self.chance.random() < 0.7:  # a wait takes as long as 50 others
+            form = self.chance.choice(_PARSED)
+        words = expand(form, self)
+        dice = self.chance.random()
+        if dice < 0.06 and words[0] not in _UNSPOILED and b"BLOCK" not in words:
             self._spoil(words)
         elif dice < 0.08:
             words[0] = words[0].lower()
@@ -374,7 +190,11 @@ class Case:
         elif how == 2:
             words.insert(at, words[at])
         elif not words[at].startswith(b"{"):
-            words[at] = self.chance.choice(_GARBAGE)
+            garbage = self.chance.choice(_GARBAGE)
+            # A time to live of one millisecond ends on one side before it does on the other.
+            soon = garbage == b"1" and len(words[at]) > 3 and words[at].isdigit()
+            # An id that is the time differs as well.
+            words[at] = b"0" if soon or (garbage == b"*" and words[0] == b"XADD") else garbage
 
 
 # A form is a list of words, of choices (a tuple of forms, None for "nothing"), and of repeated
@@ -429,3 +249,4 @@ def expand(form: Form, case: Case) -> list[bytes]:
 
 
 _PARSED = [parse_form(line) for line in FORMS.strip().splitlines()]
+_WATCH = parse_form("WATCH {any}+")

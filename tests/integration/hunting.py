@@ -1,5 +1,6 @@
 """The hunt for wrong replies: checkers in front of the proxy, faulty links behind it."""
 
+from pathlib import Path
 from typing import Any
 
 from tests.checker import Plan, Tally
@@ -19,6 +20,21 @@ def blocks(relays: list[Relay], deadline: str = DEADLINE) -> dict[str, Any]:
     """Return the clusters of a sidecache.yaml, both behind the same relays."""
     cluster = cluster_of(relays, timeout=deadline)
     return {"locks": cluster, "cache": cluster}
+
+
+# Rules under which almost every command is rewritten or followed by one that nobody asked for.
+RULES = """
+keyspaces:
+  all: {key: "{rest:path}", ttl: {default: 3600s, max: 7200s, refresh: on_read},
+        collection: {max_items: 100000}}
+"""
+
+
+def rules_in(folder: Path) -> str:
+    """Write the rules there and return their path."""
+    path = folder / "rules.yaml"
+    path.write_text(RULES)
+    return str(path)
 
 
 async def hunt(relays: list[Relay], plan: Plan, trouble: Faults = TROUBLE) -> Tally:

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import os
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -24,6 +23,7 @@ from proxy.embedded.sidecar import Sidecar, configuration_for
 from tests.checker import Plan, Tally
 from tests.fakenode import SLOTS, key_slot
 from tests.faults import Relay
+from tests.quiet import Stopwatch
 from tests.replies import pack
 
 ROOT = Path(__file__).parent.parent.parent
@@ -90,15 +90,18 @@ def is_error(value: Any) -> bool:
 
 
 async def wait_for(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> float:
-    """Wait until a condition (plain or awaitable) holds; return the seconds that took."""
-    start = time.monotonic()
+    """Wait until a condition (plain or awaitable) holds; return the seconds that took.
+
+    Seconds for which other programs had our processor count in neither.
+    """
+    watch = Stopwatch()
     while True:
         held = condition()
         if asyncio.iscoroutine(held):
             held = await held
         if held:
-            return time.monotonic() - start
-        if time.monotonic() - start > patience:
+            return watch.spent
+        if watch.elapsed > patience and watch.spent > patience:
             raise AssertionError(f"{what} did not happen within {patience} s")
         await asyncio.sleep(0.005)
 

@@ -20,11 +20,16 @@ pytestmark = pytest.mark.integration
 SEED = int(os.environ.get("SIDECACHE_SEED", random.SystemRandom().randrange(1_000_000)))
 
 
-async def compare(sidecar: Sidecar, plain: Node, nodes: list[Node], commands: int) -> Report:
+async def compare(
+    sidecar: Sidecar, plain: Node, nodes: list[Node], commands: int, seed: int = SEED
+) -> Report:
     """Run beside the loop: the comparison waits on plain sockets."""
     await plain.ask("FLUSHALL")
-    run = Differential(sidecar.port, plain.port, [node.port for node in nodes], SEED)
-    report = await asyncio.to_thread(run.run, commands)
+    run = Differential(sidecar.port, plain.port, [node.port for node in nodes], seed)
+    try:
+        report = await asyncio.to_thread(run.run, commands)
+    finally:
+        run.close()
     print(f"\n{report}")
     return report
 

@@ -26,7 +26,7 @@ from tests.integration.rig import (
     resident_bytes,
     wait_for,
 )
-from tests.quiet import without_collector
+from tests.quiet import Stopwatch, without_collector
 from tests.replies import pack
 
 pytestmark = pytest.mark.integration
@@ -54,17 +54,17 @@ PATIENT = {"legal count", "length", "many of one"}
 
 
 @contextlib.asynccontextmanager
-async def canary(port: int) -> AsyncIterator[list[float]]:
+async def canary(sidecar: Sidecar) -> AsyncIterator[list[float]]:
     """Measure an innocent client's PING all the while."""
     latencies: list[float] = []
     until = asyncio.Event()
 
     async def ping() -> None:
-        caller = await Caller.open(port)
+        caller = await Caller.open(sidecar.port)
         while not until.is_set():
-            start = time.monotonic()
+            watch = Stopwatch(sidecar.pid)
             await caller.call("PING")
-            latencies.append(time.monotonic() - start)
+            latencies.append(watch.spent)
             await asyncio.sleep(0.002)
         caller.close()
 
@@ -95,7 +95,7 @@ async def test_a_header_allocates_nothing(proxy: Sidecar, bomb: str) -> None:
     """200 connections that announce the impossible cost what they sent, and nobody stalls."""
     callers = await opened(proxy.port, 200)
     before = resident_bytes(proxy.pid)
-    async with canary(proxy.port) as latencies:
+    async with canary(proxy) as latencies:
         for caller in callers:
             caller.writer.write(BOMBS[bomb])
         if bomb in PATIENT:
@@ -129,7 +129,7 @@ async def unread(sidecar: Sidecar, nodes: list[Node], clients: int) -> tuple[int
         greedy.send(request)
         sockets.append(greedy)
     highest = most = 0
-    async with canary(sidecar.port) as latencies:
+    async with canary(sidecar) as latencies:
         while len(latencies) < 400:
             highest = max(highest, resident_bytes(sidecar.pid) - before)
             most = max(most, sum(resident_bytes(node.pid) for node in nodes) - redis)
@@ -216,7 +216,7 @@ async def exhaust(sidecar: Sidecar, cluster: Cluster) -> None:
     (key,) = await keys_on(cluster, cluster.primaries[0], 1)
     inside = await Caller.open(sidecar.port)
     await inside.call("GET", key)
-    async with canary(sidecar.port) as latencies:
+    async with canary(sidecar) as latencies:
         alone = await gathered(latencies, 100)
         crowd = []
         for _ in range(2000):

@@ -138,6 +138,16 @@ class Worker:
             self.items = []
 
 
+async def connected(port: int, outcome: Outcome) -> Caller | None:
+    """Return a connection; where there is none to be had, note that and give it a moment."""
+    try:
+        return await Caller.open(port)
+    except OSError:
+        outcome.closed += 1
+        await asyncio.sleep(0.01)
+        return None
+
+
 class Counters:
     """Adds one to counters and keeps books: acknowledged, refused, unknown."""
 
@@ -152,11 +162,8 @@ class Counters:
         """Be one client; a closed connection is opened again."""
         chance = random.Random(number)
         while not until.is_set():
-            try:
-                caller = await Caller.open(self.port)
-            except OSError:
-                self.outcome.closed += 1
-                await asyncio.sleep(0.01)
+            caller = await connected(self.port, self.outcome)
+            if caller is None:
                 continue
             try:
                 while not until.is_set():

@@ -1,5 +1,7 @@
-"""Cleaning up behind runs that failed half-way."""
+"""Seeds of what is left to chance, and cleaning up behind runs that failed half-way."""
 
+import os
+import random
 from collections.abc import Iterator
 
 import pytest
@@ -13,3 +15,11 @@ def close_callers() -> Iterator[None]:
     yield
     while Caller.opened:
         Caller.opened.pop().close()
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """Of a whole run, told before it begins; SIDECACHE_SEED repeats one."""
+    chosen = int(os.environ.get("SIDECACHE_SEED") or random.SystemRandom().randrange(1_000_000))
+    print(f"\nseed {chosen}: {request.node.name}")
+    return chosen

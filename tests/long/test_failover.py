@@ -1,7 +1,5 @@
 """Failovers at acceptance scale."""
 
-import random
-
 import pytest
 
 from proxy.embedded.node import NodeOptions
@@ -16,12 +14,12 @@ ROUNDS = 2
 
 
 async def test_every_primary_is_killed_in_turn(
-    start_cluster: StartCluster, proxy_process: StartProxy
+    start_cluster: StartCluster, proxy_process: StartProxy, seed: int
 ) -> None:
     """kill -9 of each primary, and then of each that took over."""
     cluster = await start_cluster(NodeOptions(node_timeout=NODE_TIMEOUT), Shape(3, 3))
     sidecar = await proxy_process({"locks": cluster, "cache": cluster})
     for _ in range(ROUNDS):
         for primary in list(cluster.primaries):
-            seed = random.SystemRandom().randrange(1_000_000)
             await fail_over(cluster, sidecar.port, primary, seed)
+            seed += 1

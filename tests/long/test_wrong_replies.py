@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from proxy.embedded.process import Child, Launch, reserve_port, temporary_direct
 from proxy.embedded.redis import Shape
 from tests.checker import Plan
 from tests.conftest import StartCluster
-from tests.integration.hunting import blocks, hunt
+from tests.integration.hunting import blocks, hunt, rules_in
 from tests.integration.rig import ROOT, Caller, check, front_of, relayed, run_from
 from tests.mutants import TIMED_OUT, VANISHED, Mutant, build
 
@@ -26,14 +25,20 @@ REPLIES = int(os.environ.get("SIDECACHE_LONG_REPLIES", "2000000"))
 FOUND_WITHIN = 10.0  # seconds
 
 
+@pytest.mark.parametrize("ruled", [False, True])
 async def test_no_wrong_reply_among_two_million(
-    start_cluster: StartCluster, tmp_path: Path
+    start_cluster: StartCluster, tmp_path: Path, seed: int, ruled: bool
 ) -> None:
-    """2,000,000 replies under resets, stalls, slices and leaving clients: none wrong."""
-    seed = random.SystemRandom().randrange(1_000_000)
-    print(f"seed {seed}")
+    """2,000,000 replies under resets, stalls, slices and leaving clients: none wrong.
+
+    Also where rules send a command of theirs behind each.
+    """
     cluster = await start_cluster(shape=Shape(3, 0))
-    async with relayed(cluster, seed) as relays, front_of(blocks(relays), tmp_path) as sidecar:
+    more = {"policies": rules_in(tmp_path)} if ruled else {}
+    async with (
+        relayed(cluster, seed) as relays,
+        front_of(blocks(relays), tmp_path, **more) as sidecar,
+    ):
         plan = Plan(port=sidecar.port, replies=REPLIES, seconds=1500.0, seed=seed)
         tally = await hunt(relays, plan)
     assert tally.faults == 0, tally
@@ -84,11 +89,10 @@ async def _silent(port: int) -> str | None:
 
 @pytest.mark.parametrize("mutant", [VANISHED, TIMED_OUT], ids=lambda mutant: mutant.name)
 async def test_the_hunt_finds_mutants(
-    start_cluster: StartCluster, tmp_path: Path, mutant: Mutant
+    start_cluster: StartCluster, tmp_path: Path, seed: int, mutant: Mutant
 ) -> None:
     """Our own code with a fault in its queue is convicted within ten seconds."""
     tree = await asyncio.to_thread(build, mutant, tmp_path)
-    seed = random.SystemRandom().randrange(1_000_000)
     cluster = await start_cluster(shape=Shape(3, 0))
     async with relayed(cluster, seed) as relays:
         sidecar = front_of(blocks(relays), tmp_path)

@@ -18,7 +18,7 @@ from tests.policy.rulebook import Folder
         ("ttl: {default: 10s, refresh: on_raed}", 'did you mean "on_read"?'),
         (
             "ttl: {defualt: 10s}",
-            'allowed: default, jitter, max, min, missing, refresh; did you mean "default"?',
+            'allowed: default, jitter, max, min, missing, mode, refresh; did you mean "default"?',
         ),
         ("ttl: 600s", "expects a mapping"),
         ("value: {max_bytes: 1Mb}", 'did you mean "1MB"?'),

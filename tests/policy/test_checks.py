@@ -1,10 +1,14 @@
 """How the parts of the policies go together: what cannot be safe is refused."""
 
+from dataclasses import replace
+
 import pytest
 
-from tests.policy.rulebook import Folder, complaints
+from proxy.policy import checks
+from tests.policy.rulebook import VOCABULARY, Folder, complaints
 
 READ = 'origin: {read: "SELECT 1 FROM t WHERE x = :x AND y = :y"}\n'
+BEHIND = "write: {mode: behind, sql: UPDATE t}"
 LOCK = "kind: lock\nttl: {default: 600s}\n"
 
 
@@ -16,6 +20,8 @@ LOCK = "kind: lock\nttl: {default: 600s}\n"
         (LOCK + "write: {mode: through, sql: UPDATE t}", "6:19", "can be granted twice"),
         (LOCK + "evict: lru", "6:12", "never evicted; allowed: never"),
         (LOCK + "reads: replica", "6:12", "allowed: primary"),
+        (LOCK + "transactions: split", "6:19", "done whole or not at all; allowed: single"),
+        ("kind: state\ntransactions: split", "5:19", "done whole or not at all"),
         (LOCK + "near: {ttl: 1s}", "6:11", "leave near out"),
         (LOCK + "fallback: {writes: journal}", "6:24", "allowed: origin, error"),
         (LOCK + "fallback: {reads: stale}", "6:23", "never served stale"),
@@ -24,7 +30,7 @@ LOCK = "kind: lock\nttl: {default: 600s}\n"
         (
             LOCK + "lock: {table: t, key: {x: x}}",
             "6:27",
-            "the segment y of a:{x}:{y} have no column",
+            "the segment y of a:{x}:{y} has no column",
         ),
         (LOCK + "lock: {per_owner: {scope: z, max: 1}}", "6:31", "is no segment"),
         (LOCK + "lock: {max_hold: 60s}", "6:22", "shorter than ttl.default"),
@@ -43,6 +49,12 @@ LOCK = "kind: lock\nttl: {default: 600s}\n"
         ("ttl: {missing: apply}", "4:20", "apply needs ttl.default"),
         ("ttl: {refresh: on_read}", "4:20", "on_read needs ttl.default"),
         ("ttl: {jitter: 10%}", "4:19", "which is not given"),
+        ("type: hash\nttl: {missing: reject}", "5:20", "so all are refused; allowed: apply, allow"),
+        (
+            "type: stream\ncollection: {max_items: 1, keep: oldest}",
+            "5:38",
+            "cannot be kept of type stream; allowed: newest",
+        ),
         # Names.
         ("hash_tag: event_id", "4:15", '"event_id" is no segment of a:{x}:{y}; allowed: x, y'),
         ("hash_tag: yy", "4:15", 'did you mean "y"?'),
@@ -70,7 +82,7 @@ LOCK = "kind: lock\nttl: {default: 600s}\n"
             "5:39",
             "only a stream is trimmed roughly",
         ),
-        ("type: hash\nvalue: {json: on}", "5:12", "a hash is no JSON text"),
+        ("type: counter\nvalue: {json: on}", "5:12", "a counter is written by counting"),
         (
             "type: set\nwrite: {mode: behind, merge: add, sql: UPDATE t}",
             "5:34",
@@ -109,6 +121,9 @@ LOCK = "kind: lock\nttl: {default: 600s}\n"
         ),
         ("fallback: {writes: origin}", "4:24", "origin needs write.sql"),
         ("fallback: {writes: journal}", "4:24", "journal needs write.mode: behind"),
+        ("type: list\n" + BEHIND, "5:19", "behind is for type hash, string, json, counter"),
+        ("ttl: {default: 60s}\n" + BEHIND, "4:20", "lives 90s at least: three times as long"),
+        ("ttl: {max: 60s}\n" + BEHIND, "4:16", "lives 90s at least: three times as long"),
         (
             "invalidate: [{table: t, key: {x: x}}]",
             "4:34",
@@ -192,3 +207,75 @@ def test_names_of_roles_and_defaults_are_checked(folder: Folder) -> None:
         "channels: {c: {channel: 'c:{x}', cluster: cachee}}\n"
     )
     assert [line.split(":")[1] for line in found] == ["2", "2", "3", "3", "4", "4", "5"]
+
+
+def test_channels_are_checked(folder: Folder) -> None:
+    """Roles and channels that do not exist, and channels that cannot be told apart, are found."""
+    found = folder.complaints(
+        "roles:\n"
+        "  reader: {channels: [news, new]}\n"
+        "channels:\n"
+        "  news: {channel: 'news:{x}', publish: [redaer]}\n"
+        "  twin: {channel: 'news:{y}', subscribe: [default, nobody]}\n"
+    )
+    assert [line.split(":")[1] for line in found] == ["2", "4", "5", "5"]
+    assert 'did you mean "news"' in found[0]
+    assert 'did you mean "reader"' in found[1]
+
+
+@pytest.mark.parametrize(
+    ("added", "told"),
+    [
+        ("{name: GET}", '"GET" is a command already'),
+        ("{name: swapdb}", '"swapdb" is a command already'),
+        ("{name: A.B}, {name: a.b}", '"a.b" is a command already'),
+        ("{name: A.B, keys: 0}", "expects the place of the key"),
+        ("{name: A.B, keys: '2:1'}", "expects the place of the key"),
+        ("{name: A.B, keys: n1}", "expects the place of the key"),
+        ("{name: A.B, keys: '1:-2', arity: 2}", "its keys need 3 words"),
+        ("{name: A.B, keys: 2, arity: -2}", "its keys need 3 words"),
+        ("{name: 'A B'}", "name"),
+        ("{keys: 1}", "name"),
+    ],
+)
+def test_commands_that_cannot_be_added(folder: Folder, added: str, told: str) -> None:
+    """A command has a new name and at least one key, or the rules are refused."""
+    (found,) = folder.complaints(f"commands: {{add: [{added}]}}")
+    assert told in found
+
+
+def test_added_commands_are_words(folder: Folder) -> None:
+    """Roles and keyspaces may name what is added, and flush what is configured."""
+    assert not folder.complaints(
+        "commands: {add: [{name: JSON.SET}], deny: [JSON.SET], flush: [cache]}"
+    )
+    (found,) = folder.complaints("commands: {flush: [cash]}")
+    assert 'did you mean "cache"' in found
+
+
+@pytest.mark.parametrize(
+    ("memory", "clusters", "names"),
+    [
+        ({}, ("locks", "cache"), []),
+        ({"cache": 300}, ("locks", "cache"), []),
+        ({"cache": 299}, ("locks", "cache"), ["c"]),
+        ({"cache": 99}, ("locks", "cache"), ["a"]),
+        ({"cache": 150, "locks": 50}, ("locks", "cache"), ["b", "c"]),
+        ({"one": 150}, ("one",), ["b"]),
+        ({"cache": 99}, None, ["a"]),
+    ],
+)
+def test_budgets(
+    folder: Folder, memory: dict[str, int], clusters: tuple[str, ...] | None, names: list[str]
+) -> None:
+    """Once for each cluster it is told where budgets go over its memory; the whole may be used."""
+    policies = folder.load(
+        "keyspaces:\n"
+        "  a: {key: a, memory: {budget: 100B}}\n"
+        "  b: {key: b, cluster: locks, memory: {budget: 60B}}\n"
+        "  c: {key: c, memory: {budget: 200B}}\n"
+        "  d: {key: d, memory: {items: 5}}\n"
+    )
+    vocabulary = replace(VOCABULARY, clusters=clusters, memory=memory)
+    found = list(checks.check_budgets(policies, vocabulary))
+    assert sorted(str(complaint.location[1]) for complaint in found) == names

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from proxy import commands, wire
+from proxy import commands, errors, wire
 from proxy.commands import INDEX, ROWS
 from proxy.policy import compiler
 from proxy.policy.loader import PolicyMistakes
@@ -61,6 +61,21 @@ def test_fields_of_a_keyspace(folder: Folder) -> None:
     assert b"'plain'" in rows["plain"].denied_error
     assert rows["free"].max_key_bytes == 10
     assert rules.default_cluster == 1
+
+
+def test_split_transactions(folder: Folder) -> None:
+    """A keyspace says it for itself, the defaults for keys of none; otherwise they are single."""
+    plain = folder.compile(RULES)
+    assert not plain.split_unmatched
+    assert not any(row.split_transactions for row in plain.keyspaces)
+    rules = folder.compile("""
+        keyspaces:
+          loose: {key: "loose:{n}"}
+          tight: {key: "tight:{n}", transactions: single}
+        defaults: {transactions: split}
+    """)
+    assert rules.split_unmatched
+    assert [row.split_transactions for row in rules.keyspaces] == [True, False]
 
 
 def test_names_for_nodes(folder: Folder) -> None:
@@ -236,3 +251,138 @@ def test_a_single_cluster_is_meant_by_whoever_names_none(folder: Folder) -> None
         compiler.compile(
             policies, commands.ROWS, commands.FAMILIES, commands.CATEGORIES, ("a", "b")
         )
+
+
+def test_channels(folder: Folder) -> None:
+    """A channel has its cluster, and a flag per role of who may do what."""
+    rules = folder.compile(
+        "roles: {a: {channels: [one]}, b: {}}\n"
+        "channels:\n"
+        "  one: {channel: 'one:{x}', cluster: locks, publish: [a, b]}\n"
+        "  two: {channel: 'two', subscribe: [default, a]}\n"
+    )
+    assert [role.name for role in rules.roles] == ["default", "a", "b"]
+    assert [role.other_channels for role in rules.roles] == [True, False, True]
+    one, two = rules.channels
+    assert (one.cluster, one.publishers, one.subscribers) == (0, b"\0\1\1", b"\1\1\1")
+    assert (two.cluster, two.publishers, two.subscribers) == (1, b"\1\0\1", b"\1\0\0")
+    assert two.pattern == (b"two",)
+
+
+def test_what_may_be_flushed(folder: Folder) -> None:
+    """What holds locks or state is never emptied unless it is named, and neither is `locks`."""
+    assert folder.compile("keyspaces: {a: {key: a}}").flushable == (1,)
+    state = 'keyspaces: {a: {key: "a:{x}", cluster: cache, kind: state}}'
+    assert folder.compile(state).flushable == ()
+    assert folder.compile(state + "\ncommands: {flush: [locks, cache]}").flushable == (0, 1)
+    assert folder.compile("commands: {flush: []}").flushable == ()
+
+
+def test_added_commands(folder: Folder) -> None:
+    """Commands of modules stand behind those of Redis, and roles and keyspaces can name them."""
+    rules = folder.compile(
+        """
+        commands: {add: [{name: JSON.SET}, {name: JSON.GET, write: no, arity: -2}]}
+        keyspaces: {a: {key: "a:{x}", commands: {deny: [json.set]}}}
+        roles:
+          reader: {commands: {deny: ["@write"]}}
+          plain: {commands: {deny: ["@module"]}}
+        """
+    )
+    written, read = (rules.find_command(name) for name in (b"json.set", b"JSON.GET"))
+    assert (written, read) == (len(ROWS), len(ROWS) + 1)
+    assert not rules.commands[written].repeatable
+    assert rules.commands[read].repeatable
+    assert (rules.keyspaces[0].denied[written], rules.keyspaces[0].denied[read]) == (1, 0)
+    rights = {role.name: (role.allowed[written], role.allowed[read]) for role in rules.roles}
+    assert rights == {"default": (1, 1), "reader": (0, 1), "plain": (0, 0)}
+
+
+REACH = """
+keyspaces:
+  seat: {key: "seat:{event}:{n:int}", hash_tag: event}
+  other: {key: "other:{n}"}
+roles:
+  patterns: {keys: ["seat:{e}:{n}", "a:{x}", "a:{y}", "{{t}}{rest:path}"]}
+  spaces: {keyspaces: [seat]}
+  both: {keyspaces: [seat], keys: ["seat:1:{n}"]}
+  nothing: {keys: []}
+  short: {limits: {key_bytes: 8}}
+  trusted: {keyspaces: [seat], commands: {allow: ["@all", eval]}}
+"""
+NO_KEY = b"-NOPERM No permissions to access a key\r\n"
+
+
+def as_role(folder: Folder, role: str) -> wire.Downstream:
+    side = client(folder.compile(REACH))
+    side.assume(role)
+    return side
+
+
+@pytest.mark.parametrize(
+    ("role", "taken", "refused"),
+    [
+        (
+            "patterns",
+            [b"seat:1:2", b"a:b", b"{t}x:y"],
+            [b"a:", b"a:b:c", b"other:1", b"seat:1", b""],
+        ),
+        ("spaces", [b"seat:1:2"], [b"seat:1:x", b"other:1", b"free"]),
+        ("both", [b"seat:1:2"], [b"seat:2:2", b"other:1"]),
+        ("nothing", [], [b"seat:1:2", b"free"]),
+        ("default", [b"seat:1:2", b"free"], []),
+    ],
+)
+def test_keys_of_a_role(
+    folder: Folder, role: str, taken: list[bytes], refused: list[bytes]
+) -> None:
+    """A role names the keys that fit a pattern and a keyspace of it, and no others."""
+    side = as_role(folder, role)
+    assert [refusal(side, key) for key in taken] == [None] * len(taken)
+    assert [refusal(side, key) for key in refused] == [NO_KEY] * len(refused)
+
+
+def test_every_key_of_a_command_is_judged(folder: Folder) -> None:
+    """One key that the role may not name refuses the command, wherever it stands."""
+    side = as_role(folder, "patterns")
+    for line in (
+        b"MGET a:1 b:1", b"DEL b:1", b"RENAME a:1 b:1", b"BITOP and b:1 a:1", b"XREAD STREAMS b 0",
+        b"ZUNIONSTORE b:1 1 a:1", b"LMPOP 2 a:1 b:1 LEFT", b"MSETEX 1 b:1 x", b"OBJECT FREQ b:1",
+        b"GEORADIUS a:1 1 1 1 m STORE b:1",
+    ):  # fmt: skip
+        assert side.receive_data(line + b"\r\n", 0.0) is None
+        assert side.data_to_send() == NO_KEY, line
+
+
+def test_what_names_no_key_is_closed_to_roles_of_some(folder: Folder) -> None:
+    """Scripts of one's own and emptying a cluster reach every key: only their names open them."""
+    roles = {role.name: role for role in folder.compile(REACH).roles}
+    closed = [INDEX[name] for name in (b"eval", b"script|load", b"function|load", b"flushall")]
+    for name in ("patterns", "spaces", "nothing"):
+        assert not any(roles[name].allowed[row] for row in closed)
+    assert [roles["trusted"].allowed[row] for row in closed] == [1, 0, 0, 0]
+    assert all(roles["default"].allowed[row] for row in closed)
+    assert roles["patterns"].allowed[INDEX[b"evalsha"]]
+
+
+def test_key_bytes_of_a_role(folder: Folder) -> None:
+    """A role's keys may be shorter than those of its keyspaces."""
+    side = as_role(folder, "short")
+    assert refusal(side, b"12345678") is None
+    assert refusal(side, b"123456789") == errors.DATA_PLANE.long_key
+
+
+def test_who_listens_hears_of_missing_rights(folder: Folder) -> None:
+    """The batch tells of a command or a key that was refused, and not of other mistakes."""
+    rules = folder.compile(REACH + "  reader: {keys: ['a:{x}'], commands: {deny: [SET]}}\n")
+    batch = wire.Batch(lambda: None)
+    heard: list[tuple[str, bytes]] = []
+    batch.on_denied = lambda owner, reason, name: heard.append((reason, name))
+    side = wire.Downstream(wire.Router(rules, wire.SlotMap([], [])), batch, 0)
+    side.assume("reader")
+    for line in (b"SET a:1 x", b"GET b:1", b"GET b:" + b"x" * 1000, b"GET", b"GET a:1"):
+        side.receive_data(line + b"\r\n", 0.0)
+    side.locate(b"b:2", GET)
+    side.locate(b"b:3", GET, False)
+    shown = b"b:" + b"x" * 254
+    assert heard == [("command", b"set"), ("key", b"b:1"), ("key", shown), ("key", b"b:2")]

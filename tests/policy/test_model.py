@@ -1,10 +1,12 @@
 """The policy files as types: inheritance, names, and the schema for editors."""
 
 import json
+import pickle
 
 import pytest
 
 from proxy.policy import model
+from proxy.policy.model import EMPTY
 from tests.policy.rulebook import SHIPPED, Folder
 
 
@@ -86,3 +88,17 @@ def test_every_field_of_the_schema_is_described() -> None:
     ]
     assert not silent
     assert schema["additionalProperties"] is False
+
+
+def test_policies_travel(folder: Folder) -> None:
+    """Policies that went to another process are the same, and know where their fields stand."""
+    policies = folder.load("keyspaces:\n  a:\n    key: a\n    ttl:\n      max: 60s\n")
+    travelled = pickle.loads(pickle.dumps(policies))
+    assert travelled == policies
+    assert travelled.effective == policies.effective
+    for location, line in ((("keyspaces", "a"), 2), (("keyspaces", "a", "ttl"), 4)):
+        assert policies.place(location) == travelled.place(location)
+        assert policies.place(location).split(":")[-2] == str(line)
+    assert policies.place(("keyspaces", "a", "ttl", "max")).split(":")[-2] == "5"
+    assert policies.place(("roles", "b")) == travelled.place(("roles", "b")) == ""
+    assert pickle.loads(pickle.dumps(EMPTY)) == EMPTY

@@ -18,6 +18,8 @@ keyspaces:
 
 def complaints(folder: Folder, *keys: str) -> list[str]:
     listed = ", ".join(f"'{key}'" for key in keys)
+    (folder.path / "lua").mkdir()
+    (folder.path / "lua" / "t.lua").touch()
     return folder.complaints(
         KEYSPACES + f"scripts:\n  take: {{name: T, file: t.lua, keys: [{listed}]}}\n"
     )

@@ -19,6 +19,7 @@ from proxy.embedded.node import NodeOptions, TLSFiles
 from proxy.embedded.process import temporary_directory
 from proxy.embedded.programs import Program
 from proxy.embedded.sentinel import Monitored
+from proxy.errors import StartError
 from proxy.upstream.topology import (
     PACE,
     PERIOD,
@@ -37,6 +38,7 @@ from proxy.upstream.topology import (
 from tests.conftest import Clusters, StartCluster
 from tests.fakenode import Answer, FakeCluster, FakeConnection, FakeNode
 from tests.integration.rig import wait_for
+from tests.quiet import Stopwatch
 from tests.upstream.stand import (
     Client,
     Stand,
@@ -192,9 +194,9 @@ async def test_dead_and_frozen_nodes_hold_up_nobody() -> None:
     dead = Member("127.0.0.1", cluster.nodes[0].port)
     cluster.nodes[1].script = lambda *_: Answer(b"", 60.0)
     await cluster.nodes[0].stop()
-    start = time.monotonic()
+    watch = Stopwatch()
     view = await ClusterTopology(config, ClientTLS(config)).fetch((dead,))
-    assert time.monotonic() - start < 1.0
+    assert watch.spent < 1.0
     assert len(view.members) == 3
     assert cluster.nodes[2].received("AUTH") == [[b"AUTH", b"app", b"pw"]]
     assert len(cluster.nodes[2].connections) == 1
@@ -248,31 +250,41 @@ class Pacing:
         await asyncio.gather(self.task, return_exceptions=True)
 
 
-async def test_a_storm_of_evidence_is_one_refresh_a_second() -> None:
+@pytest.fixture
+def pace(monkeypatch: pytest.MonkeyPatch) -> float:
+    """A pace of less than the second of the product, for tests that wait for it."""
+    assert PACE == 1.0
+    pace = 2.5 * URGENT_PACE
+    monkeypatch.setattr("proxy.upstream.topology.PACE", pace)
+    return pace
+
+
+async def test_a_storm_of_evidence_is_one_refresh_a_pace(pace: float) -> None:
     """Redirects by the thousand ask the topology again once per second, and none not at all."""
     pacing = Pacing(lambda: PERIOD)
     await pacing.asked(1)
-    deadline = time.monotonic() + 2 * PACE
-    while time.monotonic() < deadline:
+    begun = time.monotonic()
+    while (lasted := time.monotonic() - begun) < 2 * pace:
         for _ in range(100):
             pacing.refresher.hint()
         await asyncio.sleep(0.005)
     times = pacing.script.times
-    assert 2 <= len(times) <= 3
-    assert all(later - earlier >= PACE for earlier, later in itertools.pairwise(times))
+    # The loop counts in milliseconds, and a machine that was held up asks later.
+    assert 2 <= len(times) <= 2 + lasted / pace
+    assert all(later - earlier >= pace - 0.002 for earlier, later in itertools.pairwise(times))
     assert pacing.reports[:2] == [("changed", ""), ("unchanged", "")]
     await pacing.stop()
 
 
-async def test_evidence_after_a_quiet_time_is_followed_at_once() -> None:
+async def test_evidence_after_a_quiet_time_is_followed_at_once(pace: float) -> None:
     """The pace limits a series, not the first."""
     pacing = Pacing(lambda: PERIOD)
     (first,) = await pacing.asked(1)
-    await wait_for(lambda: asyncio.get_running_loop().time() > first + PACE, "quiet")
-    start = time.monotonic()
+    await wait_for(lambda: asyncio.get_running_loop().time() > first + pace, "quiet")
+    watch = Stopwatch()
     pacing.refresher.hint()
     await pacing.asked(2)
-    assert time.monotonic() - start <= 0.1
+    assert watch.spent <= 0.1
     await pacing.stop()
 
 
@@ -282,20 +294,23 @@ async def test_a_loss_is_followed_closely_even_inside_a_pace() -> None:
     pacing = Pacing(lambda: patience)
     await pacing.asked(1)
     pacing.refresher.hint()
-    start = time.monotonic()
+    watch = Stopwatch()
     patience = URGENT_PACE
     pacing.refresher.hurry()
     times = await pacing.asked(4)
-    assert time.monotonic() - start <= 3 * (URGENT_PACE + 0.1)
-    assert times[2] - times[1] >= URGENT_PACE
+    assert watch.spent <= 3 * (URGENT_PACE + 0.1)
+    # uvloop's clock counts milliseconds: a timer may seem to be one early.
+    assert times[2] - times[1] >= URGENT_PACE - 0.001
     await pacing.stop()
 
 
-async def test_missing_slots_are_asked_for_without_evidence() -> None:
+async def test_missing_slots_are_asked_for_without_evidence(pace: float) -> None:
     """A cluster that has no owner for a slot is looked at once per second."""
-    pacing = Pacing(lambda: PACE)
+    pacing = Pacing(lambda: pace)
+    watch = Stopwatch()
     first, second, *_ = await pacing.asked(2)
-    assert PACE <= second - first <= PACE + 0.1
+    assert pace <= second - first
+    assert watch.spent <= pace + 0.15
     await pacing.stop()
 
 
@@ -303,10 +318,13 @@ async def test_nobody_answers() -> None:
     """Failures back off to one attempt per second, and success is noticed by itself."""
     pacing = Pacing(lambda: PERIOD)
     pacing.script.error = TopologyError("nobody")
-    times = await pacing.asked(4)
+    watch = Stopwatch()
+    times = await pacing.asked(2)
+    assert watch.spent <= URGENT_PACE + 0.15
+    await pacing.asked(4)
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert gaps == sorted(gaps)
-    assert URGENT_PACE <= gaps[0] <= URGENT_PACE + 0.1
+    assert gaps[0] >= URGENT_PACE
     assert set(pacing.reports) == {("failed", "nobody")}
     pacing.script.error = None
     await wait_for(lambda: ("unchanged", "") in pacing.reports, "success", 2.0)
@@ -328,7 +346,7 @@ async def test_everything_down_then_up_without_a_restart() -> None:
             await cluster.stop()
             await wait_for(lambda: not stand.cluster.available, "the loss")
             # The goal is 5 % of a core for the proxy; the waiting of the test itself counts here.
-            assert await _cpu_share(2.0) <= 0.10
+            assert await _cpu_share(1.0) <= 0.10
             await cluster.start()
             await wait_for(lambda: stand.cluster.available, "the cluster", 3.0)
             assert await client.ask(b"SET", key_of(cluster, 2), b"v") == b"OK"
@@ -362,9 +380,9 @@ async def test_the_first_view_after_a_failover_is_enough() -> None:
         await cluster.nodes[0].stop()
         await wait_for(lambda: not stand.cluster.available, "the loss")
         cluster.owners = [1 if owner == 0 else owner for owner in cluster.owners]
-        start = time.monotonic()
-        await wait_for(lambda: stand.cluster.available, "the new owner", 2.0)
-        assert time.monotonic() - start <= URGENT_PACE + 0.2
+        watch = Stopwatch()
+        await wait_for(lambda: stand.cluster.available, "the new owner")
+        assert watch.spent <= URGENT_PACE + 0.2
         assert await stand.client().ask(b"SET", key, b"w") == b"OK"
 
 
@@ -404,6 +422,58 @@ async def test_control_connections_check_the_name_too(
         with pytest.raises(TopologyError):
             await topology.fetch(known)
         assert node.commands == []
+    server.close()
+    await cluster.stop()
+
+
+async def test_certificates_are_renewed(tmp_path: Path) -> None:
+    """Files are taken for the next connection; what is broken changes nothing."""
+    ca, cert = tmp_path / "ca.pem", tmp_path / "cert.pem"
+    authorities = trustme.CA(), trustme.CA()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.verify_mode = ssl.CERT_REQUIRED
+    for authority in authorities:
+        authority.configure_trust(context)
+    authorities[1].issue_cert("127.0.0.1").configure_cert(context)
+    shown: list[Any] = []
+
+    class Noting(FakeConnection):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            shown.append(transport.get_extra_info("peercert")["serialNumber"])
+            super().connection_made(transport)
+
+    def issue(number: int) -> None:
+        own = authorities[number].issue_cert("proxy")
+        cert.write_bytes(b"".join(
+            part.bytes() for part in (own.private_key_pem, *own.cert_chain_pems)
+        ))  # fmt: skip
+        authorities[number].cert_pem.write_to_path(str(ca))
+
+    issue(0)
+    cluster = FakeCluster(1)
+    (node,) = cluster.nodes
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Noting(node), "127.0.0.1", 0, ssl=context
+    )
+    node.port = server.sockets[0].getsockname()[1]
+    config = cluster_config([node], tls=TLS(ca, None, cert, cert), timeout=2.0)
+    tls = ClientTLS(config)
+    topology = ClusterTopology(config, tls)
+    known = [Member("127.0.0.1", node.port, node.identity)]
+    with pytest.raises(TopologyError):
+        await topology.fetch(known)
+    issue(1)
+    tls.check()
+    tls.renew()
+    assert len((await topology.fetch(known)).members) == 1
+    cert.write_text("nothing")
+    with pytest.raises(StartError, match="certificates of cluster cache cannot be taken"):
+        tls.check()
+    assert len((await topology.fetch(known)).members) == 1
+    issue(1)
+    tls.renew()
+    assert len((await topology.fetch(known)).members) == 1
+    assert len(set(shown)) == 2
     server.close()
     await cluster.stop()
 

@@ -1,13 +1,14 @@
-"""The two scanners under a fuzzer, with the address sanitizer: what `make fuzz` runs.
+"""The scanners under a fuzzer, with the address sanitizer: what `make fuzz` runs.
 
 Compiles the data plane with clang into a temporary directory, and runs one target after the other
 in a process of its own. Each run feeds the same bytes whole and cut in three, to fresh state: what
 comes of them must not depend on the cut, and no input may crash, hang or cost memory for good.
 
-    python tests/wire/fuzz.py [request|reply ...] [--runs N] [--seconds S] [--seed N]
+    python tests/wire/fuzz.py [request|reply|json ...] [--runs N] [--seconds S] [--seed N]
 """
 
 import argparse
+import json
 import os
 import random
 import shutil
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-MODULES = ("tables", "frames", "upstream", "downstream")
+MODULES = sorted(path.stem for path in (ROOT / "proxy" / "wire").glob("*.pyx"))
 # What the targets import beside the compiled modules.
 COPIED = ("__init__.py", "errors.py", "commands.py", "wire/__init__.py", "wire/rules.py")
 FLAGS = ["-O1", "-g", "-fPIC", "-shared", "-w", "-fsanitize=fuzzer-no-link,address"]
@@ -42,6 +43,12 @@ REPLIES = [
     b"*2\r\n", b"%1\r\n", b"~1\r\n", b">2\r\n", b"|1\r\n", b"_\r\n", b"#t\r\n", b",1.5\r\n",
     b"(1\r\n", b"=7\r\ntxt:abc\r\n", b"!3\r\nERR\r\n", b"*1000000000\r\n", b"-READONLY\r\n",
 ]  # fmt: skip
+VALUES = [
+    b'{"a":1}', b"[1,2]", b'"\\u0061"', b'"\\ud83d\\ude00"', b"true", b"false", b"null", b"-0.5e+9",
+    b'{"__proto__":1}', b'{"constructor":{}}', b'"\xc3\xa9"', b'"\xf0\x9f\x98\x80"', b"[" * 130,
+    b'{"a":{"b":1},"a":2}', b"\\n", b"\\ud800", b"\xef\xbb\xbf",
+]  # fmt: skip
+SEEDS = {"request": WORDS, "reply": REPLIES, "json": VALUES}
 
 
 def build(directory: Path) -> None:
@@ -69,13 +76,10 @@ def run(target: str, directory: Path, options: argparse.Namespace) -> int:
     words = directory / "words"
     corpus = directory / target
     corpus.mkdir()
-    for i, word in enumerate(WORDS if target == "request" else REPLIES):
+    for i, word in enumerate(SEEDS[target]):
         (corpus / str(i)).write_bytes(b"\x07\x03" + word)
     words.write_text(
-        "".join(
-            '"' + "".join(f"\\x{byte:02x}" for byte in word) + '"\n'
-            for word in (WORDS if target == "request" else REPLIES)
-        )
+        "".join('"' + "".join(f"\\x{byte:02x}" for byte in word) + '"\n' for word in SEEDS[target])
     )
     environment = {
         **os.environ,
@@ -231,13 +235,36 @@ def reply_target() -> Callable[[list[bytes]], Any]:
     return checked
 
 
+def json_target() -> Callable[[list[bytes]], Any]:
+    """Return a function that judges a value after parts of it; Python's json reads what passes."""
+    from proxy import wire
+
+    def play(parts: list[bytes]) -> Any:
+        data = b"".join(parts)
+        for part in parts:
+            wire.json_fault(guarded(part))
+        found = wire.json_fault(guarded(data))
+        if found is None:
+            json.loads(data.decode(), parse_int=str)
+        else:
+            assert 0 < found[0] < len(wire.JSON_FAULTS)
+            assert 0 <= found[1] <= len(data)
+        assert wire.json_fault(data + b" ") == found or found is not None
+        return found
+
+    return play
+
+
+TARGETS = {"request": request_target, "reply": reply_target, "json": json_target}
+
+
 def child(target: str, arguments: list[str]) -> None:
     """Be the process that fuzzes."""
     import atheris
     import proxy.wire.frames
 
     assert str(ROOT) not in proxy.wire.frames.__file__, "the plain build is under test"
-    play = request_target() if target == "request" else reply_target()
+    play = TARGETS[target]()
     meter = Meter(target)
 
     def one_input(data: bytes) -> None:
@@ -261,7 +288,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("targets", nargs="*", default=["request", "reply"])
+    parser.add_argument("targets", nargs="*", default=list(TARGETS))
     parser.add_argument("--runs", type=int, default=10 * MILLION, help="of each target")
     parser.add_argument("--seconds", type=int, default=1800, help="of each target, at most")
     parser.add_argument("--seed", type=int, default=random.randrange(1, 2**31))
@@ -271,7 +298,7 @@ def main() -> int:
         f"{what} is missing: {remedy}"
         for what, remedy, found in (
             ("clang", "apt-get install clang libclang-rt-14-dev", shutil.which("clang")),
-            ("atheris", f"{sys.executable} -m pip install atheris", find_spec("atheris")),
+            ("atheris", f"{sys.executable} -m pip install -e '.[fuzz]'", find_spec("atheris")),
         )
         if found is None
     ]

@@ -9,7 +9,7 @@ from typing import Any
 
 from proxy import errors, wire
 from proxy.commands import ROWS
-from proxy.wire.rules import Keyspace, Limits, Segment
+from proxy.wire.rules import Ageing, Duty, Keyspace, Limits, Reason, Segment
 from proxy.wire.rules import Path as Route
 from tests.wire import model
 from tests.wire.stage import Stage, keyspace, role, ruleset
@@ -39,6 +39,15 @@ def pattern_of(text: str) -> list[bytes | Segment]:
         elif part:
             parts.append(part.encode())
     return parts
+
+
+def backed(text: str) -> dict[str, Any]:
+    """Return the fields of a keyspace behind which PostgreSQL stands: stale/window, in ms."""
+    stale, _, window = text.partition("/")
+    duties = bytes(
+        Duty.ORIGIN * (row.looks_up or row.write or row.name.endswith(b"ttl")) for row in ROWS
+    )
+    return {"duties": duties, "ageing": Ageing(int(window), int(stale)), "detours": True}
 
 
 class Settings:
@@ -89,13 +98,21 @@ class Settings:
                 changes["hash_tag"] = value.strip("'").encode() if literal else names.index(value)
             elif word == "cluster":
                 changes["cluster"] = int(value)
+            elif word == "origin":
+                changes |= backed(value)
             else:
                 changes["denied"] = bytes(row.name == value.lower().encode() for row in ROWS)
         self.spaces.append(keyspace(name, parts, **changes))
 
     def rules(self) -> wire.Ruleset:
         handled = self.slow | self.local
-        commands = [row._replace(path=Route.LOCAL) if row.name in handled else row for row in ROWS]
+        # A row that is a barrier stays one.
+        commands = [
+            row._replace(path=Route.LOCAL)
+            if row.name in handled and row.path is not Route.BARRIER
+            else row
+            for row in ROWS
+        ]
         return ruleset(
             commands=commands, keyspaces=self.spaces, roles=(role(self.limits, self.denied),)
         )
@@ -118,6 +135,8 @@ class Client:
             request = self.wire.receive_data(b"", self.player.now)
 
     def flush(self) -> None:
+        for request in self.wire.take_deferred():
+            self.player.asked.append((self, request))
         self.inbox += self.wire.data_to_send()
         if self.wire.resumable:
             self.send(b"")
@@ -163,7 +182,9 @@ class Player:
             if not orphan.wanted:
                 continue
             target = orphan.address.partition(":")[0]
-            if orphan.kind in ("moved", "ask") and target in self.nodes:
+            if orphan.detours and orphan.kind not in ("moved", "ask"):
+                orphan.answer(errors.CLUSTERDOWN, self.now)
+            elif orphan.kind in ("moved", "ask") and target in self.nodes:
                 if orphan.kind == "moved":
                     self.give_slot(orphan.redirect_slot, target)
                 orphan.resubmit(self.nodes[target], orphan.kind == "ask")
@@ -219,6 +240,8 @@ class Player:
             check(client.wire, text)
         elif verb == "gone":
             client.wire.connection_lost()
+        elif verb == "hears":
+            client.wire.push(reply_bytes(text))
         elif verb == "finishes":
             client.wire.finish()
         elif verb in ("pauses", "reads"):
@@ -252,8 +275,14 @@ class Player:
         elif verb == "<":
             assert self.asked, "it was not asked anything"
             client, request = self.asked.popleft()
-            assert request.arguments == model.inline_words(text.encode())
-            self.answering.append((client, request))
+            reason, _, command = text.partition(" ")
+            if request.reason:
+                assert Reason[reason] == request.reason
+            assert request.arguments == model.inline_words(
+                (command if request.reason else text).encode()
+            )
+            if request.reason != Reason.STALE:
+                self.answering.append((client, request))
         elif verb == "submits":
             client, request = self.answering[0]
             words = model.inline_words(text.encode())
@@ -261,9 +290,17 @@ class Player:
             assert isinstance(location, wire.Location)
             command = model.frame([words[0], location.name, *words[2:]])
             client.wire.submit(location, command, request.row, self.now, self.parts.extend)
+        elif verb == "sends":
+            client, request = self.answering[0]
+            commands = [model.inline_words(word.encode()) for word in text.split(";")]
+            location = client.wire.locate(commands[0][1], request.row)
+            assert isinstance(location, wire.Location)
+            frames = b"".join(map(model.frame, [[b"MULTI"], *commands, [b"EXEC"]]))
+            replies = len(commands) + 2
+            client.wire.submit_unit(location, frames, replies, self.now, self.parts.extend)
         else:
             client, request = self.answering.popleft()
-            client.wire.answer(request, reply_bytes(text))
+            client.wire.answer(request, unescaped(text) if verb == ">>" else reply_bytes(text))
             if request.name in self.settings.slow:
                 client.wire.release()
 

@@ -25,6 +25,7 @@ def keyspace(name: str, pattern: Sequence[bytes | rules.Segment], **changes: Any
         denied=bytes(len(ROWS)),
         key_error=errors.line(f"POLICY key refused by keyspace '{name}'"),
         denied_error=errors.line(f"NOPERM denied in keyspace '{name}'"),
+        brace_error=errors.line(f"POLICY brace refused by keyspace '{name}'"),
     )
     return plain._replace(**changes)
 

@@ -1,18 +1,19 @@
 """The client's end judges, routes and orders as the reference says, whatever comes when."""
 
 import random
-from collections import defaultdict
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy import wire
+from proxy import errors, wire
 from proxy.commands import COMMANDS, INDEX, ROWS, Row
-from proxy.wire.rules import KeyKind, Path
+from proxy.wire.rules import KeyKind, Path, Reason
+from tests.rounds import in_rounds
 from tests.wire import model, streams
-from tests.wire.stage import SLOTS, Stage, ruleset
+from tests.wire.player import backed, pattern_of
+from tests.wire.stage import SLOTS, Stage, keyspace, ruleset
 
 NODES = 3
 KEYS = [b"a", b"b", b"c", b"{b}1", b"{b}2", b"{b}3"]
@@ -68,7 +69,8 @@ def test_keys_are_where_the_reference_sees_them() -> None:
 
 def keys_of(row: Row, words: list[bytes]) -> list[int] | None:
     """Return where the keys are; a key without its value makes them uncertain too."""
-    if row.keys.step > 1 and (len(words) - row.keys.first) % row.keys.step:
+    paired = row.keys.kind is KeyKind.RANGE and row.keys.step > 1
+    if paired and (len(words) - row.keys.first) % row.keys.step:
         return None
     return model.find_keys(row, words)
 
@@ -129,6 +131,7 @@ class Play:
 
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
+        self.now = 1.0
         self.stage = Stage(nodes=NODES)
         self.client = self.stage.client()
         self.sent = [b""] * NODES  # what each node has received
@@ -137,10 +140,10 @@ class Play:
         self.questions: list[wire.Request] = []
 
     def feed(self, data: bytes) -> None:
-        request = self.client.receive_data(data, 1.0)
+        request = self.client.receive_data(data, self.now)
         while request is not None:
             self.questions.append(request)
-            request = self.client.receive_data(b"", 1.0)
+            request = self.client.receive_data(b"", self.now)
 
     def step(self) -> bool:
         """Let somebody who has something to say say some of it; False when nobody has."""
@@ -211,60 +214,10 @@ def test_pipelines_are_routed_and_answered_in_order(
 
 
 @pytest.mark.long
-@given(pipelines, cut_places, seeds)
-@settings(max_examples=30_000, deadline=None)
-def test_many_pipelines(pipeline: list[list[bytes]], where: list[int], seed: int) -> None:
+@pytest.mark.timeout(1800)
+def test_many_pipelines() -> None:
     """The same for about half a million commands."""
-    play_pipeline(pipeline, where, seed)
-
-
-class Moving(Play):
-    """Nodes that keep a record of what they did, while slots move between them."""
-
-    def __init__(self, chance: random.Random) -> None:
-        super().__init__(chance)
-        self.owners = list(self.stage.owners)
-        self.done: dict[int, list[bytes]] = defaultdict(list)
-
-    def receive(self, n: int) -> None:
-        for words in model.requests(self.stage.upstreams[n].data_to_send(1.0))[0]:
-            slot = model.key_slot(words[1])
-            owner = self.owners[slot]
-            if owner != n:
-                self.owed[n] += b"-MOVED %d n:%d\r\n" % (slot, owner)
-                continue
-            self.done[slot].append(words[2])
-            self.owed[n] += b"+%b\r\n" % words[2]
-
-    def speak(self, n: int) -> None:
-        data, self.owed[n] = self.owed[n], b""
-        for orphan in self.stage.upstreams[n].receive_data(data, 1.0) or ():
-            owner = int(orphan.address.partition(":")[2])
-            if self.stage.owners[orphan.redirect_slot] != owner:
-                self.stage.owners[orphan.redirect_slot] = owner
-                self.stage.router.slots = self.stage.slot_map()
-            orphan.resubmit(self.stage.upstreams[owner], False)
-
-
-@given(st.lists(st.sampled_from(KEYS), min_size=2, max_size=60), seeds)
-@settings(max_examples=150, deadline=None)
-def test_a_moving_slot_keeps_both_orders(keys: list[bytes], seed: int) -> None:
-    """While slots move, replies keep the client's order, and so do the effects on each slot."""
-    play = Moving(random.Random(seed))
-    movable = {model.key_slot(key) for key in keys}
-    asked: dict[int, list[bytes]] = defaultdict(list)
-    for i, key in enumerate(keys):
-        asked[model.key_slot(key)].append(b"%d" % i)
-        play.feed(model.frame([b"SET", key, b"%d" % i]))
-        for _ in range(play.chance.randrange(4)):
-            play.step()
-        if movable and play.chance.random() < 0.2:
-            slot = movable.pop()
-            play.owners[slot] = (play.owners[slot] + play.chance.choice([1, 2])) % NODES
-    while play.step():
-        pass
-    assert play.out == b"".join(b"+%d\r\n" % i for i in range(len(keys)))
-    assert play.done == asked
+    in_rounds(30_000, play_pipeline, pipelines, cut_places, seeds)
 
 
 def test_a_request_is_answered_once() -> None:
@@ -297,6 +250,40 @@ def test_new_rules_count_from_the_next_command() -> None:
     assert client.data_to_send() == b"+OK\r\n-NOAUTH Authentication required.\r\n"
 
 
+def test_a_silent_client_can_be_given_new_rules() -> None:
+    """Who sends nothing takes new rules when asked to, and not while something is under way."""
+    stage = Stage()
+    client = stage.client()
+    client.receive_data(model.frame([b"GET", b"k"]), 1.0)
+    before = stage.router.ruleset
+    stage.router.ruleset = ruleset()
+    client.adopt()
+    assert client.ruleset is before
+    stage.upstreams[0].data_to_send(1.0)
+    stage.upstreams[0].receive_data(b"+OK\r\n", 1.0)
+    assert client.ruleset is before
+    client.adopt()
+    assert client.ruleset is stage.router.ruleset
+    assert client.role == 0
+
+
+def test_a_bound_client_keeps_its_rules() -> None:
+    """While a client is bound, its commands are judged by the rules of when it was."""
+    stage = Stage()
+    client = stage.client()
+    before, client.bound = stage.router.ruleset, True
+    stage.router.ruleset = ruleset(roles=())
+    client.adopt()
+    client.receive_data(model.frame([b"GET", b"k"]), 1.0)
+    assert client.ruleset is before
+    assert stage.upstreams[0].pending == 1
+    client.bound = False
+    stage.upstreams[0].data_to_send(1.0)
+    stage.upstreams[0].receive_data(b"+OK\r\n", 1.0)
+    client.receive_data(model.frame([b"GET", b"k"]), 1.0)
+    assert client.data_to_send() == b"+OK\r\n-NOAUTH Authentication required.\r\n"
+
+
 def test_an_idle_client_keeps_no_buffer() -> None:
     """What one large command needed is given back when it is taken and answered."""
     stage = Stage()
@@ -320,3 +307,35 @@ def test_a_client_wakes_its_batch_once() -> None:
     assert stage.batch.take_ready() == [client]
     assert stage.batch.take_touched() == stage.upstreams
     assert client.data_to_send() == b"+1\r\n+2\r\n+3\r\n"
+
+
+@pytest.mark.parametrize("waiting", [99_998, 99_999, 100_000])
+def test_a_look_up_at_the_end_of_a_full_queue(waiting: int) -> None:
+    """Where only the question of time has room, the look-up is refused and nobody is confused."""
+    user = keyspace("user", pattern_of("user:{id}"), **backed("2000/5000"))
+    stage = Stage(ruleset(keyspaces=[user]), 1)
+    filler = stage.client()
+    location = filler.locate(b"x", 0)
+    assert isinstance(location, wire.Location)
+    for _ in range(waiting):
+        filler.submit(location, b"*1\r\n$4\r\nPING\r\n", -1, 1.0, lambda reply: None)
+    client = stage.client()
+    request = client.receive_data(model.frame([b"GET", b"user:1"]), 1.0)
+    if waiting == 100_000:
+        assert request is not None
+        assert request.reason == Reason.AWAY
+    elif waiting == 99_999:
+        assert request is None
+        assert client.data_to_send() == errors.DATA_PLANE.overloaded
+    else:
+        assert request is None
+        assert client.pending == 1
+
+
+def test_names_of_the_proxys_own_are_refused() -> None:
+    """Who could write leases, markers or counts could undo rules."""
+    client = Stage(ruleset(), 1).client()
+    client.receive_data(model.frame([b"SET", b"sidecache:none:{user:1}", b""]), 1.0)
+    assert client.data_to_send() == errors.DATA_PLANE.reserved
+    client.receive_data(model.frame([b"SET", b"sidecache", b""]), 1.0)
+    assert client.pending == 1

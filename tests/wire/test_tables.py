@@ -49,68 +49,6 @@ def test_a_command_given_twice_is_refused() -> None:
         ruleset(commands=(*ROWS, ROWS[0]))
 
 
-SPACES: dict[str, list[bytes | Segment]] = {
-    "user": [b"user:", Segment("id", "int")],
-    "me": [b"user:me"],
-    "profile": [b"user:", Segment("id", "int"), b":profile"],
-    "any": [b"user:", Segment("id", "text")],
-    "uuid": [b"s:", Segment("id", "uuid")],
-    "hex": [b"s:", Segment("id", "hex")],
-    "day": [b"d:", Segment("day", "date"), b":", Segment("n", "int")],
-    "dash": [b"p:", Segment("a", "text"), b"-", Segment("b", "text")],
-    "path": [b"f:", Segment("path", "path")],
-    "ip": [b"ip:", Segment("ip", "ip"), b":api"],
-}
-
-
-@pytest.mark.parametrize(
-    ("key", "name"),
-    [
-        (b"user:7", "user"),
-        (b"user:-7", "user"),
-        (b"user:-", "any"),
-        (b"user:7-8", "any"),
-        (b"user:me", "me"),
-        (b"user:mex", "any"),
-        (b"user:7:profile", "profile"),
-        (b"user:x:profile", None),
-        (b"user:", None),
-        (b"user", None),
-        (b"User:7", None),
-        (b"user:7:", None),
-        (b"s:00000000-0000-0000-0000-00000000000A", "uuid"),
-        (b"s:00000000-0000-0000-0000-00000000000", None),
-        (b"s:00ff", "hex"),
-        (b"s:00fg", None),
-        (b"d:2024-01-31:5", "day"),
-        (b"d:2024/01/31:5", None),
-        (b"p:a-b", "dash"),
-        (b"p:a-b-c", "dash"),
-        (b"p:-b", None),
-        (b"p:a-", None),
-        (b"f:a:b:c", "path"),
-        (b"f:", None),
-        (b"ip:10.0.0.1:api", "ip"),
-        (b"ip:2001:db8::1:api", "ip"),
-        (b"ip:10.0.0.1:apix", None),
-        (b"", None),
-    ],
-)
-def test_keyspace_of_a_key(key: bytes, name: str | None) -> None:
-    """A key belongs to the keyspace with the narrowest pattern that fits all of it."""
-    rules = ruleset(keyspaces=[keyspace(name, pattern) for name, pattern in SPACES.items()])
-    index = rules.find_keyspace(key)
-    assert (list(SPACES)[index] if index >= 0 else None) == name
-
-
-def test_two_keyspaces_of_one_pattern() -> None:
-    """Names of segments do not tell patterns apart."""
-    with pytest.raises(ValueError, match="two keyspaces have one pattern"):
-        ruleset(
-            keyspaces=[keyspace(name, [b"a:", Segment(name, "text")]) for name in ("one", "two")]
-        )
-
-
 def test_names_at_the_node() -> None:
     """A hash tag is put round a segment or before the name, and decides the slot."""
     seat: list[bytes | Segment] = [
@@ -149,6 +87,38 @@ def test_slot_map() -> None:
             wire.SlotMap([(sharded, array("h", owners))], [((node,), (node,))])
 
 
+@pytest.mark.parametrize("owner", [-2, 1, 32767])
+def test_an_owner_must_be_a_node(owner: int) -> None:
+    """A slot map refuses owners that are none of its nodes, and nodes that cannot be asked."""
+    node = wire.Upstream(wire.Batch(lambda: None), wire.Latencies(1), 0, 1.0)
+    owners = array("h", [0] * 100 + [owner] + [-1] * (SLOTS - 101))
+    with pytest.raises(ValueError, match=f"owner {owner} is no node"):
+        wire.SlotMap([(True, owners)], [((node,), (node,))])
+    for lanes in [(), ((node,),), ((node,), ())]:
+        with pytest.raises(ValueError, match="owner 0 is no node"):
+            wire.SlotMap([(False, array("h", [0]))], [lanes])
+
+
+def test_a_cluster_must_have_a_place() -> None:
+    """Rules count clusters from 0, and one that no slot map has is one that is down."""
+    with pytest.raises(ValueError, match="counted from 0"):
+        ruleset(default_cluster=-1)
+    with pytest.raises(ValueError, match="counted from 0"):
+        ruleset(keyspaces=[keyspace("job", [b"job:", Segment("id", "int")], cluster=-1)])
+    stage = Stage(ruleset(default_cluster=2))
+    client = stage.client()
+    client.receive_data(model.frame([b"GET", b"k"]), 1.0)
+    assert client.data_to_send() == stage.router.ruleset.errors.clusterdown
+    assert stage.upstreams[0].pending == 0
+
+
+def counts(rules: wire.Ruleset) -> dict[tuple[int, str, str], int]:
+    return {
+        (space, FAMILIES[family], wire.OUTCOMES[outcome]): count
+        for space, family, outcome, count in rules.counters.requests()
+    }
+
+
 def test_requests_are_counted_once() -> None:
     """Each command ends as one outcome of its keyspace and family, when its client goes too."""
     seat = keyspace("seat", [b"seat:", Segment("id", "int")])
@@ -162,11 +132,7 @@ def test_requests_are_counted_once() -> None:
     node.receive_data(b"+OK\r\n+OK\r\n-ERR no\r\n", 1.0)
     go.connection_lost()
     node.receive_data(b"+OK\r\n" * node.pending, 1.0)
-    counted = {
-        (keyspace, FAMILIES[family], wire.OUTCOMES[outcome]): count
-        for keyspace, family, outcome, count in stage.router.ruleset.counters.requests()
-    }
-    assert counted == {
+    assert counts(stage.router.ruleset) == {
         (0, "string", "ok"): 1,
         (0, "string", "abandoned"): 1,
         (-1, "string", "ok"): 1,
@@ -177,8 +143,26 @@ def test_requests_are_counted_once() -> None:
     }
 
 
-def test_counts_are_carried_over() -> None:
-    """The counts of a ruleset can be added to those of the one that replaces it."""
+def test_counts_go_on_under_new_rules() -> None:
+    """What was counted by old rules, and what comes later, stands under the names of the new."""
+    stage = Stage(ruleset(keyspaces=[keyspace("gone", [b"gone"]), keyspace("kept", [b"kept"])]))
+    first, client = stage.router.ruleset, stage.client()
+    for key in (b"gone", b"kept", b"none", b"kept", b"gone"):
+        client.receive_data(model.frame([b"GET", key]), 1.0)
+    stage.upstreams[0].data_to_send(1.0)
+    stage.upstreams[0].receive_data(b"+OK\r\n" * 3, 1.0)
+    second = ruleset(keyspaces=[keyspace("fresh", [b"fresh"]), keyspace("kept", [b"kept"])])
+    third = ruleset(keyspaces=[keyspace("kept", [b"kept"])])
+    first.counters.follow(second.counters, [-1, 1])
+    assert first.counters.requests() == []
+    assert counts(second) == {(1, "string", "ok"): 1, (-1, "string", "ok"): 1}
+    second.counters.follow(third.counters, [-1, 0])
+    stage.upstreams[0].receive_data(b"+OK\r\n" * 2, 1.0)
+    assert counts(third) == {(0, "string", "ok"): 2, (-1, "string", "ok"): 1}
+
+
+def test_several_are_counted_at_once() -> None:
+    """A count of several stands in its cell, and one without a cell is refused."""
     counters = wire.Counters(1, 2)
     counters.add(-1, 1, 2, 5)
     counters.add(0, 0, 0, 1)
@@ -187,6 +171,25 @@ def test_counts_are_carried_over() -> None:
     for place in ((1, 0, 0), (-2, 0, 0), (0, 2, 0), (0, 0, 4)):
         with pytest.raises(IndexError):
             counters.add(*place, 1)
+
+
+def test_counts_go_on_only_where_they_fit() -> None:
+    """Counts cannot follow themselves, twice, or to where there is no place for them."""
+    counters = wire.Counters(1, 2)
+    gone = wire.Counters(1, 2)
+    gone.follow(wire.Counters(1, 2), [0])
+    for successor, places in (
+        (counters, [0]),
+        (gone, [0]),
+        (wire.Counters(1, 3), [0]),
+        (wire.Counters(1, 2), [0, 0]),
+        (wire.Counters(1, 2), [1]),
+        (wire.Counters(1, 2), [-2]),
+    ):
+        with pytest.raises(ValueError, match="cannot go on"):
+            counters.follow(successor, places)
+    with pytest.raises(ValueError, match="cannot go on"):
+        gone.follow(counters, [0])
 
 
 def test_latencies_are_split() -> None:
@@ -203,3 +206,16 @@ def test_latencies_are_split() -> None:
             assert total == pytest.approx(times[part])
             bucket = sum(times[part] >= bound for bound in wire.LATENCY_BOUNDS)
             assert counts == [i == bucket for i in range(len(counts))]
+
+
+def test_what_has_no_key_has_a_place() -> None:
+    """A word decides the slot as a key would, and a cluster without shards has one slot."""
+    everything = array("h", [0] * SLOTS)
+    node = wire.Upstream(wire.Batch(lambda: None), wire.Latencies(1), 0, 1.0)
+    both = [(True, everything), (False, array("h", [0]))]
+    slots = wire.SlotMap(both, [((node,), (node,))])
+    place = slots.place_of(0, b"foo")
+    assert (place.cluster, place.slot, place.name) == (0, model.key_slot(b"foo"), b"")
+    assert slots.place_of(1, b"foo").slot == 0
+    with pytest.raises(IndexError):
+        slots.place_of(2, b"foo")

@@ -9,6 +9,9 @@ from proxy import wire
 from tests.wire import model
 from tests.wire.stage import TIMEOUT, Stage
 
+# What a node has at least for a command that was sent late: nine tenths of the timeout.
+PATIENCE = 0.9 * TIMEOUT
+
 GET = model.frame([b"GET", b"b"])
 INCR = model.frame([b"INCR", b"b"])
 
@@ -82,7 +85,7 @@ def test_lost_commands_come_back_in_order() -> None:
 
 
 def test_deadlines() -> None:
-    """The earliest deadline is known; a head past it means that the node is stuck."""
+    """What is overdue is answered; a node is stuck that had its time for the oldest."""
     stage = Stage()
     (node,) = stage.upstreams
     client = stage.client()
@@ -92,7 +95,69 @@ def test_deadlines() -> None:
     assert node.next_deadline() == 1.0 + TIMEOUT
     node.data_to_send(1.5)
     assert node.expire(1.9) == (False, [])
-    assert node.expire(2.0)[0]
+    stuck, overdue = node.expire(2.0)
+    assert (stuck, [orphan.kind for orphan in overdue]) == (False, ["overdue"])
+    overdue[0].answer(b"-LATE\r\n", 2.0)
+    assert node.next_deadline() == 1.5 + PATIENCE
+    assert node.expire(2.3) == (False, [])
+    assert node.expire(2.4) == (True, [])
+
+
+def test_what_nobody_waits_for_has_no_deadline() -> None:
+    """Commands of clients that have gone bring up no deadline, but the oldest as the node's own."""
+    stage = Stage()
+    (node,) = stage.upstreams
+    client, gone = stage.client(), stage.client()
+    gone.receive_data(GET, 1.0)
+    gone.connection_lost()
+    assert node.next_deadline() == float("inf")
+    client.receive_data(GET, 1.5)
+    assert node.next_deadline() == 1.5 + TIMEOUT
+    node.data_to_send(1.2)
+    assert node.next_deadline() == 1.2 + PATIENCE
+
+
+def test_a_receiver_may_end_the_connection() -> None:
+    """A connection that is given up amid a batch of replies answers nothing behind that."""
+    stage = Stage()
+    (node,) = stage.upstreams
+    client = stage.client()
+    left: list[wire.Orphan] = []
+    location = wire.Location(0, model.key_slot(b"k"))
+    client.receive_data(INCR, 1.0)
+    client.submit(location, GET, 0, 1.0, lambda _: left.extend(node.connection_lost()))
+    client.receive_data(INCR + GET, 1.0)
+    node.data_to_send(1.0)
+    assert node.receive_data(b"-MOVED 1 a:1\r\n$1", 1.0) is not None
+    client.receive_data(b"", 1.0)
+    assert node.receive_data(b"\r\n1\r\n:7\r\n$1\r\n", 1.0) is None
+    assert [(orphan.kind, orphan.repeatable) for orphan in left] == [
+        ("lost", False),
+        ("lost", True),
+    ]
+    assert (node.pending, node.unsent_bytes, node.fault) == (0, 0, None)
+    client.receive_data(b"", 1.0)
+    for orphan in left:
+        orphan.resubmit(node, False)
+    assert node.data_to_send(1.0) == INCR + GET
+    assert node.receive_data(b":8\r\n+get\r\n", 1.0) is None
+    assert node.pending == 0
+
+
+def test_what_was_refused_before_the_end_comes_first() -> None:
+    """A connection that is given up amid a batch returns what the batch refused, in order."""
+    stage = Stage()
+    (node,) = stage.upstreams
+    client = stage.client()
+    left: list[wire.Orphan] = []
+    client.receive_data(INCR, 1.0)
+    location = wire.Location(0, model.key_slot(b"k"))
+    client.submit(location, GET, 0, 1.0, lambda _: left.extend(node.connection_lost()))
+    client.receive_data(GET, 1.0)
+    node.data_to_send(1.0)
+    assert node.receive_data(b"-MOVED 1 a:1\r\n+get\r\n+get\r\n", 1.0) is None
+    assert [orphan.kind for orphan in left] == ["moved", "lost"]
+    assert left[0].ticket < left[1].ticket
 
 
 def test_what_was_never_sent_is_taken_back() -> None:
@@ -136,7 +201,7 @@ def test_taking_back_behind_what_was_sent() -> None:
 
 
 def test_a_parked_command_holds_its_client() -> None:
-    """While one of its commands is parked a client sends nothing more; then it goes on."""
+    """Until a command that was refused is answered, its client sends nothing more."""
     stage = Stage()
     (node,) = stage.upstreams
     client = stage.client()
@@ -149,10 +214,13 @@ def test_a_parked_command_holds_its_client() -> None:
     assert client.blocked
     assert node.data_to_send(1.0) == b""
     orphan.resubmit(node, False)
+    assert not client.resumable
+    assert node.data_to_send(1.0) == GET
+    node.receive_data(b"$-1\r\n", 1.0)
     assert client.resumable
     assert client in stage.batch.take_ready()
     client.receive_data(b"", 1.0)
-    assert node.data_to_send(1.0) == GET + INCR
+    assert node.data_to_send(1.0) == INCR
 
 
 def test_a_handler_that_fails_stops_nobody() -> None:
@@ -214,3 +282,71 @@ def test_a_long_queue_can_be_dropped() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (0, "alive\n")
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "for client in clients: client.connection_lost()",
+        "for orphan in node.connection_lost(): orphan.answer(b'-ERR\\r\\n', 1.0); del orphan",
+    ],
+    ids=["clients leave", "all is answered"],
+)
+def test_a_long_queue_in_a_cycle_is_freed(end: str) -> None:
+    """With its owner a node's end is a cycle; once nobody waits in it, all is freed."""
+    program = (
+        "import gc, weakref\n"
+        "from tests.wire.stage import Stage\n"
+        "from tests.wire import model\n"
+        "class Owner: pass\n"
+        "stage = Stage()\n"
+        "node = stage.upstreams[0]\n"
+        "node.owner = Owner()\n"
+        "node.owner.upstream = node\n"
+        "seen = weakref.ref(node.owner)\n"
+        "get = model.frame([b'GET', b'b'])\n"
+        "clients = [stage.client() for _ in range(30_000)]\n"
+        "for client in clients:\n"
+        "    for _ in range(4): client.receive_data(get, 1.0)\n"
+        "assert node.pending >= 100_000\n"
+        f"{end}\n"
+        "del client, clients, stage, node\n"
+        "gc.collect()\n"
+        "print('leaked' if seen() else 'freed')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "freed\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        (b"-TRYAGAIN Multiple keys request during rehashing of slot\r\n", "tryagain"),
+        (b"-TRYAGAIN later\r\n", None),
+        (b"-READONLY You can't write against a read only replica.\r\n", "readonly"),
+        (b"-READONLY You can't write against a read only replica. script: x, on @y:1.\r\n", None),
+        (b"-LOADING Valkey is loading the dataset in memory\r\n", "unavailable"),
+        (b"-CLUSTERDOWN The cluster is down\r\n", "unavailable"),
+        (b"-MASTERDOWN\r\n", None),
+        (b"-MOVED 15495 h:1\r\n", "moved"),
+        (b"-ASK 15495 h:1\r\n", "ask"),
+        (b"-MOVED 15494 h:1\r\n", None),
+        (b"-MOVED here\r\n", None),
+    ],
+)
+def test_a_command_that_quotes_is_redirected_by_exact_words(line: bytes, kind: str | None) -> None:
+    """What a script says itself is its reply; what only the node says sends it elsewhere."""
+    stage = Stage()
+    client = stage.client()
+    replies: list[bytes] = []
+    row = stage.router.ruleset.find_command(b"eval")
+    before = client.sent
+    place = wire.Location(0, model.key_slot(b"a"))
+    client.submit(place, model.frame([b"EVAL"]), row, 0.0, replies.append, quotes=True)
+    assert client.sent == before + 1
+    stage.upstreams[0].data_to_send(0.0)
+    orphans = stage.upstreams[0].receive_data(line, 0.0) or []
+    assert [orphan.kind for orphan in orphans] == ([kind] if kind else [])
+    assert replies == ([] if kind else [line])

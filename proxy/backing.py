@@ -1,0 +1,149 @@
+"""Everything that stands between clients and PostgreSQL, made, started and stopped as one.
+
+Made by `app` where a database is configured. Clients are served while PostgreSQL is away. What the
+appliers report is taken here: keyspaces that are not to be trusted are swept, shards that have lost
+their data are restored.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+
+from proxy import log, wire
+from proxy.config import Config, Database
+from proxy.control.drift import Drift
+from proxy.control.drift import Surroundings as DriftSurroundings
+from proxy.control.invalidation import (
+    Invalidation,
+    Lost,
+    Statistics,
+    Surroundings,
+    Untrusted,
+)
+from proxy.control.restore import Restore
+from proxy.control.restore import Surroundings as RestoreSurroundings
+from proxy.control.sweeping import Sweeper
+from proxy.handlers.leases import Leases
+from proxy.handlers.reading import Reads
+from proxy.origin.behind import WriteBehind
+from proxy.origin.postgres import Postgres
+from proxy.plans import Plan, plans_in
+from proxy.upstream.errands import Errands
+from proxy.upstream.pool import Plumbing
+
+# Told to a server that looks who is there.
+INVALIDATION = "sidecache invalidation"
+JOURNAL = "sidecache journal"
+
+# Who closes connections to a server that has gone waits no longer.
+STOP_SECONDS = 1.0
+
+
+class Backing:
+    """PostgreSQL, what is read from it and written to it, and the loops that keep Redis in step."""
+
+    def __init__(
+        self, config: Config, database: Database, router: wire.Router, plumbing: Plumbing
+    ) -> None:
+        clusters, metrics = tuple(config.clusters), plumbing.metrics
+        self._database = database
+        self._states = plumbing.states
+        self._leases = Leases(Errands(router, plumbing.batch), self._states)
+        self.postgres = Postgres(database, metrics.origin)
+        self.postgres.watch(self._turned)
+        self.reads = Reads(self.postgres, self._leases, metrics.reads)
+        self.behind: WriteBehind | None = None
+        if config.journal is not None:
+            self.behind = WriteBehind(
+                config.journal,
+                lambda: self.postgres.connect(JOURNAL),
+                lambda: plans_in(router.ruleset),
+                metrics.behind,
+            )
+        self._sweeper = Sweeper(router, plumbing.batch, clusters)
+        self.invalidation = Invalidation(
+            Surroundings(
+                router, plumbing.batch, plumbing.states, metrics.invalidation, clusters,
+                lambda: self.postgres.connect(INVALIDATION), self._report, self._sweeper.busy,
+                database.pace,
+            )
+        )  # fmt: skip
+        self.restore = Restore(
+            RestoreSurroundings(
+                router, plumbing.batch, plumbing.states, metrics.restore, clusters, self.postgres
+            ),
+            self.invalidation.appliers,
+        )
+        self.drift = Drift(
+            DriftSurroundings(
+                router, plumbing.batch, plumbing.states, metrics.drift, clusters, self.postgres,
+                self._dirty,
+            ),
+            self.invalidation.appliers,
+        )  # fmt: skip
+
+    async def start(self) -> None:
+        """Connect, which takes no longer than a connection may where there is no server."""
+        if self.behind is not None:
+            # Before anybody is served: what was acknowledged is looked at first.
+            await self.behind.start()
+        await self.postgres.start()
+        self._turned(self.postgres.up)
+
+    def loops(self) -> tuple[Coroutine[None, None, None], ...]:
+        """Return what runs for ever."""
+        return (
+            self._leases.watch(), self.invalidation.watch(), self._sweeper.watch(),
+            self.restore.watch(), self.drift.watch(),
+        )  # fmt: skip
+
+    @property
+    def tasks(self) -> tuple[asyncio.Task[None], ...]:
+        """Return what has been running since the start, and ends with `drain`."""
+        return () if self.behind is None else tuple(self.behind.tasks)
+
+    async def drain(self, timeout: float) -> None:
+        """Flush what waits; what is not flushed in time is journalled, and is after a start."""
+        if self.behind is not None:
+            await self.behind.stop(timeout)
+
+    async def stop(self) -> None:
+        """Close everything."""
+        self.reads.stop()
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await self.postgres.stop()
+        except TimeoutError:
+            log.event(log.WARNING, "postgres_left_open")
+
+    def statistics(self) -> tuple[Statistics, ...]:
+        return self.invalidation.statistics()
+
+    def _dirty(self, plan: Plan, key: bytes) -> bool:
+        """Return whether PostgreSQL lacks writes of a key."""
+        behind = plan.writing is not None and plan.writing.mode == "behind"
+        return behind and self.behind is not None and self.behind.overlay(plan, key) is not None
+
+    def _report(self, report: Lost | Untrusted) -> None:
+        if isinstance(report, Untrusted):
+            self._sweeper.ask(report.cluster, report.keyspaces)
+        else:
+            self.restore.lost(report)
+
+    def _turned(self, up: bool) -> None:
+        if up:
+            self._states.change(log.INFO, "postgres", "up", "postgres_up")
+        else:
+            self._states.change(log.WARNING, "postgres", "down", "postgres_down")
+
+
+def backing_for(config: Config, router: wire.Router, plumbing: Plumbing) -> Backing | None:
+    """Return what stands behind keyspaces; None, and a line in the log, without a database."""
+    if config.database is not None:
+        return Backing(config, config.database, router, plumbing)
+    names = sorted(plan.name for plan in plans_in(router.ruleset).by_keyspace.values())
+    if names:
+        log.event(
+            log.WARNING, "no_database", keyspaces=", ".join(names),
+            reason="they live in Redis alone; set `database:` in sidecache.yaml or DATABASE_URL",
+        )  # fmt: skip
+    return None

@@ -1,0 +1,114 @@
+"""Who fetches a key for all sidecars, and what becomes of a key that has changed: in Redis.
+
+`reading` takes leases and fills keys with them, `through` makes keys void. Each is one script on
+the node of the key (lua/lease.lua, fill.lua, invalidate.lua).
+
+Always true:
+  * no call takes longer than SECONDS: a node that does not answer is one that is away;
+  * a key whose invalidation did not arrive is owed to its cluster and tried again, OWED keys at
+    most; where the outbox is installed its row says the same, so what is beyond that is not lost.
+"""
+
+import asyncio
+import itertools
+import secrets
+from collections.abc import Sequence
+
+from proxy import log
+from proxy.handlers.targets import Target
+from proxy.upstream.errands import Errands, Script
+
+LEASE = Script("lease")
+FILL = Script("fill")
+INVALIDATE = Script("invalidate")
+
+# A script of a few keys takes a fraction of a millisecond; who waits for it is a client.
+SECONDS = 0.25
+
+# Some two megabytes of names.
+OWED = 10_000
+
+# How often what is owed is tried again, in seconds, and how many keys at a time.
+ROUND, BATCH = 0.25, 500
+
+# What is said of a lease: one of these, or that nobody answered.
+THERE, NONE, WON, HELD, AWAY = "there", "none", "won", "held", "away"
+
+_SAID = {b"$%d\r\n%b\r\n" % (len(word), word.encode()): word for word in (THERE, NONE, WON, HELD)}
+
+
+class Leases:
+    """Those of one sidecar, in all clusters."""
+
+    def __init__(self, errands: Errands, states: log.StateLog) -> None:
+        self._errands = errands
+        self._states = states
+        self._mine = secrets.token_hex(6)
+        self._numbers = itertools.count()
+        self._owed: dict[tuple[int, bytes], Sequence[bytes]] = {}
+
+    @property
+    def owed(self) -> int:
+        """Return how many keys are to be invalidated as soon as their nodes are back."""
+        return len(self._owed)
+
+    def token(self) -> bytes:
+        """Return a word that no other lease has."""
+        return f"{self._mine}-{next(self._numbers)}".encode()
+
+    async def take(self, target: Target, token: bytes, least_ms: int) -> str:
+        """Ask for the lease of a key; return what is said of it."""
+        arguments = (token, b"%d" % target.plan.age.lease_ms, b"%d" % least_ms)
+        return _SAID.get(await self._ask(LEASE, target.plan.cluster, target.keys, arguments), AWAY)
+
+    async def fill(self, target: Target, token: bytes, arguments: Sequence[bytes]) -> bool:
+        """Store what was fetched; return whether the lease still allowed it."""
+        said = await self._ask(FILL, target.plan.cluster, target.keys, (token, *arguments))
+        return said == b":1\r\n"
+
+    async def void(self, target: Target) -> None:
+        """Make a key one that nobody has, now or as soon as its node is there."""
+        keys = (target.name,) if target.lease is None else target.keys
+        if not await self._void(target.plan.cluster, keys):
+            self._owe(target.plan.cluster, target.name, keys)
+
+    async def release(self, target: Target) -> None:
+        """End every fetch of a key that has been written in Redis, and forget that it was none."""
+        if target.lease is not None and target.marker is not None:
+            await self._void(target.plan.cluster, (target.lease, target.marker))
+
+    async def watch(self) -> None:
+        """Repay what is owed, for ever."""
+        while True:
+            await asyncio.sleep(ROUND)
+            if self._owed:
+                await self._repay()
+
+    async def _repay(self) -> None:
+        owed = list(itertools.islice(self._owed.items(), BATCH))
+        done = await asyncio.gather(*(self._void(place[0], keys) for place, keys in owed))
+        for (place, keys), gone in zip(owed, done, strict=True):
+            # Last in the row again, so that a node that stays away does not hold up the others.
+            del self._owed[place]
+            if not gone:
+                self._owed[place] = keys
+        if not self._owed:
+            self._states.change(log.INFO, "invalidations", "sent", "invalidations_sent")
+
+    def _owe(self, cluster: int, name: bytes, keys: Sequence[bytes]) -> None:
+        if len(self._owed) >= OWED:
+            del self._owed[next(iter(self._owed))]
+        self._owed[cluster, name] = keys
+        self._states.change(log.WARNING, "invalidations", "owed", "invalidations_owed")
+
+    async def _void(self, cluster: int, keys: Sequence[bytes]) -> bool:
+        return (await self._ask(INVALIDATE, cluster, keys, ()))[:1] == b":"
+
+    async def _ask(
+        self, script: Script, cluster: int, keys: Sequence[bytes], arguments: Sequence[bytes]
+    ) -> bytes:
+        try:
+            async with asyncio.timeout(SECONDS):
+                return await self._errands.ask(script, cluster, keys, arguments)
+        except TimeoutError:
+            return b"-TIMEOUT\r\n"

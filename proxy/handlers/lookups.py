@@ -1,0 +1,135 @@
+"""Look-ups of keys that PostgreSQL stands behind, where Redis had no answer.
+
+`backed` gives them here: what was not there, too old, or where no node could be asked; and
+questions of time, whose answers are those of Redis without the window that clients do not know.
+
+Always true: what cannot be had is an error of PostgreSQL's or of Redis', never nil; what is older
+than a policy lets clients see is not shown, but where PostgreSQL cannot answer.
+"""
+
+from collections.abc import Mapping
+
+from proxy import errors, resp, wire
+from proxy.errors import OriginError
+from proxy.handlers import Session
+from proxy.handlers.ageing import told
+from proxy.handlers.forward import ask
+from proxy.handlers.reading import Found, Reads, There
+from proxy.handlers.targets import Target
+from proxy.origin.answers import ANSWERED, answer
+from proxy.wire.rules import AWAY_WORDS, Reason
+
+# What a command that tells of a time asks a node for, and whether it wants seconds.
+_CLOCKS: Mapping[bytes, tuple[bytes, bool]] = {
+    b"ttl": (b"PTTL", True),
+    b"pttl": (b"PTTL", False),
+    b"expiretime": (b"PEXPIRETIME", True),
+    b"pexpiretime": (b"PEXPIRETIME", False),
+}
+
+
+_ANSWERED = ANSWERED | {b"mget"}
+
+# Types of which nothing is there where a command finds nothing; others have members and fields.
+_WHOLE = ("string", "json", "counter", None)
+
+
+async def look_up(session: Session, request: wire.Request, reads: Reads, target: Target) -> bytes:
+    """Answer a look-up by what PostgreSQL has."""
+    assert request.reply is not None
+    if request.reason == Reason.AWAY:
+        return await _away(session, request, reads, target, request.reply)
+    found = await reads.value(target)
+    if isinstance(found, There):
+        return await _again(session, request, reads, target)
+    if isinstance(found, OriginError) and _may_be_old(request, target):
+        reads.metrics.answer(target.plan.name, "stale")
+        return request.reply
+    if not isinstance(found, OriginError) and request.name not in _ANSWERED:
+        # Redis has been given the value, and knows the command.
+        return await _again(session, request, reads, target)
+    return _said(session, request, reads, target, found)
+
+
+async def time_left(session: Session, request: wire.Request, reads: Reads, target: Target) -> bytes:
+    """Answer how long a key lives, as far as clients know."""
+    question, seconds = _CLOCKS[request.name]
+    reply = await _ask(session, request, [question, target.name], target)
+    if reply.startswith(AWAY_WORDS):
+        return await _away(session, request, reads, target, reply)
+    if reply[:1] != b":":
+        return reply
+    left = int(reply[1:-2])
+    if left == -2 and target.plan.read is not None:
+        found = await reads.value(target)
+        if not isinstance(found, There):
+            return _said(session, request, reads, target, found)
+        # Somebody has fetched it meanwhile.
+        reply = await _ask(session, request, [question, target.name], target)
+        if reply[:1] != b":":
+            return reply
+        left = int(reply[1:-2])
+    return resp.integer(told(left, target.plan.age.window_ms, seconds))
+
+
+async def _away(
+    session: Session, request: wire.Request, reads: Reads, target: Target, reply: bytes
+) -> bytes:
+    """Answer without Redis, or as the data plane has it where the policy wants an error."""
+    found = await reads.away(target)
+    if found is None:
+        reads.metrics.answer(target.plan.name, "error")
+        return reply
+    return _said(session, request, reads, target, found)
+
+
+def _said(
+    session: Session,
+    request: wire.Request,
+    reads: Reads,
+    target: Target,
+    found: Found | OriginError,
+) -> bytes:
+    reads.count(target.plan, found)
+    if isinstance(found, OriginError):
+        return found.line
+    words = request.arguments
+    if request.name == b"mget":
+        return resp.array([answer_of_string(found, session.protocol)])
+    return answer(found.value, words, session.protocol, target.plan.ttl_ms) or errors.DEGRADED
+
+
+def answer_of_string(found: Found, protocol: int) -> bytes:
+    """Return a value as an element of MGET: what is no string is nil there."""
+    data = None if found.value is None else found.value.data
+    return resp.bulk(data) if isinstance(data, bytes) else resp.null(protocol)
+
+
+def _may_be_old(request: wire.Request, target: Target) -> bool:
+    """Return whether what Redis has may be shown because PostgreSQL cannot answer."""
+    return request.reason == Reason.EXPIRED and target.plan.age.bears_errors(request.left_ms)
+
+
+async def _again(session: Session, request: wire.Request, reads: Reads, target: Target) -> bytes:
+    """Ask Redis once more: the key is there now, or was all the time and a field of it is not."""
+    words = request.arguments
+    words[1] = target.name
+    reply = await _ask(session, request, words, target)
+    if reply.startswith(AWAY_WORDS):
+        return await _away(session, request, reads, target, reply)
+    if reply == request.reply and target.plan.type in _WHOLE:
+        # A key that came and went.
+        found = await reads.bypass(target)
+        if isinstance(found, OriginError) or request.name in _ANSWERED:
+            return _said(session, request, reads, target, found)
+    reads.metrics.answer(target.plan.name, "redis")
+    return reply
+
+
+async def _ask(
+    session: Session, request: wire.Request, words: list[bytes], target: Target
+) -> bytes:
+    place = session.downstream.locate(target.key, request.row, asked=False)
+    if isinstance(place, bytes):
+        return place
+    return await ask(session, place, words, request.row, request.received)

@@ -1,0 +1,181 @@
+"""What PostgreSQL is told of a command: its words become changes of fields.
+
+Used by `behind` before a write is journalled. What cannot be told without knowing what the key
+holds (conditions, elements that are taken out, parts of values) is refused, and so is what the
+keyspace's statement has no place for: nothing is acknowledged that does not arrive.
+
+Always true: words that Redis would refuse are refused here, in its words.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from proxy import errors
+from proxy.handlers.connection import integer
+from proxy.origin.batching import shape_of, summed
+from proxy.origin.merging import number
+from proxy.origin.records import Change, Op
+from proxy.plans import Plan
+
+# The parameter of a statement that takes the value of a string, JSON or a counter, and the one
+# that takes the seconds that it lives.
+VALUE, TTL = b"value", b"ttl"
+
+INTEGERS = range(-(2**63), 2**63)
+
+
+def not_here(plan: Plan, name: bytes) -> bytes:
+    """Return the error line for a command that no journal can hold."""
+    return errors.not_behind(plan.name, f"{errors.quoted(name)} cannot be journalled")
+
+
+class Told(NamedTuple):
+    """One key's part in a command."""
+
+    key: bytes
+    changes: tuple[Change, ...]
+
+
+class Refused(Exception):
+    """The command is answered with an error line, and nothing is changed."""
+
+    def __init__(self, line: bytes) -> None:
+        super().__init__(line)
+        self.line = line
+
+
+def told(plan: Plan, name: bytes, words: Sequence[bytes]) -> list[Told]:
+    """Return what a write of a key of this plan changes. Raises Refused."""
+    read = _READERS.get(name)
+    if read is None:
+        raise Refused(not_here(plan, name))
+    return read(plan, words)
+
+
+def fits(plan: Plan, changes: Sequence[Change]) -> None:
+    """Raise Refused for a change that the statement of a plan has no place for."""
+    assert plan.writing is not None
+    statement = plan.writing.statement
+    names = {name.encode() for name, kind in statement.parameters if kind == "field"}
+    counted = {name.encode() for name in summed(statement)}
+    if plan.writing.merge == "add" and shape_of(statement.text) is None:
+        counted = names
+    for op, field, _ in changes:
+        if op is Op.DROP:
+            continue
+        if field not in names:
+            raise Refused(errors.not_behind(plan.name, "its statement has no such field"))
+        if op is Op.ADD and field not in counted:
+            raise Refused(errors.not_behind(plan.name, "its statement sets the field"))
+        if op is not Op.ADD and field in counted:
+            raise Refused(errors.not_behind(plan.name, "its statement counts the field up"))
+
+
+def _times(plan: Plan, seconds: bytes | None) -> tuple[Change, ...]:
+    """Return the change of the time to live, where the statement asks for it."""
+    assert plan.writing is not None
+    if not any(name.encode() == TTL for name, _ in plan.writing.statement.parameters):
+        return ()
+    return (Change(Op.ERASE, TTL) if seconds is None else Change(Op.SET, TTL, seconds),)
+
+
+def _whole(value: bytes) -> bytes:
+    found = integer(value)
+    if found is None or found not in INTEGERS:
+        raise Refused(errors.NOT_AN_INTEGER)
+    return b"%d" % found
+
+
+def _positive(value: bytes, name: str) -> int:
+    seconds = int(_whole(value))
+    if seconds <= 0:
+        raise Refused(errors.line(f"ERR invalid expire time in '{name}' command"))
+    return seconds
+
+
+def _decimal(value: bytes) -> bytes:
+    if number(value) is None:
+        raise Refused(errors.NOT_A_FLOAT)
+    return value
+
+
+def _set(plan: Plan, words: Sequence[bytes]) -> list[Told]:
+    _, key, value, *options = words
+    seconds: bytes | None = None
+    place = 0
+    while place < len(options):
+        word = options[place].upper()
+        if word in (b"NX", b"XX", b"IFEQ"):
+            raise Refused(errors.not_behind(plan.name, "a condition cannot be journalled"))
+        if word in (b"EX", b"PX", b"EXAT", b"PXAT") and place + 1 < len(options):
+            place += 1
+            amount = _positive(options[place], "set")
+            seconds = {b"EX": b"%d" % amount, b"PX": b"%.3f" % (amount / 1000)}.get(word)
+        elif word not in (b"KEEPTTL", b"GET"):
+            raise Refused(errors.SYNTAX)
+        place += 1
+    return [Told(key, (Change(Op.SET, VALUE, value), *_times(plan, seconds)))]
+
+
+def _setex(plan: Plan, words: Sequence[bytes]) -> list[Told]:
+    seconds = _positive(words[2], "setex")
+    return [Told(words[1], (Change(Op.SET, VALUE, words[3]), *_times(plan, b"%d" % seconds)))]
+
+
+def _psetex(plan: Plan, words: Sequence[bytes]) -> list[Told]:
+    seconds = b"%.3f" % (_positive(words[2], "psetex") / 1000)
+    return [Told(words[1], (Change(Op.SET, VALUE, words[3]), *_times(plan, seconds)))]
+
+
+def _mset(plan: Plan, words: Sequence[bytes]) -> list[Told]:
+    if len(words) % 2 == 0:
+        raise Refused(errors.wrong_arity(b"mset"))
+    return [
+        Told(key, (Change(Op.SET, VALUE, value), *_times(plan, None)))
+        for key, value in zip(words[1::2], words[2::2], strict=True)
+    ]
+
+
+def _counting(sign: int, given: bool) -> Callable[[Plan, Sequence[bytes]], list[Told]]:
+    def read(plan: Plan, words: Sequence[bytes]) -> list[Told]:
+        delta = sign * (int(_whole(words[2])) if given else 1)
+        return [Told(words[1], (Change(Op.ADD, VALUE, b"%d" % delta),))]
+
+    return read
+
+
+def _incrbyfloat(plan: Plan, words: Sequence[bytes]) -> list[Told]:
+    return [Told(words[1], (Change(Op.ADD, VALUE, _decimal(words[2])),))]
+
+
+def _hset(plan: Plan, words: Sequence[bytes]) -> list[Told]:
+    if len(words) % 2:
+        raise Refused(errors.wrong_arity(words[0].lower()))
+    pairs = zip(words[2::2], words[3::2], strict=True)
+    return [Told(words[1], tuple(Change(Op.SET, field, value) for field, value in pairs))]
+
+
+def _hincrby(plan: Plan, words: Sequence[bytes]) -> list[Told]:
+    return [Told(words[1], (Change(Op.ADD, words[2], _whole(words[3])),))]
+
+
+def _hincrbyfloat(plan: Plan, words: Sequence[bytes]) -> list[Told]:
+    return [Told(words[1], (Change(Op.ADD, words[2], _decimal(words[3])),))]
+
+
+def _hdel(plan: Plan, words: Sequence[bytes]) -> list[Told]:
+    return [Told(words[1], tuple(Change(Op.ERASE, field) for field in words[2:]))]
+
+
+def _del(plan: Plan, words: Sequence[bytes]) -> list[Told]:
+    return [Told(key, (Change(Op.DROP),)) for key in words[1:]]
+
+
+_READERS: dict[bytes, Callable[[Plan, Sequence[bytes]], list[Told]]] = {
+    b"set": _set, b"setex": _setex, b"psetex": _psetex, b"mset": _mset,
+    b"incr": _counting(1, given=False), b"decr": _counting(-1, given=False),
+    b"incrby": _counting(1, given=True), b"decrby": _counting(-1, given=True),
+    b"incrbyfloat": _incrbyfloat,
+    b"hset": _hset, b"hmset": _hset, b"hincrby": _hincrby, b"hincrbyfloat": _hincrbyfloat,
+    b"hdel": _hdel, b"del": _del, b"unlink": _del,
+}  # fmt: skip

@@ -1,0 +1,181 @@
+"""What policies say about PostgreSQL, one `Plan` per keyspace that has to do with it.
+
+`policy.planning` makes them; a `wire.Ruleset` carries them, so that a reload replaces both at once
+and no request sees half of two versions. Handlers, origin and control read them. Plain values.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from proxy import wire
+from proxy.wire.rules import Segment
+
+# How PostgreSQL is told the type of a segment. Text is what a key is made of; a column of another
+# type wants a typed segment, and `sidecache check --database` says which.
+SQL_TYPES: Mapping[str, str] = {
+    "text": "text", "path": "text", "hex": "text", "ip": "text",
+    "int": "bigint", "uuid": "uuid", "date": "date",
+}  # fmt: skip
+
+
+class Parameter(NamedTuple):
+    """One parameter of a statement, in the place of its number."""
+
+    name: str
+    kind: str  # of the key's segment; "field" for one of what is written, whose type the table says
+
+
+class Statement(NamedTuple):
+    """SQL as PostgreSQL gets it. Its text comes from the policies alone, never from a key."""
+
+    name: str  # "event read": the keyspace and what for
+    text: str  # with $1, $2 ...; segments are cast to the type of their kind
+    parameters: tuple[Parameter, ...]
+    place: str = ""  # file:line:column of the policy
+
+
+class Age(NamedTuple):
+    """How old an answer may be, in milliseconds; 0 where nothing is said."""
+
+    stale_ms: int = 0  # served while it is fetched again
+    error_ms: int = 0  # served while PostgreSQL cannot answer
+    negative_ms: int = 0  # how long it is remembered that there is no row
+    lease_ms: int = 3000  # how long one sidecar fetches for all
+    early: bool = False
+
+    @property
+    def window_ms(self) -> int:
+        """Return what a time to live in Redis is longer than the client's own."""
+        return max(self.stale_ms, self.error_ms)
+
+    def past_ms(self, left_ms: int) -> int:
+        """Return how long clients have taken a key for gone that Redis keeps for so much longer."""
+        return self.window_ms - left_ms
+
+    def bears_errors(self, left_ms: int) -> bool:
+        """Return whether such a key may be shown where PostgreSQL cannot answer."""
+        return left_ms >= 0 and self.past_ms(left_ms) <= self.error_ms
+
+
+class Writing(NamedTuple):
+    """What a write does in PostgreSQL."""
+
+    mode: str  # "through" or "behind"
+    statement: Statement
+    version: str | None  # column that grows with every write
+    merge: str  # "replace" "add" "max" "min" "fields"
+    every: float  # seconds
+    rows: int
+    journal_bytes: int
+
+
+class Dependency(NamedTuple):
+    """A keyspace whose keys become stale when rows of a table change."""
+
+    keyspace: int
+    columns: tuple[str, ...]  # of the table, one for each segment of the key in its order
+
+
+class Watch(NamedTuple):
+    """A table whose changes are noted, and the columns that are taken of each changed row."""
+
+    table: str  # as written, schema included
+    columns: tuple[tuple[str, str], ...]  # (column, file:line:column of who named it first)
+    place: str
+
+
+class Detour(NamedTuple):
+    """What happens while Redis is away."""
+
+    reads: str = "error"  # "origin" "stale" "error"
+    writes: str = "error"  # "origin" "journal" "error"
+    share: float | None = None  # of the PostgreSQL budget, 0 to 1
+    exercise: float = 0.0  # part of reads that go this way every day
+
+
+class Restoring(NamedTuple):
+    """How a keyspace is filled again."""
+
+    statement: Statement
+    priority: int
+    rate: float | None  # keys per second
+
+
+class Plan(NamedTuple):
+    """One keyspace."""
+
+    keyspace: int  # its index in the ruleset
+    name: str
+    pattern: tuple[bytes | Segment, ...]
+    cluster: int
+    kind: str  # "cache" "state" "lock" "rate_limit"
+    type: str | None
+    ttl_ms: int  # 0: lives for ever
+    jitter: float  # up to which share of the time is taken off
+    read: Statement | None
+    columns: tuple[tuple[str, str], ...]  # (field, column); all under their own names when empty
+    max_rows: int
+    age: Age
+    writing: Writing | None
+    detour: Detour
+    restoring: Restoring | None
+    on_loss: str | None  # "restore" "refill" "lost"
+    drift: float  # keys per second that are compared; 0: none
+    security: bool
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        return tuple(part for part in self.pattern if isinstance(part, Segment))
+
+    @property
+    def mode(self) -> str:
+        """Return what a write is to PostgreSQL: "none" "through" "behind"."""
+        return "none" if self.writing is None else self.writing.mode
+
+    def key_of(self, values: Mapping[str, str]) -> bytes:
+        """Return the client's key for the values of its segments. Raises KeyError."""
+        return b"".join(
+            part if isinstance(part, bytes) else values[part.name].encode() for part in self.pattern
+        )
+
+
+class Plans(NamedTuple):
+    """All of them."""
+
+    by_keyspace: Mapping[int, Plan] = {}
+    by_table: Mapping[str, tuple[Dependency, ...]] = {}  # by name as written, schema included
+    lost: tuple[tuple[int, str], ...] = ()  # cluster and name of what nobody can bring back
+
+
+NONE = Plans()
+
+# What stands beside a key in its slot: who fetches it at present, and that there is no such row.
+LEASE = b"sidecache:lease:"
+ABSENT = b"sidecache:none:"
+
+
+def companion(prefix: bytes, name: bytes) -> bytes | None:
+    """Return the key that stands beside a key, given as nodes name it; it has the same slot.
+
+    None for a name with braces that make no hash tag: nothing can be put beside it.
+    """
+    opened = name.find(b"{")
+    tagged = opened >= 0 and name.find(b"}", opened) > opened + 1
+    beside = prefix + (name if tagged else b"{%b}" % name)
+    return beside if wire.key_slot(beside) == wire.key_slot(name) else None
+
+
+def plans_in(ruleset: wire.Ruleset) -> Plans:
+    """Return the plans that belong to rules."""
+    plans = ruleset.plans
+    return plans if isinstance(plans, Plans) else NONE
+
+
+def beside_which(name: bytes) -> bytes:
+    """Return the key that a key stands beside, as nodes name both; any other is its own."""
+    for prefix in (LEASE, ABSENT):
+        if name.startswith(prefix):
+            inner = name[len(prefix) :]
+            bare = inner[1:-1]
+            return bare if companion(prefix, bare) == name else inner
+    return name

@@ -1,0 +1,17 @@
+"""Client libraries that do not come with the project's own packages."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.npm import installed
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+async def node_clients() -> AsyncIterator[Path]:
+    """A folder with ioredis and node-redis from npm; skipped where they cannot be had."""
+    async with installed([HERE / "package.json", HERE / "everyday.mjs"]) as folder:
+        yield folder

@@ -1,0 +1,254 @@
+"""Write-behind between a client, a journal with a real PostgreSQL, and nodes that a test plays."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from proxy import errors, log
+from proxy.commands import ROWS
+from proxy.handlers.behind import overlaid
+from proxy.handlers.leases import Leases
+from proxy.handlers.reading import Reads
+from proxy.origin import behind as module
+from proxy.origin.behind import WriteBehind
+from proxy.origin.merging import Row
+from proxy.origin.records import Change, Entry, Op
+from proxy.plans import Detour, Statement, plans_in
+from proxy.tallies import BehindMetrics, ReadMetrics
+from proxy.upstream.errands import Errands
+from proxy.wire.rules import Duty, Keyspace
+from tests.handlers import desk
+from tests.handlers.backed_desk import nobody
+from tests.handlers.desk import Desk
+from tests.origin.activity import UPSERT, connecting, plan_of, plans_of, rows_of, writing
+
+KEY = b"activity:u1:2026-11-29"
+VIEWS = "SELECT views, name FROM activity"
+PLAN = plan_of(writing(every=3600.0), detour=Detour(writes="journal"))
+
+READABLE = PLAN._replace(
+    read=Statement("activity read", "SELECT", UPSERT.parameters[:2]),
+)
+
+
+def test_what_waits_lies_upon_what_is_there() -> None:
+    """Fields that were set, counted up and erased; a key that was deleted has nothing below."""
+    row = Row("activity", b"k")
+    changes = [(Op.SET, b"a", b"1"), (Op.ADD, b"b", b"2"), (Op.ADD, b"c", b"3"), (Op.ERASE, b"d")]
+    row.merge(Entry(1, 0.0, "activity", b"k", tuple(Change(*each) for each in changes)), "add")
+    base = {b"a": b"0", b"b": b"40", b"d": b"x", b"e": b"y"}
+    assert overlaid(row, base) == {b"a": b"1", b"b": b"42", b"c": b"3", b"e": b"y"}
+    row.dropped = True
+    assert overlaid(row, base) == {b"a": b"1", b"b": b"2", b"c": b"3"}
+
+
+class Table(Desk):
+    """A desk whose keyspace is written behind; both nodes of its cluster answer what it says."""
+
+    def __init__(self, directory: Path, dsn: str) -> None:
+        super().__init__()
+        metrics = BehindMetrics(CollectorRegistry())
+        rules = self.server.router.ruleset
+        self.behind = WriteBehind(directory, connecting(dsn), lambda: plans_in(rules), metrics)
+        self.server.behind = self.behind
+        self.client = self.connect()
+
+    async def ask(self, *words: bytes, node: bytes | None = None) -> bytes:
+        """Return the reply to a command, for which the node says this where it is asked."""
+        self.client.send(*words)
+        if node is not None:
+            while not any(each.sent for pair in self.nodes for each in pair):
+                await asyncio.sleep(0)
+                self.settle()
+            for pair in self.nodes:
+                for each in pair:
+                    if each.commands():
+                        each.answer(node)
+        return await self.client.reply()
+
+    def lose(self) -> None:
+        for pair in self.nodes:
+            for each in pair:
+                each.upstream.available = False
+
+
+@pytest.fixture
+async def table(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    activity: str,
+) -> AsyncIterator[Table]:
+    keyspace = Keyspace(
+        name="activity", pattern=PLAN.pattern, cluster=0, hash_tag=None, characters=None,
+        max_key_bytes=512, denied=bytes(len(ROWS)), key_error=b"-POLICY key\r\n",
+        denied_error=b"-NOPERM denied\r\n", detours=True,
+        duties=bytes(Duty.ORIGIN * (row.looks_up or row.write) for row in ROWS),
+    )  # fmt: skip
+    monkeypatch.setattr(desk, "KEYSPACES", [keyspace])
+    monkeypatch.setattr(desk, "PLANS", plans_of(getattr(request, "param", PLAN)))
+    made = Table(tmp_path, activity)
+    await made.behind.start()
+    yield made
+    await made.behind.stop(10.0)
+
+
+pytestmark = pytest.mark.integration
+
+
+async def test_a_write_is_journalled_before_the_node_hears(table: Table, activity: str) -> None:
+    """And the client gets the node's reply."""
+    assert await table.ask(b"HINCRBY", KEY, b"views", b"2", node=b":2\r\n") == b":2\r\n"
+    assert table.behind.overlay(PLAN, KEY) is not None
+    await table.behind.stop(10.0)
+    assert await rows_of(activity, VIEWS) == [(2, None)]
+
+
+async def test_an_increment_that_the_node_refuses_is_taken_back(
+    table: Table, activity: str
+) -> None:
+    """An outcome that nobody knows is left as it is: it may have happened."""
+    refused = b"-ERR hash value is not an integer\r\n"
+    assert await table.ask(b"HINCRBY", KEY, b"views", b"2", node=refused) == refused
+    unknown = errors.UNKNOWN_OUTCOME
+    assert await table.ask(b"HINCRBY", KEY, b"views", b"-5", node=unknown) == unknown
+    await table.behind.stop(10.0)
+    assert await rows_of(activity, VIEWS) == [(-5, None)]
+
+
+async def test_what_the_journal_refuses_does_not_reach_the_node(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither where it is full nor where the command cannot be told."""
+    monkeypatch.setattr(table.behind, "_share", lambda plan: 1.0)
+    assert await table.ask(b"HINCRBY", KEY, b"views", b"2") == errors.JOURNAL_FULL
+    reply = await table.ask(b"HSETNX", KEY, b"name", b"x")
+    assert reply.startswith(b"-POLICY write refused by keyspace 'activity'")
+    assert not any(node.sent for pair in table.nodes for node in pair)
+
+
+async def test_what_postgres_has_no_value_for_is_refused(table: Table) -> None:
+    """A day that is none, bytes that are no text: an error now, and no dead letter later."""
+    reply = await table.ask(b"HINCRBY", b"activity:u1:2026-99-99", b"views", b"2")
+    assert reply.startswith(b"-POLICY key refused by keyspace 'activity'")
+    reply = await table.ask(b"HINCRBY", b"activity:\xff:2026-11-29", b"views", b"2")
+    assert reply.startswith(b"-POLICY")
+    for value in (b"\xff", b"a\0b"):
+        reply = await table.ask(b"HSET", KEY, b"name", value)
+        assert reply.startswith(b"-POLICY write refused by keyspace 'activity'")
+    assert table.behind.overlay(PLAN, KEY) is None
+    assert not any(node.sent for pair in table.nodes for node in pair)
+
+
+async def test_times_and_reads_go_past_the_journal(table: Table) -> None:
+    """They change no value."""
+    assert await table.ask(b"EXPIRE", KEY, b"100", node=b":1\r\n") == b":1\r\n"
+    assert await table.ask(b"HGET", KEY, b"views", node=b"$1\r\n7\r\n") == b"$1\r\n7\r\n"
+    assert table.behind.overlay(PLAN, KEY) is None
+
+
+async def test_a_look_up_that_finds_nothing_finds_what_waits(table: Table) -> None:
+    """A key that Redis has lost is what was written since PostgreSQL was told."""
+    await table.ask(b"HSET", KEY, b"name", b"Ada", node=b":1\r\n")
+    assert await table.ask(b"HGET", KEY, b"name", node=b"$-1\r\n") == b"$3\r\nAda\r\n"
+    await table.ask(b"DEL", KEY, node=b":1\r\n")
+    assert await table.ask(b"HGETALL", KEY, node=b"*0\r\n") == b"*0\r\n"
+    other = b"activity:u2:2026-11-29"
+    assert await table.ask(b"HGET", other, b"name", node=b"$-1\r\n") == b"$-1\r\n"
+
+
+async def test_without_redis_only_exact_answers_are_given(table: Table, activity: str) -> None:
+    """A key that was deleted before is known whole; of others only PostgreSQL knows more."""
+    await table.ask(b"DEL", KEY, node=b":0\r\n")
+    table.lose()
+    assert await table.ask(b"HMSET", KEY, b"name", b"Ada") == b"+OK\r\n"
+    assert await table.ask(b"HINCRBY", KEY, b"views", b"5") == b":5\r\n"
+    assert await table.ask(b"HINCRBY", KEY, b"views", b"-2") == b":3\r\n"
+    assert await table.ask(b"HINCRBYFLOAT", KEY, b"views", b"1.50") == b"$3\r\n4.5\r\n"
+    assert await table.ask(b"HINCRBY", KEY, b"views", b"1") == errors.NOT_AN_INTEGER
+    assert await table.ask(b"HINCRBYFLOAT", KEY, b"views", b"-0.5") == b"$1\r\n4\r\n"
+    assert await table.ask(b"HSET", KEY, b"name", b"x", b"score", b"1") == b":1\r\n"
+    assert await table.ask(b"HDEL", KEY, b"score", b"name") == b":2\r\n"
+    assert await table.ask(b"HGETALL", KEY) == b"*2\r\n$5\r\nviews\r\n$1\r\n4\r\n"
+    assert await table.ask(b"DEL", KEY) == b":1\r\n"
+    assert await table.ask(b"DEL", KEY) == b":0\r\n"
+    other = b"activity:u2:2026-11-29"
+    assert await table.ask(b"HINCRBY", other, b"views", b"1") == errors.DEGRADED
+    assert await table.ask(b"HGET", other, b"views") == errors.CLUSTERDOWN
+    await table.behind.stop(10.0)
+    assert await rows_of(activity, "SELECT id FROM activity") == [("u1",)]
+
+
+@pytest.mark.parametrize("table", [READABLE], indirect=True)
+async def test_without_redis_postgres_knows_the_rest(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row that was flushed, and upon it what waits: an increment is answered exactly."""
+
+    async def fetch(*_: object, **__: object) -> list[dict[str, str]]:
+        return [{"views": "40", "name": "Ada"}]
+
+    monkeypatch.setattr(table.server, "postgres", SimpleNamespace(fetch=fetch))
+    table.lose()
+    assert await table.ask(b"HINCRBY", KEY, b"views", b"2") == b":42\r\n"
+    assert await table.ask(b"HINCRBY", KEY, b"views", b"2") == b":44\r\n"
+    assert await table.ask(b"HGET", KEY, b"views") == b"$2\r\n44\r\n"
+    assert await table.ask(b"HSET", KEY, b"name", b"x", b"score", b"1") == b":1\r\n"
+
+
+@pytest.mark.parametrize("table", [PLAN._replace(detour=Detour())], indirect=True)
+async def test_without_redis_a_policy_may_refuse_writes(table: Table) -> None:
+    """Then nothing is journalled."""
+    table.lose()
+    assert await table.ask(b"HINCRBY", KEY, b"views", b"2") == errors.CLUSTERDOWN
+    assert table.behind.overlay(PLAN, KEY) is None
+
+
+async def test_a_disk_that_hangs_is_told(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody knows what becomes of the write, and its client is told so."""
+    monkeypatch.setattr(module, "SYNC_SECONDS", 0.0)
+    assert await table.ask(b"HINCRBY", KEY, b"views", b"2") == errors.UNKNOWN_WRITE
+
+
+async def test_a_transaction_cannot_be_journalled(table: Table) -> None:
+    """Its commands are refused one by one, and EXEC runs nothing."""
+    assert await table.ask(b"MULTI") == b"+OK\r\n"
+    reply = await table.ask(b"HINCRBY", KEY, b"views", b"2")
+    assert reply.startswith(b"-POLICY write refused by keyspace 'activity': hincrby")
+    assert (await table.ask(b"EXEC")).startswith(b"-EXECABORT")
+
+
+@pytest.mark.parametrize("table", [READABLE], indirect=True)
+async def test_a_write_is_upon_what_postgres_has_and_ends_fetches(table: Table) -> None:
+    """A part is written to the whole row, and what was read before does not take its place."""
+    leases = Leases(Errands(table.server.router, table.batch), log.StateLog())
+    table.server.reads = Reads(nobody(), leases, ReadMetrics(CollectorRegistry()))
+    table.client.send(b"HINCRBY", KEY, b"views", b"2")
+    await answered(table, b"EVALSHA", b"$5\r\nthere\r\n")
+    beside = [b"sidecache:%b:{%b}" % (kind, KEY) for kind in (b"lease", b"none")]
+    sent = await answered(table, b"MULTI", b"+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n:0\r\n:42\r\n")
+    assert sent[1:3] == [[b"UNLINK", *beside], [b"HINCRBY", KEY, b"views", b"2"]]
+    assert await table.client.reply() == b":42\r\n"
+    # What waits is in Redis, and PostgreSQL is behind: nothing is fetched.
+    table.client.send(b"HINCRBY", KEY, b"views", b"1")
+    await answered(table, b"MULTI", b"+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n:0\r\n:43\r\n")
+    assert await table.client.reply() == b":43\r\n"
+
+
+async def answered(table: Table, name: bytes, replies: bytes) -> list[list[bytes]]:
+    """Answer what a node is asked next; return it."""
+    nodes = [node for pair in table.nodes for node in pair]
+    async with asyncio.timeout(5):
+        while not any(node.sent for node in nodes):
+            await asyncio.sleep(0)
+            table.settle()
+    node = next(node for node in nodes if node.sent)
+    sent = node.commands()
+    assert sent[0][0] == name
+    node.answer(replies)
+    table.settle()
+    return sent

@@ -1,0 +1,74 @@
+"""Write-through where PostgreSQL or Redis is away, and what is refused."""
+
+import pytest
+
+from proxy import errors
+from proxy.plans import Detour
+from tests.handlers.backed_desk import THROUGH, BackedDesk, plan
+
+
+@pytest.fixture
+async def table() -> BackedDesk:
+    return BackedDesk(plan(writing=THROUGH))
+
+
+async def test_what_postgres_does_not_take_is_not_answered_with_ok(table: BackedDesk) -> None:
+    """PostgreSQL is away: the client hears so, and Redis is not touched."""
+    client = table.connect()
+    client.send(b"HMSET", b"user:1", b"name", b"x")
+    assert await client.reply() == errors.ORIGIN_DOWN
+    assert table.home.sent == b""
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        (b"HMSET user:1 name x age 3", errors.no_column("user")),
+        (b"HSETNX user:1 name x", errors.no_statement("user")),
+        (b"HINCRBY user:1 name 1", errors.no_statement("user")),
+        (b"HDEL user:1 name", errors.no_statement("user")),
+        (b"SET user:1 x", errors.no_column("user")),
+        (b"SET user:1 x NX", errors.no_statement("user")),
+        (b"SET user:1 x GET", errors.no_statement("user")),
+        (b"SETEX user:1 ten x", errors.no_statement("user")),
+        (b"EVAL x 1 user:1", errors.no_statement("user")),
+        (b"EVALSHA x 2 other user:1", errors.no_statement("user")),
+        (b"FCALL f 1 user:1", errors.no_statement("user")),
+        (b"COPY other user:1", errors.no_statement("user")),
+        (b"BLPOP user:1 0", errors.no_statement("user")),
+        (b"RENAME user:{1}a user:{1}b", errors.no_statement("user")),
+    ],
+)
+async def test_what_the_statement_cannot_do_is_refused(
+    table: BackedDesk, command: bytes, line: bytes
+) -> None:
+    """Nothing is written in part, neither here nor there."""
+    client = table.connect()
+    client.send(*command.split())
+    assert await client.reply() == line
+    assert table.home.sent == b""
+
+
+async def test_without_redis_a_policy_may_refuse_writes() -> None:
+    """Where writes do not go on without Redis, none reaches PostgreSQL."""
+    table = BackedDesk(plan(writing=THROUGH, detour=Detour("origin", "error")))
+    client = table.connect()
+    table.away()
+    client.send(b"HMSET", b"user:1", b"name", b"x")
+    assert await client.reply() == errors.CLUSTERDOWN
+
+
+async def test_a_deletion_without_redis_is_owed(table: BackedDesk) -> None:
+    """The copy goes when its node is back, whatever PostgreSQL says of the row."""
+    client = table.connect()
+    table.away()
+    client.send(b"DEL", b"user:1")
+    assert await client.reply() == errors.ORIGIN_DOWN
+    assert table.leases.owed == 1
+
+
+async def test_a_script_that_only_reads_is_run(table: BackedDesk) -> None:
+    """What cannot write is no way past PostgreSQL."""
+    client = table.connect()
+    client.send(b"EVAL_RO", b"return 1", b"1", b"user:1")
+    assert await table.asked() == [[b"EVAL_RO", b"return 1", b"1", b"user:1"]]
