@@ -104,10 +104,10 @@ async def test_rows_that_make_no_key_are_left_out(
     bench: Restorer, cache_cluster: Cluster, url: str
 ) -> None:
     """NULL in a segment or as the value, and what would be a key of nobody."""
-    await insert(url, r"VALUES ('a' || chr(10), 't', 1), ('none', NULL, 50), ('b', 't', NULL)")
+    await insert(url, "VALUES ('a:b', 't', 50), ('none', NULL, 50), ('b', 't', NULL)")
     assert (await refill(bench, "hold").page(())).written == 0
     page = await refill(bench, "venue").page(())
-    assert (page.rows, page.written) == (2, 2)
+    assert (page.rows, page.written) == (1, 1)
 
 
 async def test_a_page_that_comes_late_writes_nothing(

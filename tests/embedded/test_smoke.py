@@ -52,6 +52,8 @@ async def test_a_working_proxy_passes_and_keeps_no_key(
     booking_proxy: Sidecar, clusters: Clusters, booking_dsn: str
 ) -> None:
     """Every question gets its right answer, and nothing is left in Redis."""
+    await clusters.cache.flush()
+    await clusters.locks.flush()
     found = await findings(smoke.Target(booking_proxy, clusters.cache, booking_dsn))
     assert found == dict.fromkeys(found, "")
     for node in (*clusters.cache.primaries, *clusters.locks.primaries):
