@@ -38,7 +38,9 @@ async def test_a_shard_that_comes_back_tells_nothing_of_before(
     tmp_path: Path,
 ) -> None:  # fmt: skip
     """What changed while it was away is taken out of it before anybody is told what it has."""
-    cluster = await start_cluster(NodeOptions(node_timeout=1.0, settings={"appendonly": "yes"}), Shape(3, 0))
+    cluster = await start_cluster(
+        NodeOptions(node_timeout=1.0, settings={"appendonly": "yes"}), Shape(3, 0)
+    )
     async with races(postgres_server, cluster, proxy_process, tmp_path, 1) as made:
         callers = [await Caller.open(sidecar.port) for sidecar in made.sidecars]
         node = cluster.primaries[0]
