@@ -367,6 +367,17 @@ def no_lock_command(keyspace: str) -> bytes:
     return line(f"POLICY command refused by keyspace '{keyspace}': {rule}")
 
 
+NOT_TEXT = line("ERR a name of an owner, a lock or a booking is text, and not empty")
+
+
+def too_many_locks(most: int) -> bytes:
+    return line(f"ERR at most {most} locks are taken at a time")
+
+
+def no_queue(keyspace: str) -> bytes:
+    return line(f"POLICY command refused by keyspace '{keyspace}': its locks have no queue")
+
+
 def no_lock_owner(keyspace: str) -> bytes:
     return line(f"POLICY value refused by keyspace '{keyspace}': it names no owner of the lock")
 

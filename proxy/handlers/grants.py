@@ -157,7 +157,9 @@ class Grants:
         )
         return places
 
-    async def vanish(self, plan: Plan, keys: Sequence[bytes], owner: str, token: int) -> None:
+    async def vanish(
+        self, plan: Plan, keys: Sequence[bytes], owner: str, token: int | None
+    ) -> None:
         """Give up what was granted to a client that has gone meanwhile."""
         self._metrics.count("vanished")
         with contextlib.suppress(OriginError):

@@ -57,10 +57,11 @@ def take(
     handler = _HANDLERS.get(request.name)
     if handler is None:
         return errors.no_lock_command(plan.name)
-    return _answered(handler(session, request, grants, targets))
+    return answered(handler(session, request, grants, targets))
 
 
-async def _answered(reply: Awaitable[bytes]) -> bytes:
+async def answered(reply: Awaitable[bytes]) -> bytes:
+    """Return a reply, or the error line of what PostgreSQL could not do."""
     try:
         return await reply
     except OriginError as error:
@@ -85,7 +86,7 @@ def scripted(
     wanted = {Does.EXTEND: 2, Does.LENGTHEN: 3}.get(form.does, 1) if form is not None else 0
     if form is None or len(rest) < wanted or any(t.plan.locking is None for t in targets):
         return errors.no_lock_command(targets[0].plan.name)
-    return _answered(_run(grants, form, targets, rest))
+    return answered(_run(grants, form, targets, rest))
 
 
 # Taking.
