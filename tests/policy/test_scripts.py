@@ -1,8 +1,11 @@
-"""Whether all keys of a script are in one slot."""
+"""Scripts as commands: where their keys are, and the rows that are made of them."""
+
+import hashlib
 
 import pytest
 
-from tests.policy.rulebook import Folder
+from proxy.wire import rules
+from tests.policy.rulebook import Folder, compiled, load
 
 KEYSPACES = """
 keyspaces:
@@ -16,12 +19,16 @@ keyspaces:
 """
 
 
+# All that a key of these tests is made of.
+ARGUMENTS = "arguments: [a, b, e, s, u, x]"
+
+
 def complaints(folder: Folder, *keys: str) -> list[str]:
     listed = ", ".join(f"'{key}'" for key in keys)
     (folder.path / "lua").mkdir()
     (folder.path / "lua" / "t.lua").touch()
     return folder.complaints(
-        KEYSPACES + f"scripts:\n  take: {{name: T, file: t.lua, keys: [{listed}]}}\n"
+        KEYSPACES + f"scripts:\n  take: {{name: T, file: t.lua, keys: [{listed}], {ARGUMENTS}}}\n"
     )
 
 
@@ -56,3 +63,72 @@ def test_keys_that_are_split(folder: Folder, keys: tuple[str, ...], told: str) -
     assert len(found) == 1
     assert told in found[0]
     assert found[0].startswith("a.yaml:11:")
+
+
+OFFERED = """
+scripts:
+  take:
+    name: SEAT.TAKE
+    file: t.lua
+    keys: ["seat_lock:{event}:{seat}", "{where:path}"]
+    arguments: [event, seat, where]
+    more: others
+    reply: map
+    reads: true
+"""
+
+
+def row_of(folder: Folder, text: str) -> rules.Command:
+    (folder.path / "lua").mkdir()
+    (folder.path / "lua" / "t.lua").write_text("return 1")
+    ruleset = folder.compile(text)
+    return ruleset.commands[ruleset.find_command(b"seat.TAKE")]
+
+
+def test_a_script_is_a_row(folder: Folder) -> None:
+    """A script's command has the arity of its arguments, and is a read if it says so."""
+    text = OFFERED.replace(', "{where:path}"', "")
+    row = row_of(folder, KEYSPACES + text)
+    assert (row.name, row.arity, row.write, row.repeatable) == (b"seat.take", -4, False, True)
+    assert row.path is rules.Path.LOCAL
+    assert row.script is not None
+    assert (row.script.body, row.script.command) == (b"return 1", b"EVALSHA_RO")
+    assert row.script.digest == hashlib.sha1(b"return 1").hexdigest().encode()
+    assert (row.script.mapped, row.script.more, row.script.lock) == (True, "others", None)
+    folder.write(
+        KEYSPACES + text.replace("    reads: true\n", "").replace("    more: others\n", "")
+    )
+    ruleset = compiled(load(folder.path))
+    row = ruleset.commands[ruleset.find_command(b"seat.take")]
+    assert (row.arity, row.write, row.repeatable) == (4, True, False)
+
+
+def test_keys_are_made_of_arguments(folder: Folder) -> None:
+    """Templates are filled in; an argument with a colon has no place but at the end of a path."""
+    own = KEYSPACES.replace("cluster: locks", "cluster: cache").replace(", hash_tag: event_id", "")
+    text = OFFERED.replace('["seat_lock:{event}:{seat}", "{where:path}"]', '["{where:path}"]')
+    script = row_of(folder, own + text).script
+    assert script is not None
+    assert script.run_of([b"e", b"s", b"a:b", b"x"]) == [
+        script.digest, b"1", b"a:b", b"e", b"s", b"a:b", b"x",
+    ]  # fmt: skip
+    folder.write(own + OFFERED.replace(', "{where:path}"', ""))
+    ruleset = compiled(load(folder.path))
+    other = ruleset.commands[ruleset.find_command(b"seat.take")].script
+    assert other is not None
+    run = other.run_of([b"e", b"s", b"a:b"])
+    assert run is not None
+    assert run[1:3] == [b"1", b"seat_lock:e:s"]
+    assert other.run_of([b"e:1", b"s", b"w"]) is None
+
+
+def test_words_that_mean_scripts(folder: Folder) -> None:
+    """Rights name a script's command by its name or its category."""
+    rights = "roles: {a: {commands: {allow: [SEAT.TAKE]}}, b: {commands: {deny: ['@read']}}}\n"
+    text = KEYSPACES + OFFERED.replace(', "{where:path}"', "") + rights
+    (folder.path / "lua").mkdir()
+    (folder.path / "lua" / "t.lua").touch()
+    ruleset = folder.compile(text)
+    row = ruleset.find_command(b"seat.take")
+    allowed = {role.name: role.allowed[row] for role in ruleset.roles}
+    assert allowed == {"default": 1, "a": 1, "b": 0}
