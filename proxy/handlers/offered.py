@@ -4,8 +4,9 @@ The table of handlers comes here for what none of its rows answers. The data pla
 into the words of its run: name, digest, number of keys, keys, arguments; and so it has a run of the
 script's body, which names the same keys. Each key is judged as in any command.
 
-Always true: a node that does not know the script gets its body, which rules carry; what PostgreSQL
-decides is never left to the script alone.
+Always true: a node that does not know the script gets its body, which rules carry, and the client
+hears nothing of it; effects keep the client's order; what PostgreSQL decides is never left to the
+script alone.
 """
 
 from collections.abc import Awaitable
@@ -32,14 +33,31 @@ def answer(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
         return _decide(session, request, script)
     words = request.arguments
     words[0] = script.command
+    # Clients know no digest, so none of them may hear of NOSCRIPT, and what has overtaken a run
+    # keeps it from being repeated. Where its client has sent more, the body goes along; where it
+    # has not, it loses nothing by waiting.
+    waits = session.downstream.held_bytes == 0
+    if not waits:
+        words = whole(script, words)
 
     def mend(error: bytes) -> Frames:
         return (wire.pack(whole(script, words)),) if error.startswith(NOSCRIPT) else ()
 
     reply = run(session, request, words, script.digest, errors.NOT_AN_INTEGER, mend)
-    if isinstance(reply, bytes) or not maps(session, request):
+    if isinstance(reply, bytes):
         return reply
-    return _mapped(reply)
+    if waits:
+        session.downstream.hold()
+    return _answered(session, reply, waits, maps(session, request))
+
+
+async def _answered(session: Session, reply: Awaitable[bytes], waits: bool, mapped: bool) -> bytes:
+    try:
+        line = await reply
+        return as_map(line) if mapped else line
+    finally:
+        if waits:
+            session.downstream.release()
 
 
 def whole(script: Script, words: list[bytes]) -> list[bytes]:
@@ -69,10 +87,6 @@ def maps(session: Session, request: wire.Request) -> bool:
     """Return whether the reply of a command is a map to its client."""
     script = script_of(request)
     return script is not None and script.mapped and session.protocol == 3
-
-
-async def _mapped(reply: Awaitable[bytes]) -> bytes:
-    return as_map(await reply)
 
 
 def as_map(reply: bytes) -> bytes:
