@@ -19,6 +19,7 @@ from proxy.policy import compiler, duties
 from proxy.policy.model import Keyspace, Policies
 from proxy.units import show_duration
 from proxy.wire import rules
+from proxy.wire.scripts import Script, run_of
 
 # Hash slots of a Redis Cluster.
 SLOTS = 16384
@@ -286,9 +287,7 @@ def _told(line: bytes) -> str:
     return line.decode("latin-1").strip()
 
 
-def _run(
-    side: wire.Downstream, request: wire.Request, script: rules.Script
-) -> tuple[int, bytes] | bytes:
+def _run(side: wire.Downstream, request: wire.Request, script: Script) -> tuple[int, bytes] | bytes:
     """Return the cluster of a script's keys and what its node is sent, or the error line."""
     words, cluster = request.arguments, request.ruleset.default_cluster
     for place, position in enumerate(request.keys):
@@ -313,7 +312,7 @@ def words_of(ruleset: wire.Ruleset, row: int, arguments: Sequence[bytes]) -> Seq
     arity = ruleset.commands[row].arity if row >= 0 else 0
     if row < 0 or (len(arguments) != arity if arity > 0 else len(arguments) < -arity):
         return ()
-    return ruleset.commands[row].run_of(arguments)
+    return run_of(ruleset.commands[row].script, arguments)
 
 
 def keys_of(ruleset: wire.Ruleset, row: int, words: Sequence[bytes]) -> Sequence[int]:

@@ -16,6 +16,7 @@ from proxy.handlers.glob import matches
 from proxy.handlers.specifications import flags_of, key_range, specifications
 from proxy.resp import Simple, array, bulk, distinct, encode, mapping, null
 from proxy.wire.rules import KeyKind, Path
+from proxy.wire.scripts import run_of
 
 
 def command(session: Session, request: wire.Request) -> bytes:
@@ -92,7 +93,7 @@ def _keys_of(session: Session, words: list[bytes]) -> tuple[Row, list[bytes]] | 
     if not row.arity_fits(len(words)):
         return errors.INVALID_COMMAND_ARITY
     ruleset = session.server.router.ruleset
-    words = list(ruleset.commands[index].run_of(words))
+    words = list(run_of(ruleset.commands[index].script, words))
     positions = wire.find_keys(ruleset, index, wire.pack(words))
     if positions is None and not _keyless_script(row, words):
         return errors.INVALID_COMMAND_ARGUMENTS

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Mapping
 
 from proxy import errors, wire
 from proxy.handlers import Session
-from proxy.wire.rules import Script
+from proxy.wire.scripts import Script
 
 
 def named(

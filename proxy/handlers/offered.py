@@ -16,7 +16,7 @@ from proxy.handlers import Session, locks
 from proxy.handlers.forward import locate_all
 from proxy.handlers.runs import Frames
 from proxy.handlers.scripts import NOSCRIPT, run
-from proxy.wire.rules import Script
+from proxy.wire.scripts import Script
 
 
 def script_of(request: wire.Request) -> Script | None:

@@ -16,7 +16,7 @@ from proxy.policy.checks import Complaint
 from proxy.policy.model import Keyspace, Policies, Script
 from proxy.policy.patterns import Pattern
 from proxy.policy.rights import Vocabulary
-from proxy.wire import rules
+from proxy.wire import rules, scripts
 
 
 class _Place(NamedTuple):
@@ -40,15 +40,15 @@ def with_scripts(rows: Sequence[rules.Command], policies: Policies) -> list[rule
     ]
 
 
-def _compiled(own: Script, body: bytes) -> rules.Script:
-    def filled(part: bytes | rules.Segment) -> bytes | rules.Filled:
+def _compiled(own: Script, body: bytes) -> scripts.Script:
+    def filled(part: bytes | rules.Segment) -> bytes | scripts.Filled:
         if isinstance(part, bytes):
             return part
         # An address has colons of its own; what it is held to is said by the keyspace.
-        return rules.Filled(own.arguments.index(part.name), part.kind in ("path", "ip"))
+        return scripts.Filled(own.arguments.index(part.name), part.kind in ("path", "ip"))
 
     name = own.name.lower()
-    return rules.Script(
+    return scripts.Script(
         # Redis knows scripts by this digest; nothing is proven by it.
         digest=hashlib.sha1(body, usedforsecurity=False).hexdigest().encode(),
         body=body,

@@ -1,8 +1,7 @@
 """The rows that a Ruleset is built from, as plain values.
 
 The policy compiler makes them from policies and the command table; `wire.Ruleset` reads them once
-and keeps its own compact form. Nothing here is looked at per command, but for `Script.run_of`: what
-a script answers is a matter for handlers anyway.
+and keeps its own compact form. Nothing here is looked at per command.
 
 Always true: rows are immutable, and an index (of a command, keyspace, role or cluster) is the
 position in the sequence given to `Ruleset`.
@@ -11,6 +10,8 @@ position in the sequence given to `Ruleset`.
 from collections.abc import Callable, Sequence
 from enum import IntEnum, IntFlag
 from typing import NamedTuple
+
+from proxy.wire.scripts import Script
 
 
 class Path(IntEnum):
@@ -165,47 +166,6 @@ class Keys(NamedTuple):
     step: int = 0
 
 
-class Filled(NamedTuple):
-    """The place of an argument in the name of a key."""
-
-    argument: int  # which one, from 0
-    whole: bool  # may have colons: it stands for all that follows
-
-
-class Script(NamedTuple):
-    """What runs when a command is sent that a script offers."""
-
-    digest: bytes  # SHA1 in hexadecimal, lower case
-    body: bytes
-    keys: tuple[tuple[bytes | Filled, ...], ...]
-    arguments: tuple[str, ...]
-    more: str | None  # what further arguments are called, None where there may be none
-    reads: bool  # nodes see to it that it writes nothing
-    mapped: bool  # its flat array is a map under RESP3
-    lock: str | None  # what it does to a lock of PostgreSQL: "acquire" "extend" ...
-    colon_error: bytes  # for an argument that would be more than its part of a key
-    keys_error: bytes  # for a run of its body with other keys than its arguments say
-
-    @property
-    def command(self) -> bytes:
-        """Return the command that runs it by its digest."""
-        return b"EVALSHA_RO" if self.reads else b"EVALSHA"
-
-    def run_of(self, arguments: Sequence[bytes]) -> list[bytes] | None:
-        """Return digest, number of keys, keys and arguments; None where one has a colon too many.
-
-        The number of arguments is that of the command's row.
-        """
-        keys = []
-        for template in self.keys:
-            filled = [part for part in template if isinstance(part, Filled)]
-            if any(b":" in arguments[part.argument] for part in filled if not part.whole):
-                return None
-            parts = (p if isinstance(p, bytes) else arguments[p.argument] for p in template)
-            keys.append(b"".join(parts))
-        return [self.digest, b"%d" % len(keys), *keys, *arguments]
-
-
 class Command(NamedTuple):
     """One row of the command table as the data plane needs it."""
 
@@ -233,14 +193,6 @@ class Command(NamedTuple):
     touches: bool = False  # uses the data of its keys, which a sliding time to live asks for
     looks_up: bool = False  # only reads one key, and its reply shows whether the key is there
     script: Script | None = None  # that is run, where policies offer it as a command
-
-    def run_of(self, words: Sequence[bytes]) -> Sequence[bytes]:
-        """Return the words among which its keys stand: those of the run, where it is a script's.
-
-        Words that have too many colons are returned as they are: their keys are not certain.
-        """
-        run = None if self.script is None else self.script.run_of(words[1:])
-        return words if run is None else [words[0], *run]
 
 
 class Missing(IntEnum):
