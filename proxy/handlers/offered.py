@@ -12,7 +12,7 @@ script alone.
 from collections.abc import Awaitable
 
 from proxy import errors, resp, wire
-from proxy.handlers import Session, locks
+from proxy.handlers import Session, seats
 from proxy.handlers.forward import locate_all
 from proxy.handlers.runs import Frames
 from proxy.handlers.scripts import NOSCRIPT, run
@@ -68,19 +68,23 @@ def whole(script: Script, words: list[bytes]) -> list[bytes]:
 def decided(session: Session, request: wire.Request) -> bool:
     """Return whether PostgreSQL decides what a command does."""
     script = script_of(request)
-    return script is not None and script.lock is not None and session.server.postgres is not None
+    return script is not None and script.lock is not None and session.server.grants is not None
 
 
 def _decide(session: Session, request: wire.Request, script: Script) -> bytes | Awaitable[bytes]:
+    assert script.lock is not None
     words = request.arguments
     locations = locate_all(session, request, words)
     if isinstance(locations, bytes):
         return locations
-    given = words[3 + len(script.keys) :]
-    values: dict[str, bytes | list[bytes]] = dict(zip(script.arguments, given, strict=False))
-    if script.more is not None:
-        values[script.more] = given[len(script.arguments) :]
-    return locks.named(session, request, script, values)
+    first = 3 + len(script.keys)
+    values = dict(zip(script.arguments, words[first:], strict=False))
+    more = words[first + len(script.arguments) :]
+    reply = seats.named(session, request, script.lock, words[3:first], values, more)
+    if isinstance(reply, bytes):
+        return reply
+    session.downstream.hold()
+    return _answered(session, reply, True, False)
 
 
 def maps(session: Session, request: wire.Request) -> bool:

@@ -237,25 +237,32 @@ scripts:
     file: take.lua
     keys: ["seat_lock:{event}:{seat}"]
     arguments: [event, seat]
-    lock: acquire
+    lock: status
     on_unavailable: origin
+  bare: {name: BARE, file: bare.lua, keys: ["seat_lock:{a}:{b}"], arguments: [a, b]}
 """
 
 
-async def test_a_lock_is_nothing_for_a_transaction(
-    proxy_process: StartProxy, tmp_path: Path, url: str
+async def test_a_lock_is_nothing_for_a_script_alone(
+    proxy_process: StartProxy, clusters: Clusters, tmp_path: Path, url: str
 ) -> None:
-    """What PostgreSQL decides never runs as a bare script, in a transaction or by its body."""
+    """What PostgreSQL decides never runs as a bare script: in a transaction, or without `lock:`."""
     (tmp_path / "policies").mkdir()
     (tmp_path / "lua").mkdir()
     (tmp_path / "policies" / "seats.yaml").write_text(LOCK)
-    (tmp_path / "lua" / "take.lua").write_text("return redis.call('SET', KEYS[1], ARGV[2])")
+    for name in ("take", "bare"):
+        body = f"return redis.call('SET', KEYS[1], '{name}')"
+        (tmp_path / "lua" / f"{name}.lua").write_text(body)
     sidecar = await proxy_process(policies=str(tmp_path / "policies"), database={"url": url})
     caller = await Caller.open(sidecar.port)
-    for words in (("SEAT.TAKE",), ("FCALL", "seat_take", "1", "seat_lock:e:s")):
+    for words in (("SEAT.TAKE",), ("FCALL", "seat_take", "1", "seat_lock:e:s"), ("BARE",)):
         assert await caller.call("MULTI") == b"OK"
-        refused = await caller.call(*words, "e", "s")
-        assert str(refused) == "ERR Command not allowed inside a transaction"
+        assert is_error(await caller.call(*words, "e", "s"))
         assert str(await caller.call("EXEC")).startswith("EXECABORT")
-    assert await caller.call("EXISTS", "seat_lock:e:s") == 0
+    for words in (("BARE",), ("FCALL", "bare", "1", "seat_lock:e:s")):
+        assert str(await caller.call(*words, "e", "s")).startswith("POLICY")
+    for words in (("SEAT.TAKE",), ("EVAL", body.replace("bare", "take"), "1", "seat_lock:e:s")):
+        assert await caller.call(*words, "e", "s") != b"OK"
+    for node in clusters.locks.primaries:
+        assert not await node.ask("KEYS", "seat_lock:{e}:s")
     caller.close()
