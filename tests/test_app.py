@@ -160,6 +160,37 @@ async def test_readiness_tells_of_clusters_and_of_draining(tmp_path: Path) -> No
     await away.stop()
 
 
+async def test_info_and_readiness_tell_the_same(node: FakeNode, tmp_path: Path) -> None:
+    """PostgreSQL away, then the node as well, then the end: both say so, and so do the metrics."""
+    backed = RULES + "    type: string\n    origin: {read: 'SELECT v FROM t WHERE id = :id'}\n"
+    database = {"url": "postgresql://x@127.0.0.1:1/x"}
+    async with running(configured(tmp_path, node, backed, database=database)) as it:
+        caller = await it.connect()
+
+        async def told(state: str) -> bool:
+            info = (await caller.call("INFO", "sidecache")).decode()
+            metric = f'sidecache_state{{cluster="cache",state="{state.upper()}"}} 1.0'
+            return (
+                f"cluster_cache:state={state}(1/1)," in info
+                and metric in (await it.page("/metrics"))[1]
+            )
+
+        await wait_for(lambda: told("pg_down"), "the loss of PostgreSQL")
+        assert await it.page("/readyz") == (200, "cache=pg_down(1/1)\n")
+        info = await caller.call("INFO", "sidecache")
+        assert b"postgres:state=down\r\n" in info
+        assert b"invalidation_cache:leading=0,lag=0.000,owed=0,position=0," in info
+        await node.stop()
+        await wait_for(lambda: told("both_down"), "the loss of both")
+        assert await it.page("/readyz") == (200, "cache=both_down(1/1)\n")
+        # A client with half a request keeps the process for as long as this test looks at it.
+        lasting = await it.connect()
+        lasting.writer.write(b"*1\r\n")
+        it.app.drain()
+        await wait_for(lambda: told("draining"), "the drain")
+        assert await it.page("/readyz") == (503, "draining\n")
+
+
 async def test_an_incomplete_drain_is_exit_code_1(node: FakeNode, tmp_path: Path) -> None:
     """Who could not be answered within the time for it makes the exit code 1."""
     settings = configured(tmp_path, node, drain={"timeout": "100ms"})

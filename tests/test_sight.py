@@ -220,6 +220,23 @@ async def test_slow_commands_are_logged(
     assert {"policy_us", "queue_us", "upstream_us", "write_us"} <= set(fields)
 
 
+async def test_a_storm_of_slow_commands_is_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a page or a line would tell of a slow command is worked out when somebody reads it."""
+    seen = Seen(monkeypatch, sample=0.0)
+    it = seen.desk.server.sight
+    client = seen.desk.connect()
+    told: list[sight.Seen] = []
+    work = it._told
+    monkeypatch.setattr(it, "_told", lambda one, *how: told.append(one) or work(one, *how))
+    log.configure(io.StringIO(), clock=lambda: 0.0)
+    seen.desk.batch.slow_after = 0.0
+    for _ in range(1000):
+        client.ask(b"PING")
+    log.close()
+    assert len(told) == log.CLASS_BURST
+    assert len(it.slow_page().splitlines()) == it.slowlog.entries.maxlen
+
+
 async def test_pages_of_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hot keys show with their rate and its error, big ones with their size; names if wanted."""
     for keys in ("hashed", "plain"):
