@@ -251,19 +251,18 @@ async def test_a_bad_file_changes_nothing(
         caller = await it.connect()
         assert str(await caller.call("GET", "thing:1")).startswith("NOPERM")
         rules = it.app._router.ruleset
-        for text in ("keyspaces: [", "keyspaces: {thing: {key: 'thing:{'}}"):
-            (tmp_path / "policies" / "rules.yaml").write_text(text)
-            with pytest.raises((MistakesFound, StartError)):
-                await it.app.reload()
+        (tmp_path / "policies" / "rules.yaml").write_text("keyspaces: {thing: {key: 'thing:{'}}")
+        with pytest.raises(MistakesFound):
+            await it.app.reload()
         (tmp_path / "policies" / "rules.yaml").write_text("unknown: yes\n")
         os.kill(os.getpid(), signal.SIGHUP)
-        await wait_for(lambda: caplog.messages.count("reload_failed") == 3, "the signal", DRAFTING)
+        await wait_for(lambda: caplog.messages.count("reload_failed") == 2, "the signal", DRAFTING)
         assert it.app._router.ruleset is rules
         assert (await it.page("/readyz"))[1].split() == ["cache=up", "rules=refused"]
         assert b"rules_last_reload:refused\r\nrules_mistakes:1\r\n" in await caller.call("INFO")
         assert str(await caller.call("GET", "thing:1")).startswith("NOPERM")
         page = (await it.page("/metrics"))[1]
-        assert 'sidecache_reloads_total{outcome="failed"} 3.0' in page
+        assert 'sidecache_reloads_total{outcome="failed"} 2.0' in page
         assert "sidecache_reload_failed 1.0" in page
         (tmp_path / "policies" / "rules.yaml").write_text(RULES)
         os.kill(os.getpid(), signal.SIGHUP)

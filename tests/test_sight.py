@@ -84,18 +84,18 @@ async def test_names_where_they_are_wanted(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 async def test_hostile_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 3,000 commands of any bytes every line parses, without a control byte or a secret."""
+    """Of 1,000 commands of any bytes every line parses, without a control byte or a secret."""
     seen = Seen(monkeypatch, clock=lambda: seen_clock(), keys="plain", values="plain")
     client = seen.desk.connect()
     chance = random.Random(5)
     log.conceal("hunter22")
-    for _ in range(1500):
+    for _ in range(500):
         key = chance.randbytes(chance.randrange(300)).replace(b"{", b"").replace(b"}", b"")
         answered(client, b"+OK\r\n", b"SET", b"seat_lock:1:" + key, chance.randbytes(400))
         client.ask(chance.randbytes(9), b"hunter22", b"\x1b[31m")
     text = seen.out.getvalue()
     rows = seen.lines()
-    assert len(rows) == 3000
+    assert len(rows) == 1000
     assert all(character == "\n" or " " <= character <= "~" for character in text)
     assert "hunter22" not in text
     assert all(len(word) <= 256 for row in rows for word in row["command"])

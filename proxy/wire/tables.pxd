@@ -248,6 +248,7 @@ cdef class SlotMap:
     cdef bint* sharded
     cdef readonly int clusters
     cdef readonly tuple nodes
+    cdef _check_owners(self, const int16_t[::1] rows)
     cdef inline int owner_of(self, int cluster, int slot) noexcept:
         # Before the topology is known, rules name clusters that no map has.
         return self.owners[cluster * SLOTS + slot] if cluster < self.clusters else -1

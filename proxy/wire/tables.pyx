@@ -517,15 +517,20 @@ cdef class SlotMap:
             if rows.shape[0] != (SLOTS if sharded else 1):
                 raise ValueError("a sharded cluster has an owner for every slot, another has one")
             memcpy(self.owners + cluster * SLOTS, &rows[0], rows.shape[0] * sizeof(int16_t))
-            for owner in set(owners):
-                if owner != -1 and not self._has_connections(owner):
-                    raise ValueError(f"owner {owner} is no node with connections of both protocols")
+            self._check_owners(rows)
 
-    def _has_connections(self, Py_ssize_t owner):
-        if not 0 <= owner < len(self.nodes):
-            return False
-        lanes = self.nodes[owner]
-        return len(lanes) == 2 and all(lanes)
+    cdef _check_owners(self, const int16_t[::1] rows):
+        """Raise ValueError for an owner that is not among the nodes, or lacks a connection."""
+        # A table first: sixteen thousand slots as Python numbers would hold up the loop.
+        cdef bytes connected = bytes([len(lanes) == 2 and all(lanes) for lanes in self.nodes])
+        cdef const unsigned char* table = connected
+        cdef Py_ssize_t count = len(connected)
+        cdef Py_ssize_t slot
+        cdef int owner
+        for slot in range(rows.shape[0]):
+            owner = rows[slot]
+            if owner != -1 and not (0 <= owner < count and table[owner]):
+                raise ValueError(f"owner {owner} is no node with connections of both protocols")
 
     def __dealloc__(self):
         free(self.owners)
