@@ -18,6 +18,10 @@ SQL_TYPES: Mapping[str, str] = {
 }  # fmt: skip
 
 
+# Fields that one changed row may mean; of one that means more the whole key is read again.
+MOST_FIELDS = 16
+
+
 class Parameter(NamedTuple):
     """One parameter of a statement, in the place of its number."""
 
@@ -69,11 +73,31 @@ class Writing(NamedTuple):
     journal_bytes: int
 
 
+class Present(NamedTuple):
+    """A statement about rows as they are now, for many changed rows at once.
+
+    Its parameters are arrays of text, one element for each changed row; each row that it gives
+    begins with the number of the changed row that it is of, from 1.
+    """
+
+    statement: Statement
+    columns: tuple[str, ...]  # of the table, one for each parameter: where its elements are taken
+
+
+class Patch(NamedTuple):
+    """Which fields of a hash a changed row means."""
+
+    present: Present  # number, field, value
+    counts: tuple[bytes, bytes] | None  # around a value: the field that counts the fields with it
+    greatest: frozenset[bytes]  # fields that keep the greater of two numbers
+
+
 class Dependency(NamedTuple):
     """A keyspace whose keys become stale when rows of a table change."""
 
     keyspace: int
     columns: tuple[str, ...]  # of the table, one for each segment of the key in its order
+    patch: Patch | None = None  # where a hash can be kept in step instead
 
 
 class Watch(NamedTuple):
@@ -149,9 +173,11 @@ class Plans(NamedTuple):
 
 NONE = Plans()
 
-# What stands beside a key in its slot: who fetches it at present, and that there is no such row.
+# What stands beside a key in its slot: who fetches it at present, that there is no such row, and
+# as of when it was last kept in step.
 LEASE = b"sidecache:lease:"
 ABSENT = b"sidecache:none:"
+PATCHED = b"sidecache:patched:"
 
 
 def companion(prefix: bytes, name: bytes) -> bytes | None:

@@ -331,6 +331,9 @@ class InvalidationMetrics:
         self.changes = tally(
             "sidecache_invalidation_changes", "Changes that were read from the outbox."
         )
+        self.patched = tally(
+            "sidecache_invalidation_patched", "Hashes that were kept in step field by field."
+        )
         self.replays = tally(
             "sidecache_invalidation_replays",
             "Times that changes were read again because a shard did not have them.",
