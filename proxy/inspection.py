@@ -53,6 +53,9 @@ async def _findings(
         for patch in (row.patch for row in rows if row.patch is not None):
             async for finding in preparing.about_present(connection, patch.present):
                 yield finding
+    for told in (each for rules in plans_in(ruleset).news.values() for each in rules):
+        async for finding in preparing.about_present(connection, told.present):
+            yield finding
     for table, at, columns in planning.named(policies):
         said = await preparing.about_table(connection, table, [column for _, column in columns])
         if said is not None:

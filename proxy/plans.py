@@ -100,6 +100,16 @@ class Dependency(NamedTuple):
     patch: Patch | None = None  # where a hash can be kept in step instead
 
 
+class News(NamedTuple):
+    """What is published on a channel when rows of a table change."""
+
+    channel: str  # its name in the policies
+    pattern: tuple[bytes | Segment, ...]  # of the names of channels
+    cluster: int
+    columns: tuple[str, ...]  # of the table, one for each segment of the pattern in its order
+    present: Present  # number, message
+
+
 class Watch(NamedTuple):
     """A table whose changes are noted, and the columns that are taken of each changed row."""
 
@@ -169,6 +179,7 @@ class Plans(NamedTuple):
     by_keyspace: Mapping[int, Plan] = {}
     by_table: Mapping[str, tuple[Dependency, ...]] = {}  # by name as written, schema included
     lost: tuple[tuple[int, str], ...] = ()  # cluster and name of what nobody can bring back
+    news: Mapping[str, tuple[News, ...]] = {}  # by table, as above
 
 
 NONE = Plans()

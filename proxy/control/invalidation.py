@@ -30,6 +30,7 @@ import asyncpg
 from proxy import log, plans, wire
 from proxy.control.delivery import AsOf, Delivery
 from proxy.control.lease import FAILURES, Connect, leading
+from proxy.control.news import Newsroom
 from proxy.control.positions import Found, Position, Positions
 from proxy.control.work import orders_of, work_of
 from proxy.errors import SidecacheError
@@ -39,6 +40,9 @@ from proxy.origin.outbox import Outbox, Snapshot
 from proxy.settings import Pace
 from proxy.tallies import InvalidationMetrics
 from proxy.upstream.errands import Errands
+
+# How soon it is looked again while there is news that somebody may be listening to, in seconds.
+FOLLOWING = 0.015
 
 # How often positions are written, and so looked at, when nothing changes, in seconds.
 HEARTBEAT = 0.25
@@ -111,6 +115,9 @@ class Applier:
         self._name = surroundings.clusters[cluster]
         self._loop = asyncio.get_running_loop()
         self._errands = Errands(surroundings.router, surroundings.batch)
+        self._news = Newsroom(
+            surroundings.router, self._errands, (cluster, self._name), surroundings.metrics
+        )
         self.positions = Positions(surroundings.router, self._errands, cluster)
         self._turn = asyncio.Lock()
         self._leading = False
@@ -173,7 +180,8 @@ class Applier:
         known = plans.plans_in(ruleset)
         spaces = {plan.keyspace for plan in known.by_keyspace.values()}
         spaces |= {each.keyspace for rows in known.by_table.values() for each in rows}
-        return any(ruleset.keyspaces[index].cluster == self._cluster for index in spaces)
+        keys = any(ruleset.keyspaces[index].cluster == self._cluster for index in spaces)
+        return keys or self._news.concerned()
 
     async def _lead(self) -> None:
         # Sidecars in front of other clusters of the same name have nothing to do with this lease.
@@ -191,9 +199,10 @@ class Applier:
             self._cleaned = 0.0
             while self._concerned():
                 async with self._turn:
-                    await self._round(connection, reader)
+                    told = await self._round(connection, reader)
                 if reader.complete:
-                    await asyncio.sleep(self._around.pace.poll)
+                    poll = self._around.pace.poll
+                    await asyncio.sleep(min(poll, FOLLOWING) if told else poll)
 
     # Where to begin.
 
@@ -280,11 +289,13 @@ class Applier:
 
     # One round.
 
-    async def _round(self, connection: "asyncpg.Connection[Any]", reader: Outbox) -> None:
+    async def _round(self, connection: "asyncpg.Connection[Any]", reader: Outbox) -> int:
+        """Apply a page of changes; return how many messages were told of them."""
         changes, owed = await reader.read(), bool(self._delivery.owed)
         work = work_of(self._around.router.ruleset, self._cluster, changes)
         for reason, keyspaces in work.doubtful.items():
             self._distrust(frozenset(keyspaces), reason)
+        told = await self._news.tell(connection, changes, reader.now)
         moment = AsOf(self._history, reader.finished)
         await self._delivery.send(await orders_of(connection, work), moment)
         if owed:
@@ -307,6 +318,7 @@ class Applier:
                 await self._say(connection, reader)
         if now - self._cleaned > HOUSEKEEPING:
             await self._keep_house(connection, reader)
+        return told
 
     async def _say(self, connection: "asyncpg.Connection[Any]", reader: Outbox) -> None:
         position = Position(reader.position, reader.now, self._history)
@@ -320,7 +332,8 @@ class Applier:
         """Delete old rows, and look whether changes are noted at all."""
         if await reader.clean(self._around.pace.retention) < outbox.CLEANED:
             self._cleaned = self._loop.time()
-        tables = plans.plans_in(self._around.router.ruleset).by_table
+        known = plans.plans_in(self._around.router.ruleset)
+        tables = dict.fromkeys((*known.by_table, *known.news))
         blind = [table for table in tables if not await outbox.noting(connection, table)]
         self._around.metrics.unwatched.labels(self._name).set(len(blind))
         self._around.states.change(

@@ -330,6 +330,23 @@ class Invalidation(Strict):
     )
 
 
+class Publication(Strict):
+    """A table whose changes are told on a channel."""
+
+    table: Text = Field(description="Table that is watched.")
+    key: dict[Name, Name] = Field(
+        {}, description="Segment of the channel's name to the column that holds its value."
+    )
+    columns: tuple[Name, ...] = Field(
+        (), description="Columns of the changed row that the statement is given by name, beside "
+        "the segments of the channel."
+    )  # fmt: skip
+    sql: Text = Field(
+        description="SELECT of one changed row as it is now: the column message is published. Of a "
+        "row that is gone nothing is told."
+    )
+
+
 class Drift(Strict):
     """Comparing a sample of keys with PostgreSQL."""
 

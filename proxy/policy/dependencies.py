@@ -1,4 +1,4 @@
-"""Rules about what changes of tables mean: which keys become stale, and what is patched in them.
+"""Rules about what changes of tables mean: stale keys, patched fields, messages on channels.
 
 Used by the loader beside `checks`, whose complaints these are. Whether tables and columns are there
 only the database knows: `inspection` asks it.
@@ -16,7 +16,7 @@ from proxy.validation import Location
 
 
 def check_dependencies(policies: Policies) -> Iterator[Complaint]:
-    """Yield invalidations whose keys cannot be derived, or which would lose what is not in SQL."""
+    """Yield changes whose keys cannot be derived, or which would lose what is not in SQL."""
     for name, own in policies.keyspaces.items():
         for index, rule in enumerate(own.invalidate):
             at: Location = ("keyspaces", name, "invalidate", index)
@@ -26,6 +26,11 @@ def check_dependencies(policies: Policies) -> Iterator[Complaint]:
             yield from mapped(own.key, (*at, "key"), rule.key, complete=True)
             yield from _also(policies, at, rule)
             yield from _patch(own, (*at, "patch"), rule)
+    for name, channel in policies.channels.items():
+        for index, told in enumerate(channel.changes):
+            at = ("channels", name, "changes", index)
+            yield from mapped(channel.channel, (*at, "key"), told.key, complete=True)
+            yield from _present(channel.channel, at, told.key, told.columns, told.sql)
 
 
 def _also(policies: Policies, at: Location, rule: Invalidation) -> Iterator[Complaint]:

@@ -12,6 +12,7 @@ from proxy.plans import (
     Age,
     Dependency,
     Detour,
+    News,
     Parameter,
     Patch,
     Plan,
@@ -41,7 +42,7 @@ def plans_of(policies: Policies, cluster_of: Callable[[str], int]) -> Plans:
         for name, own in policies.effective.items()
         if own.on_loss == "lost"
     )
-    return Plans(by_keyspace, _by_table(policies), lost)
+    return Plans(by_keyspace, _by_table(policies), lost, _news(policies, cluster_of))
 
 
 def _plan(index: int, name: str, own: Keyspace, policies: Policies, cluster: int) -> Plan:
@@ -198,6 +199,23 @@ def _by_table(policies: Policies) -> dict[str, tuple[Dependency, ...]]:
     return {table: tuple(rows) for table, rows in found.items()}
 
 
+def _news(policies: Policies, cluster_of: Callable[[str], int]) -> dict[str, tuple[News, ...]]:
+    found: dict[str, tuple[News, ...]] = {}
+    for name, own in policies.channels.items():
+        for index, rule in enumerate(own.changes):
+            place = policies.place(("channels", name, "changes", index, "sql"))
+            columns = {**{column: column for column in rule.columns}, **rule.key}
+            asked = present(
+                f"{name} changes", rule.sql, own.channel, columns, ("message",), 1, place
+            )
+            told = News(
+                name, own.channel.parts, cluster_of(own.cluster),
+                tuple(rule.key[segment] for segment in own.channel.names), asked,
+            )  # fmt: skip
+            found[rule.table] = (*found.get(rule.table, ()), told)
+    return found
+
+
 def watches_of(policies: Policies) -> tuple[Watch, ...]:
     """Return every table whose changes mean something, with all columns that anybody needs."""
     found: dict[str, tuple[str, dict[str, str]]] = {}
@@ -225,6 +243,10 @@ def named(policies: Policies) -> Iterator[tuple[str, Location, Iterable[_Named]]
             if rule.patch is not None:
                 columns += _listed(("patch", "columns"), rule.patch.columns)
             yield rule.table, ("keyspaces", name, "invalidate", index), columns
+    for name, channel in policies.channels.items():
+        for index, told in enumerate(channel.changes):
+            columns = [*_mapped(("key",), told.key), *_listed(("columns",), told.columns)]
+            yield told.table, ("channels", name, "changes", index), columns
 
 
 def _mapped(at: Location, mapping: Mapping[str, str]) -> Iterable[_Named]:

@@ -34,3 +34,28 @@ def test_a_patch_is_no_mistake(folder: Folder) -> None:
     sql = "sql: 'SELECT z AS field, 1 AS value FROM t WHERE x = :x AND z = :z'"
     rest = "columns: [z], counts: '{value}_n', greatest: [at]"
     assert folder.keyspace(HASH + PATCH % f"{sql}, {rest}") == []
+
+
+CHANNEL = """
+channels:
+  c:
+    channel: c:{x}
+    changes:
+      - {table: t, %s}
+"""
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ("sql: 'SELECT :z', columns: [z]", "the segment x of c:{x} has no column"),
+        ("key: {x: x, y: y}, sql: 'SELECT :x'", '"y" is no segment of c:{x}'),
+        ("key: {x: x}, sql: 'SELECT :z'", "the parameter :z is no segment of c:{x}"),
+        ("key: {x: x}, sql: SELECT 1", "has no parameter"),
+    ],
+)
+def test_news_that_cannot_be_told(folder: Folder, fields: str, told: str) -> None:
+    """A channel's name is derived from the changed row as a key is."""
+    found = folder.complaints(CHANNEL % fields)
+    assert len(found) == 1, found
+    assert told in found[0]

@@ -94,6 +94,22 @@ def test_a_patch_asks_for_many_rows_at_once(tmp_path: Path) -> None:
     assert [column for column, _ in watch.columns] == ["n", "number"]
 
 
+def test_channels_that_tell_of_a_table() -> None:
+    """All channels of a table, with their cluster; what they need is noted by its triggers."""
+    policies = compiler.read(SHIPPED, CLUSTERS)
+    ruleset, _ = compiler.from_files(SHIPPED, CLUSTERS)
+    news = plans_in(ruleset).news
+    seats = {told.channel: told for told in news["seat_booking_state"]}
+    assert list(seats) == ["seat_updates", "all_seat_updates"]
+    assert seats["seat_updates"].columns == ("event_id",)
+    assert seats["all_seat_updates"].columns == ()
+    assert seats["all_seat_updates"].present.columns == ("event_id", "seat_id")
+    assert {told.cluster for rules in news.values() for told in rules} == {CLUSTERS.index("cache")}
+    noted = {watch.table: [column for column, _ in watch.columns] for watch in watches_of(policies)}
+    assert noted["bookings"] == ["booking_id"]
+    assert noted["seat_booking_state"] == ["event_id", "seat_id"]
+
+
 def test_text_around_parameters_stays() -> None:
     """Quotes, casts and comments are passed over."""
     text = "SELECT ':a', x::text, $$:b$$ /* :c */ FROM t WHERE k = :k -- :d"
