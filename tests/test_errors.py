@@ -9,6 +9,7 @@ from proxy import errors
 WORDS = {
     "ERR", "EXECABORT", "NOAUTH", "NOPERM", "NOPROTO", "WRONGPASS", "CROSSSLOT", "CLUSTERDOWN",
     "TRYAGAIN", "POLICY", "UNBLOCKED", "WRONGTYPE", "PGDOWN", "DEGRADED", "WBFULL",
+    "LOCKOWNER",
 }  # fmt: skip
 
 LINES = {name: value for name, value in vars(errors).items() if isinstance(value, bytes)}

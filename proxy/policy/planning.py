@@ -25,6 +25,7 @@ from proxy.plans import (
 )
 from proxy.policy import sql
 from proxy.policy.blocks import Origin
+from proxy.policy.locking import locking_of
 from proxy.policy.model import Keyspace, Policies
 from proxy.policy.patterns import Pattern
 from proxy.validation import Location
@@ -76,6 +77,7 @@ def _plan(index: int, name: str, own: Keyspace, policies: Policies, cluster: int
         on_loss=own.on_loss,
         drift=own.drift.rate.amount / own.drift.rate.seconds if own.drift else 0.0,
         security=own.security,
+        locking=locking_of(name, own, policies.place(("keyspaces", name, "lock"))),
     )  # fmt: skip
 
 
@@ -214,6 +216,12 @@ def _news(policies: Policies, cluster_of: Callable[[str], int]) -> dict[str, tup
             )  # fmt: skip
             found[rule.table] = (*found.get(rule.table, ()), told)
     return found
+
+
+def locks_of(policies: Policies) -> tuple[Plan, ...]:
+    """Return the plans of all locks about which PostgreSQL decides."""
+    known = plans_of(policies, lambda name: 0).by_keyspace.values()
+    return tuple(plan for plan in known if plan.locking is not None)
 
 
 def watches_of(policies: Policies) -> tuple[Watch, ...]:
