@@ -185,8 +185,9 @@ async def _queue(order: Order) -> bytes:
 
 
 async def _mine(order: Order) -> bytes:
-    """Tell `owner` which locks it holds within `scope`: name, token, milliseconds, for each."""
-    held = await order.grants.mine(order.plan, order.owner, order.values.get("scope", ""))
+    """Tell which locks `owner` holds within the other argument: name, token, milliseconds each."""
+    scope = next((text for name, text in order.values.items() if name != "owner"), "")
+    held = await order.grants.mine(order.plan, order.owner, scope)
     return resp.array(
         [
             resp.array([resp.bulk(each.columns[-1].encode()), resp.integer(each.token),
