@@ -26,7 +26,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from proxy.embedded import outage, sample, smoke
+from proxy.embedded import outage, rush, sample, smoke
 from proxy.embedded.board import Board
 from proxy.embedded.node import LONGEST_SOCKET_DIRECTORY, Node, NodeOptions
 from proxy.embedded.postgres import Postgres, postgres_for
@@ -36,7 +36,7 @@ from proxy.embedded.sidecar import Sidecar, configuration_for, free_address
 from proxy.embedded.standby import Standby, standby_for
 from proxy.errors import SidecacheError
 from proxy.origin import installing
-from proxy.plans import Watch
+from proxy.plans import Plan, Watch
 from proxy.policy import compiler, planning
 
 DATABASE = "sidecache"
@@ -74,6 +74,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--outage", nargs="?", const=outage.SECONDS, type=_seconds, metavar="SECONDS",
         help="kill all of Redis under load and show who answers; exit 0 if no client had an error",
+    )  # fmt: skip
+    what.add_argument(
+        "--rush", nargs="?", const=rush.SECONDS, type=_seconds, metavar="SECONDS",
+        help="sell the seats of an event to a crowd; exit 0 if none was held or sold twice",
     )  # fmt: skip
 
 
@@ -122,7 +126,7 @@ class _Demo:
                     return await self._run(stage)
         except asyncio.CancelledError:
             print("stopped", flush=True)
-            proving = self._options.check or self._options.outage
+            proving = self._options.check or self._options.outage or self._options.rush
             return 0 if self._ready and not proving else 1
 
     async def _run(self, stage: _Stage) -> int:
@@ -134,6 +138,9 @@ class _Demo:
             scene = outage.Scene(stage.sidecar, clusters, stage.dsn, replica)
             well = await outage.play(scene, Board(sys.stdout), self._options.outage)
             return 0 if well else 1
+        if self._options.rush:
+            hall = rush.Hall(stage.sidecar, stage.locks, stage.dsn)
+            return 0 if await rush.play(hall, Board(sys.stdout), self._options.rush) else 1
         holder = await stage.cache.owner(binascii.crc_hqx(b"greeting", 0) % SLOTS)
         print(_introduction(stage, holder), flush=True)
         await stage.sidecar.child.wait_exit(math.inf, WATCH_INTERVAL)
@@ -182,7 +189,7 @@ class _Demo:
 
     async def _start_postgres(self, postgres: Postgres, replica: Standby | None) -> None:
         """Start PostgreSQL with the sample, and with what sidecache needs there itself."""
-        watches, _ = await asyncio.gather(asyncio.to_thread(_watches), postgres.start())
+        (watches, locks), _ = await asyncio.gather(asyncio.to_thread(_installed), postgres.start())
         self._say("PostgreSQL takes connections")
         dsn = await postgres.create_database(DATABASE)
         rows = await sample.load(dsn, self._options.seed)
@@ -190,7 +197,7 @@ class _Demo:
         self._say(
             f"PostgreSQL: {seats:,} seats of {events} events loaded (--seed {self._options.seed})"
         )
-        await installing.run(dsn, watches, apply=True, remove=False)
+        await installing.run(dsn, watches, apply=True, remove=False, locks=locks)
         if replica is not None:
             await replica.start()
             self._say("PostgreSQL: a replica follows")
@@ -250,9 +257,10 @@ class _Demo:
         print(f"{time.monotonic() - self._started:5.1f} s  {text}", flush=True)
 
 
-def _watches() -> tuple[Watch, ...]:
-    """Return which tables the shipped policies want to hear of."""
-    return planning.watches_of(compiler.read(POLICIES, None))
+def _installed() -> tuple[tuple[Watch, ...], tuple[Plan, ...]]:
+    """Return which tables the shipped policies want to hear of, and which locks they have."""
+    policies = compiler.read(POLICIES, None)
+    return planning.watches_of(policies), planning.locks_of(policies)
 
 
 @contextlib.contextmanager

@@ -259,6 +259,16 @@ def key_refused(keyspace: str | None, rule: str) -> bytes:
     return line(f"POLICY key refused by {where}: {rule}")
 
 
+def colon_in_argument(command: str) -> bytes:
+    """Return the line for an argument of a script that would be more than its part of a key."""
+    return line(f"POLICY argument refused by script '{command}': no colon fits into its keys")
+
+
+def keys_of_script(command: str) -> bytes:
+    """Return the line for a script that is run with other keys than its arguments name."""
+    return line(f"POLICY keys refused by script '{command}': its arguments name other ones")
+
+
 def no_json(keyspace: str, fault: str) -> bytes:
     """Return the line for a value that is no JSON, with %d where it says which byte shows it."""
     rule = f"it is no valid JSON ({fault} at byte %d)"
@@ -356,6 +366,35 @@ DEGRADED = line("DEGRADED this command needs Redis, which is away")
 
 def no_row(keyspace: str) -> bytes:
     return line(f"POLICY write refused by keyspace '{keyspace}': PostgreSQL has no such row")
+
+
+NOT_THE_OWNER = line("LOCKOWNER this lock is held, and not by this connection")
+
+
+def no_lock_command(keyspace: str) -> bytes:
+    """Return the line for a command that means nothing to a lock."""
+    rule = "a lock is taken by SET NX, read, extended by EXPIRE and released by DEL"
+    return line(f"POLICY command refused by keyspace '{keyspace}': {rule}")
+
+
+NOT_TEXT = line("ERR a name of an owner, a lock or a booking is text, and not empty")
+
+
+def too_many_locks(most: int) -> bytes:
+    return line(f"ERR at most {most} locks are taken at a time")
+
+
+def no_queue(keyspace: str) -> bytes:
+    return line(f"POLICY command refused by keyspace '{keyspace}': its locks have no queue")
+
+
+def no_lock_owner(keyspace: str) -> bytes:
+    return line(f"POLICY value refused by keyspace '{keyspace}': it names no owner of the lock")
+
+
+def lock_limit(keyspace: str, most: int) -> bytes:
+    rule = f"its owner holds as many locks as it may, {most}"
+    return line(f"POLICY write refused by keyspace '{keyspace}': {rule}")
 
 
 def no_statement(keyspace: str) -> bytes:

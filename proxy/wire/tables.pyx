@@ -281,6 +281,7 @@ cdef class Ruleset:
         self.rates = sum(self.space_rates + self.role_rates, ())
         self.amended = Counters(len(self.keyspaces), len(AMENDMENTS))
         self._lay_out_commands()
+        self._lay_out_scripts()
         self._lay_out_keyspaces()
         self.patterns = Patterns(self.keyspaces)
         self._lay_out_roles()
@@ -340,6 +341,23 @@ cdef class Ruleset:
                 place = (place + 1) & (TABLE_SIZE - 1)
             self.table[place] = i
 
+    def _lay_out_scripts(self):
+        cdef int i, own
+        self.offered = {}
+        runners = [(i, command.name.removesuffix(b"_ro")) for i, command in enumerate(self.commands)]
+        for i, command in enumerate(self.commands):
+            if command.script is None:
+                continue
+            called = {
+                b"eval": (command.script.body,),
+                b"evalsha": (command.script.digest,),
+                b"fcall": (command.name, command.name.replace(b".", b"_")),
+            }
+            for own, name in runners:
+                if name in called:
+                    self.offered.setdefault(own, {}).update(dict.fromkeys(called[name], i))
+                    self.rows[own].runs = RUNS_BODIES if name == b"eval" else RUNS_NAMED
+
     def _lay_out_keyspaces(self):
         cdef int i
         cdef KeyspaceRow* row
@@ -365,6 +383,7 @@ cdef class Ruleset:
             row.most_items, row.keeps_low, row.exact = space.growth
             row.window_ms, row.stale_ms, row.early_ms = space.ageing
             row.detours = space.detours
+            row.decided = space.decided
             if len(space.denied) != len(self.commands) or len(space.enforced) != RULE_COUNT:
                 raise ValueError(f"keyspace {space.name}: one flag per command and rule is needed")
             pair = (space.denied, space.duties)
@@ -506,15 +525,20 @@ cdef class SlotMap:
             if rows.shape[0] != (SLOTS if sharded else 1):
                 raise ValueError("a sharded cluster has an owner for every slot, another has one")
             memcpy(self.owners + cluster * SLOTS, &rows[0], rows.shape[0] * sizeof(int16_t))
-            for owner in set(owners):
-                if owner != -1 and not self._has_connections(owner):
-                    raise ValueError(f"owner {owner} is no node with connections of both protocols")
+            self._check_owners(rows)
 
-    def _has_connections(self, Py_ssize_t owner):
-        if not 0 <= owner < len(self.nodes):
-            return False
-        lanes = self.nodes[owner]
-        return len(lanes) == 2 and all(lanes)
+    cdef _check_owners(self, const int16_t[::1] rows):
+        """Raise ValueError for an owner that is not among the nodes, or lacks a connection."""
+        # A table first: sixteen thousand slots as Python numbers would hold up the loop.
+        cdef bytes connected = bytes([len(lanes) == 2 and all(lanes) for lanes in self.nodes])
+        cdef const unsigned char* table = connected
+        cdef Py_ssize_t count = len(connected)
+        cdef Py_ssize_t slot
+        cdef int owner
+        for slot in range(rows.shape[0]):
+            owner = rows[slot]
+            if owner != -1 and not (0 <= owner < count and table[owner]):
+                raise ValueError(f"owner {owner} is no node with connections of both protocols")
 
     def __dealloc__(self):
         free(self.owners)

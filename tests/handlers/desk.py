@@ -91,7 +91,11 @@ class Client:
 
     def send(self, *words: bytes) -> None:
         """Send one command."""
-        frame = pack(*words)
+        self.send_all([words])
+
+    def send_all(self, commands: Sequence[Sequence[bytes]]) -> None:
+        """Send commands at once."""
+        frame = b"".join(pack(*words) for words in commands)
         self.session.get_buffer(-1)[: len(frame)] = frame
         self.session.buffer_updated(len(frame))
         self.desk.settle()
@@ -177,7 +181,10 @@ class Desk:
             for upstream in pair:
                 upstream.available = True
         slots = wire.SlotMap(
-            [(True, array("h", [first] * 8192 + [first + 1] * 8192)) for first in (0, 2)],
+            [
+                (True, array("h", [first]) * 8192 + array("h", [first + 1]) * 8192)
+                for first in (0, 2)
+            ],
             [[(upstream,) for upstream in pair] for pair in pairs],
         )
         limits = Limits(100, 0.0, 5.0, 1 << 20, 1 << 24, 10.0, 10, 10, 60.0, 100, 1000)
