@@ -142,7 +142,7 @@ class Session(asyncio.BufferedProtocol):
     @property
     def amid_request(self) -> bool:
         """Return whether the client has sent the beginning of a request."""
-        return self.downstream.held_bytes > 0
+        return self.downstream.held_bytes > 0 or self.downstream.passing
 
     @property
     def unread_bytes(self) -> int:

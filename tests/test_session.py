@@ -85,6 +85,19 @@ async def test_replies_in_flight_survive_quit_and_the_end_of_the_stream() -> Non
         await wait_for(lambda: house.closed("quit") == 1, "the reason")
 
 
+async def test_the_rest_of_a_refused_request_is_part_of_it() -> None:
+    """A client that is refused before it has sent everything counts as amid its request."""
+    async with front() as house:
+        caller = await house.connect()
+        data = pack("SET", "sidecache:lease:k", "x" * 200_000)
+        caller.writer.write(data[:100_000])
+        assert is_error(await caller.next())
+        assert house.session.amid_request
+        caller.writer.write(data[100_000:] + pack("PING"))
+        assert await caller.next() == b"PONG"
+        assert not house.session.amid_request
+
+
 async def test_half_a_request_behind_unread_replies() -> None:
     """It keeps nobody: when the replies are read, the connection of a half-closed client ends."""
     async with front() as house:

@@ -239,6 +239,7 @@ cdef class Ruleset:
         self.patterns.match(key, size, found)
     cdef bint refuses(self, int keyspace, int rule) noexcept
     cdef bint applies(self, int keyspace, int rule) noexcept
+    cdef bint in_force(self, int keyspace) noexcept
     cdef bytes name_for_node(self, const uint8_t* key, Py_ssize_t size, Match* found)
     cdef int slot_for(self, const uint8_t* key, Py_ssize_t size, Match* found) noexcept
 

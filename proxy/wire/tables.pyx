@@ -435,6 +435,14 @@ cdef class Ruleset:
         """Whether a rule changes a command. A rule in full force breaks nothing by being met."""
         return self.spaces[keyspace].enforced[rule] >= 100 or self.refuses(keyspace, rule)
 
+    cdef bint in_force(self, int keyspace) noexcept:
+        """Whether none of a keyspace's rules is on trial: what breaks one is refused."""
+        cdef int rule
+        for rule in range(RULE_COUNT):
+            if self.spaces[keyspace].enforced[rule] < 100:
+                return False
+        return True
+
     cdef int find(self, const char* name, Py_ssize_t size) noexcept:
         cdef int place, row
         cdef Py_ssize_t i
