@@ -47,5 +47,5 @@ def test_what_is_no_mistake_and_should_be_known(tmp_path: Path) -> None:
     )
     ruleset, clusters = compiler.from_files(path, ("locks",))
     lines = check.as_lines(check.accepted(ruleset, clusters, path)).splitlines()
-    assert lines[0].startswith(f"{path}:3:23: note: locks of job are decided by Redis alone")
+    assert lines[0].startswith(f"{path}:3:12: note: locks of job are decided by Redis alone")
     assert lines[1].startswith("no mistakes")
