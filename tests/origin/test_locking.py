@@ -64,7 +64,7 @@ async def test_the_state_of_the_row_is_told(seats: Asker) -> None:
 
 
 async def test_the_same_owner_holds_on(seats: Asker) -> None:
-    """Taken again by its holder a lock keeps token, beginning and what was said, and lasts longer."""
+    """Taken again a lock keeps token, beginning and what was said, and lasts longer."""
     first = await seats.take("u1", "s1", hold=10, booking="b1")
     before = await seats.seat("s1")
     again = await seats.take("u1", "s1", hold=50)
@@ -92,7 +92,8 @@ async def test_an_expired_lock_is_free_without_a_sweep(seats: Asker, office: Tic
     await seats.expire("s1")
     second = await (await office.asker()).take("u2", "s1")
     assert second.outcome == "acquired"
-    assert first.tokens and second.tokens
+    assert first.tokens
+    assert second.tokens
     assert second.tokens[0] > first.tokens[0]
     assert await seats.release("u1", "s1") == (None, None)
     assert (await seats.seat("s1"))["locked_by"] == "u2"

@@ -1,4 +1,4 @@
-"""Databases with seats and with locks of no table, and who asks the functions about them directly."""
+"""Databases with seats and with locks of no table, and who calls the functions about them."""
 
 import contextlib
 import itertools
@@ -107,7 +107,7 @@ class Asker:
     async def lapse(self, owner: str, column: str = "offered_until") -> None:
         """Let an offer, or what a waiter has been heard of, be over."""
         await self.connection.execute(
-            f"UPDATE sidecache_lock_queue SET {column} = clock_timestamp() - interval '1 ms'"  # noqa: S608
+            f"UPDATE sidecache_lock_queue SET {column} = clock_timestamp() - interval '1 ms'"
             " WHERE owner = $1", owner,
         )  # fmt: skip
 
