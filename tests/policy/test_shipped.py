@@ -161,7 +161,7 @@ def test_every_key_has_its_keyspace(rules: wire.Ruleset, policies: Policies, row
     assert (own.kind, own.type, own.ttl.default) == (row.kind, row.type, row.seconds)
     assert own.evict is not None
     assert own.on_loss is not None
-    assert (own.value.max_bytes is None) == (row.keyspace in FOLLOWING)
+    assert own.value.max_bytes is not None
     assert own.value.is_json == (row.type == "json" or row.keyspace in JSON_LISTS)
 
 
