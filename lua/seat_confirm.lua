@@ -1,4 +1,5 @@
--- Make a lock a sale; where Redis decides. What is sold stays sold: the key keeps no time.
+-- Make a lock a sale; where Redis decides. What is sold stays sold: the key keeps no time, for which
+-- its keyspace says ttl: {missing: allow}. Otherwise it is on sale again after the default time.
 -- KEYS  1 the seat's lock   2 what its owner holds in the event   3 the event's availability
 -- ARGV  1 event   2 seat   3 owner   4 token   5 booking
 -- Reply outcome, confirmed or lost

@@ -86,8 +86,8 @@ def named(
             return errors.key_refused(plan.name, "it is no name of a lock")
         # The first has been judged with the command.
         for key in locks[1:]:
-            if isinstance(line := session.downstream.locate(key, request.row), bytes):
-                return line
+            if isinstance(refused := session.downstream.locate(key, request.row), bytes):
+                return refused
     found = [target for key in locks if (target := target_of(request.ruleset, key)) is not None]
     if (line := misspelled(found)) is not None:
         return line
@@ -100,7 +100,9 @@ def _plan(ruleset: wire.Ruleset, key: bytes) -> Plan | None:
     plan = plans.get(ruleset.find_keyspace(key))
     if plan is not None and plan.locking is not None:
         return plan
-    return next((each for each in plans.values() if each.locking is not None), None)
+    locks = [(each, each.locking) for each in plans.values() if each.locking is not None]
+    # Those that are limited come first.
+    return max(locks, key=lambda pair: pair[1].most > 0, default=(None,))[0]
 
 
 def _beside(key: bytes, name: bytes) -> bytes:

@@ -15,6 +15,7 @@ from proxy.embedded.sidecar import Sidecar
 from proxy.origin import installing
 from proxy.origin.batching import Connection
 from proxy.policy import compiler, planning
+from proxy.wire import key_slot
 from tests.integration.rig import Caller, StartProxy
 
 _NUMBERS = count()
@@ -102,19 +103,17 @@ class Hall:
         )  # fmt: skip
 
     async def direct(self, *words: str) -> Any:
-        """Ask whichever node has a key, past the proxy."""
-        for node in self.cluster.primaries:
-            reply = await node.ask(*words)
-            if not str(reply).startswith("MOVED"):
-                return reply
-        raise AssertionError(f"no node has the key of {words}")
+        """Ask the node that has a key, past the proxy."""
+        owner = await self.cluster.owner(key_slot(words[1].encode()))
+        return await owner.ask(*words)
 
 
 @contextlib.asynccontextmanager
 async def hall(
-    server: Postgres, cluster: Cluster, start: StartProxy, folder: Path, rules: str = RULES
-) -> AsyncIterator[Hall]:
-    """Start a proxy with `RULES`, in front of a cluster and a database of its own."""
+    server: Postgres, cluster: Cluster, start: StartProxy, folder: Path, rules: str = RULES,
+    **settings: Any,
+) -> AsyncIterator[Hall]:  # fmt: skip
+    """Start a proxy with `RULES`, in front of a cluster and a database with its settings."""
     name = f"hall{next(_NUMBERS)}"
     dsn = await server.create_database(name)
     database = await asyncpg.connect(dsn)
@@ -127,7 +126,9 @@ async def hall(
             dsn, planning.watches_of(policies), apply=True, remove=False,
             locks=planning.locks_of(policies),
         )  # fmt: skip
-        proxy = await start({"locks": cluster}, policies=str(path), database={"url": dsn})
+        proxy = await start(
+            {"locks": cluster}, policies=str(path), database={"url": dsn, **settings}
+        )
         yield Hall(proxy, cluster, database)
         await proxy.stop()
     finally:

@@ -1,0 +1,189 @@
+"""The scripts about seats where Redis decides: they run on the nodes of a real cluster."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.embedded.redis import Cluster
+from proxy.wire import key_slot
+from tests.integration.rig import Caller, StartProxy, is_error, wait_for
+from tests.integration.test_seats_by_name import fields
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+
+# The shipped ones, but for `lock:`, which says that PostgreSQL decides.
+_SHIPPED = (ROOT / "policies" / "seats.yaml").read_text().partition("scripts:")[2]
+SCRIPTS = "scripts:" + re.sub(r"\n    (lock|on_unavailable): \w+", "", _SHIPPED)
+
+# The keyspaces as Redis alone keeps them.
+KEYSPACES = """
+keyspaces:
+  seat_lock:
+    key: seat_lock:{event_id}:{seat_id}
+    cluster: locks
+    hash_tag: event_id
+    kind: lock
+    ttl: {default: 600s, max: 900s, missing: allow}
+    lock: {authority: redis, owner: $.user_id}
+  user_locks: {key: "user_locks:{user_id}:{event_id}", cluster: locks, hash_tag: event_id}
+  event_availability: {key: "event_availability:{event_id}", cluster: locks, hash_tag: event_id}
+  lock_queue: {key: "lock_queue:{event_id}:{seat_id}", cluster: locks, hash_tag: event_id}
+"""
+
+SEATS = [f"s{number}" for number in range(1, 13)]
+EVENT = "evt_1"
+AVAILABILITY = f"event_availability:{EVENT}"
+
+
+class Hall:
+    """A client, and the nodes behind the proxy."""
+
+    def __init__(self, caller: Caller, cluster: Cluster) -> None:
+        self.caller = caller
+        self.cluster = cluster
+
+    async def tell(self, operation: str, *words: str | int) -> dict[str, Any]:
+        reply = await self.caller.call(f"SEAT.{operation}", EVENT, *words)
+        assert not is_error(reply), reply
+        return fields(reply)
+
+    async def acquire(self, seat: str, owner: str) -> dict[str, Any]:
+        return await self.tell("ACQUIRE", seat, owner, "b1", "x1")
+
+    async def counts(self, seat: str) -> list[str]:
+        """Return the state of a seat and how many are available, locked and booked."""
+        names = ("available_count", "locked_count", "booked_count")
+        found = await self.caller.call("HMGET", AVAILABILITY, seat, *names)
+        return [value.decode() for value in found]
+
+    async def direct(self, *words: str) -> Any:
+        """Ask the node that has a key, past the proxy."""
+        owner = await self.cluster.owner(key_slot(words[1].encode()))
+        return await owner.ask(*words)
+
+    async def end(self, seat: str) -> None:
+        """Let the lock of a seat be over."""
+        key = f"seat_lock:{{{EVENT}}}:{seat}"
+        await self.direct("PEXPIRE", key, "1")
+
+        async def gone() -> bool:
+            return not int(await self.direct("EXISTS", key))
+
+        await wait_for(gone, "the lock to be over")
+
+
+@pytest.fixture
+async def hall(locks_cluster: Cluster, proxy_process: StartProxy, tmp_path: Path) -> Hall:
+    """Seats of which Redis has the availability, and no database."""
+    (tmp_path / "seats.yaml").write_text(KEYSPACES + SCRIPTS)
+    shutil.copytree(ROOT / "lua", tmp_path / "lua")
+    await locks_cluster.flush()
+    proxy = await proxy_process({"locks": locks_cluster}, policies=str(tmp_path))
+    caller = await Caller.open(proxy.port)
+    pairs = [word for seat in SEATS for word in (seat, "available")]
+    counts = ("available_count", len(SEATS), "locked_count", 0, "booked_count", 0)
+    await caller.call("HSET", AVAILABILITY, *pairs, *counts)
+    return Hall(caller, locks_cluster)
+
+
+async def test_acquire(hall: Hall) -> None:
+    """Granted to one, kept by the same, refused to another; the counters move once."""
+    taken = await hall.acquire("s1", "u1")
+    assert (taken["outcome"], taken["expires_in_ms"]) == ("acquired", 600_000)
+    assert await hall.counts("s1") == ["locked", "11", "1", "0"]
+    again = await hall.acquire("s1", "u1")
+    assert (again["outcome"], again["token"]) == ("extended", taken["token"])
+    assert await hall.counts("s1") == ["locked", "11", "1", "0"]
+    refused = await hall.acquire("s1", "u2")
+    assert (refused["outcome"], "token" in refused) == ("held", False)
+    assert 590_000 < refused["expires_in_ms"] <= 600_000
+    await hall.end("s1")
+    later = await hall.acquire("s1", "u2")
+    assert later["outcome"] == "acquired"
+    assert int(later["token"]) > int(taken["token"])
+
+
+async def test_limit(hall: Hall) -> None:
+    """The eleventh seat is refused, and what is over does not count."""
+    for seat in SEATS[:10]:
+        assert (await hall.acquire(seat, "u1"))["outcome"] == "acquired"
+    assert await hall.acquire("s11", "u1") == {"outcome": "limit", "held": 10}
+    assert (await hall.acquire("s1", "u1"))["outcome"] == "extended"
+    assert (await hall.acquire("s11", "u2"))["outcome"] == "acquired"
+    await hall.end("s3")
+    await hall.direct("ZADD", f"user_locks:u1:{{{EVENT}}}", "1", "s3")
+    assert (await hall.acquire("s12", "u1"))["outcome"] == "acquired"
+
+
+async def test_extend(hall: Hall) -> None:
+    """The holder keeps it for so long and at most a quarter of an hour; nobody else does."""
+    assert await hall.tell("EXTEND", "s1", "u1", 30) == {"outcome": "lost"}
+    taken = await hall.acquire("s1", "u1")
+    assert await hall.tell("EXTEND", "s1", "u1", 30) == {
+        "outcome": "extended", "token": taken["token"], "expires_in_ms": 30_000,
+    }  # fmt: skip
+    assert 29_000 < await hall.caller.call("PTTL", f"seat_lock:{EVENT}:s1") <= 30_000
+    assert (await hall.tell("EXTEND", "s1", "u1", 5000))["expires_in_ms"] == 900_000
+    assert (await hall.tell("EXTEND", "s1", "u2", 30))["outcome"] == "held"
+
+
+async def test_release(hall: Hall) -> None:
+    """By owner and token, once; the seat is available again for anybody."""
+    taken = await hall.acquire("s1", "u1")
+    for owner, token in (("u2", taken["token"]), ("u1", "1")):
+        assert await hall.tell("RELEASE", "s1", owner, token) == {"outcome": "lost"}
+    assert await hall.tell("RELEASE", "s1", "u1", taken["token"]) == {"outcome": "released"}
+    assert await hall.counts("s1") == ["available", "12", "0", "0"]
+    assert await hall.tell("RELEASE", "s1", "u1", taken["token"]) == {"outcome": "lost"}
+    assert (await hall.acquire("s1", "u2"))["outcome"] == "acquired"
+
+
+async def test_confirm(hall: Hall) -> None:
+    """What is sold stays sold, without end, and is no lock of its owner any more."""
+    taken = await hall.acquire("s1", "u1")
+    assert await hall.tell("CONFIRM", "s1", "u1", "1", "b1") == {"outcome": "lost"}
+    assert await hall.tell("CONFIRM", "s1", "u1", taken["token"], "b1") == {"outcome": "confirmed"}
+    assert await hall.counts("s1") == ["booked", "11", "0", "1"]
+    assert int(await hall.direct("PTTL", f"seat_lock:{{{EVENT}}}:s1")) == -1
+    assert await hall.tell("STATUS", "s1") == {"outcome": "booked"}
+    assert await hall.caller.call("SEAT.MINE", EVENT, "u1") == []
+    for owner in ("u1", "u2"):
+        assert (await hall.acquire("s1", owner))["outcome"] not in ("acquired", "extended")
+
+
+async def test_status(hall: Hall) -> None:
+    """Available, or locked with owner, token and time."""
+    assert await hall.tell("STATUS", "s1") == {"outcome": "available"}
+    taken = await hall.acquire("s1", "u1")
+    status = await hall.tell("STATUS", "s1")
+    assert 590_000 < status.pop("expires_in_ms") <= 600_000
+    assert status == {"outcome": "locked", "owner": "u1", "token": taken["token"]}
+
+
+async def test_queue(hall: Hall) -> None:
+    """In order of arrival; the first is offered a free seat, who leaves hands its place on."""
+    taken = await hall.acquire("s1", "u1")
+    assert await hall.tell("QUEUE", "s1", "u1") == {"outcome": "holder"}
+    for place, owner in ((1, "u2"), (2, "u3"), (1, "u2")):
+        waiting = await hall.tell("QUEUE", "s1", owner)
+        assert (waiting["outcome"], waiting["position"]) == ("waiting", place)
+        assert waiting["wait_ms"] > 590_000
+    await hall.tell("RELEASE", "s1", "u1", taken["token"])
+    third, second = await hall.tell("QUEUE", "s1", "u3"), await hall.tell("QUEUE", "s1", "u2")
+    assert (third["outcome"], second["outcome"]) == ("waiting", "offered")
+    assert 0 < second["offered_ms"] <= 10_000
+    assert await hall.tell("QUEUE", "s1", "u2", "leave") == {"outcome": "left"}
+    assert (await hall.tell("QUEUE", "s1", "u3"))["outcome"] == "offered"
+
+
+async def test_mine(hall: Hall) -> None:
+    """The names of the seats that somebody holds, by when they end; of a stranger none."""
+    for seat in ("s2", "s1"):
+        await hall.acquire(seat, "u1")
+    assert sorted(await hall.caller.call("SEAT.MINE", EVENT, "u1")) == [b"s1", b"s2"]
+    assert await hall.caller.call("SEAT.MINE", EVENT, "u2") == []
