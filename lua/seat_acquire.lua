@@ -2,12 +2,15 @@
 -- PostgreSQL does, the proxy takes the same path in the database and none of this runs.
 -- KEYS  1 the seat's lock   2 what its owner holds in the event   3 the event's availability
 -- ARGV  1 event   2 seat   3 owner   4 booking   5 session
--- Reply outcome, acquired extended held or limit, and with it token, expires_in_ms or held
+-- Reply outcome, acquired extended held booked or limit, and with it token, expires_in_ms or held
 local HOLD, MOST = 600000, 10 -- milliseconds, seats
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local known = redis.call('GET', KEYS[1])
 local lock = known and cjson.decode(known)
+if lock and lock.booked then
+  return {'outcome', 'booked'}
+end
 if lock and lock.user_id ~= ARGV[3] then
   return {'outcome', 'held', 'expires_in_ms', redis.call('PTTL', KEYS[1])}
 end

@@ -8,6 +8,9 @@ local lock = known and cjson.decode(known)
 if not lock or lock.user_id ~= ARGV[3] or lock.token ~= ARGV[4] then
   return {'outcome', 'lost'}
 end
+if lock.booked then
+  return {'outcome', lock.booking_id == ARGV[5] and 'confirmed' or 'lost'}
+end
 lock.booking_id, lock.booked, lock.expires_at = ARGV[5], true, nil
 redis.call('SET', KEYS[1], cjson.encode(lock))
 redis.call('ZREM', KEYS[2], ARGV[2])

@@ -1,13 +1,16 @@
 -- Keep a seat longer; where Redis decides.
 -- KEYS  1 the seat's lock   2 what its owner holds in the event
 -- ARGV  1 event   2 seat   3 owner   4 seconds
--- Reply outcome, extended held or lost, and with it token and expires_in_ms
+-- Reply outcome, extended held booked or lost, and with it token and expires_in_ms
 local LONGEST = 900 -- seconds
 local known = redis.call('GET', KEYS[1])
 if not known then
   return {'outcome', 'lost'}
 end
 local lock = cjson.decode(known)
+if lock.booked then
+  return {'outcome', 'booked'}
+end
 if lock.user_id ~= ARGV[3] then
   return {'outcome', 'held', 'expires_in_ms', redis.call('PTTL', KEYS[1])}
 end

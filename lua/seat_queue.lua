@@ -1,7 +1,7 @@
 -- Join the queue of a seat, keep the place in it, or leave it; where Redis decides.
 -- KEYS  1 the seat's lock   2 its queue
 -- ARGV  1 event   2 seat   3 owner   4 leave, or nothing
--- Reply outcome, waiting offered holder left or full, and with it position, wait_ms and offered_ms
+-- Reply outcome, waiting offered holder booked left or full, and with it position, wait_ms and offered_ms
 local HEARTBEAT, OFFER, MOST = 20000, 10000, 1000 -- milliseconds, waiters
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -10,6 +10,9 @@ local lock = known and cjson.decode(known)
 if ARGV[4] == 'leave' then
   redis.call('HDEL', KEYS[2], ARGV[3])
   return {'outcome', 'left'}
+end
+if lock and lock.booked then
+  return {'outcome', 'booked'}
 end
 if lock and lock.user_id == ARGV[3] then
   return {'outcome', 'holder'}

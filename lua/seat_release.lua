@@ -4,7 +4,7 @@
 -- Reply outcome, released or lost
 local known = redis.call('GET', KEYS[1])
 local lock = known and cjson.decode(known)
-if not lock or lock.user_id ~= ARGV[3] or lock.token ~= ARGV[4] then
+if not lock or lock.booked or lock.user_id ~= ARGV[3] or lock.token ~= ARGV[4] then
   return {'outcome', 'lost'}
 end
 redis.call('DEL', KEYS[1])

@@ -152,8 +152,15 @@ async def test_confirm(hall: Hall) -> None:
     assert int(await hall.direct("PTTL", f"seat_lock:{{{EVENT}}}:s1")) == -1
     assert await hall.tell("STATUS", "s1") == {"outcome": "booked"}
     assert await hall.caller.call("SEAT.MINE", EVENT, "u1") == []
+    proof = ("s1", "u1", taken["token"])
+    assert await hall.tell("CONFIRM", *proof, "b1") == {"outcome": "confirmed"}
+    assert await hall.tell("CONFIRM", *proof, "b2") == {"outcome": "lost"}
+    assert await hall.tell("RELEASE", *proof) == {"outcome": "lost"}
     for owner in ("u1", "u2"):
-        assert (await hall.acquire("s1", owner))["outcome"] not in ("acquired", "extended")
+        assert await hall.acquire("s1", owner) == {"outcome": "booked"}
+        assert await hall.tell("EXTEND", "s1", owner, 30) == {"outcome": "booked"}
+        assert await hall.tell("QUEUE", "s1", owner) == {"outcome": "booked"}
+    assert await hall.counts("s1") == ["booked", "11", "0", "1"]
 
 
 async def test_status(hall: Hall) -> None:
