@@ -232,13 +232,17 @@ def _sql(options: argparse.Namespace) -> int:
         path, clusters = settings.policies, tuple(settings.clusters)
         if settings.database is not None:
             url = settings.database.direct_url.reveal()
-    watches = planning.watches_of(compiler.read(path, clusters))
+    policies = compiler.read(path, clusters)
+    watches, locks = planning.watches_of(policies), planning.locks_of(policies)
     if url is None and not options.print:
         raise errors.ConfigError("no database is named: --database URL, or database: in the file")
     if url is None:
-        text = (installing.remove_sql if options.remove else installing.install_sql)(watches)
+        make = installing.remove_sql if options.remove else installing.install_sql
+        text = make(watches, locks=locks)
     else:
-        text = installing.applied(url, watches, apply=not options.print, remove=options.remove)
+        text = installing.applied(
+            url, watches, apply=not options.print, remove=options.remove, locks=locks
+        )
     if options.print:
         print(text, end="")
     else:

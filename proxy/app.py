@@ -111,6 +111,7 @@ class App:
             self._pools.recovering = self._backing.restore.recovering
             self._server.postgres = self._backing.postgres
             self._server.reads = self._backing.reads
+            self._server.grants = self._backing.grants
             self._server.behind = self._backing.behind
         self._states = States(
             self._pools, lambda: plans_in(self._router.ruleset),

@@ -12,6 +12,7 @@ from proxy import log, wire
 from proxy.config import Config, Database
 from proxy.control.drift import Drift
 from proxy.control.drift import Surroundings as DriftSurroundings
+from proxy.control.expiry import Expiry
 from proxy.control.invalidation import (
     Invalidation,
     Lost,
@@ -22,7 +23,9 @@ from proxy.control.invalidation import (
 from proxy.control.restore import Restore
 from proxy.control.restore import Surroundings as RestoreSurroundings
 from proxy.control.sweeping import Sweeper
+from proxy.handlers.grants import Grants
 from proxy.handlers.leases import Leases
+from proxy.handlers.mirror import Mirror
 from proxy.handlers.reading import Reads
 from proxy.origin.behind import WriteBehind
 from proxy.origin.postgres import Postgres
@@ -33,6 +36,7 @@ from proxy.upstream.pool import Plumbing
 # Told to a server that looks who is there.
 INVALIDATION = "sidecache invalidation"
 JOURNAL = "sidecache journal"
+LOCKS = "sidecache locks"
 
 # Who closes connections to a server that has gone waits no longer.
 STOP_SECONDS = 1.0
@@ -51,6 +55,11 @@ class Backing:
         self.postgres = Postgres(database, metrics.origin)
         self.postgres.watch(self._turned)
         self.reads = Reads(self.postgres, self._leases, metrics.reads)
+        mirror = Mirror(router, Errands(router, plumbing.batch))
+        self.grants = Grants(self.postgres, mirror, metrics.locks)
+        self.expiry = Expiry(
+            router, mirror, metrics.locks, plumbing.states, lambda: self.postgres.connect(LOCKS)
+        )
         self.behind: WriteBehind | None = None
         if config.journal is not None:
             self.behind = WriteBehind(
@@ -93,7 +102,7 @@ class Backing:
         """Return what runs for ever."""
         return (
             self._leases.watch(), self.invalidation.watch(), self._sweeper.watch(),
-            self.restore.watch(), self.drift.watch(),
+            self.restore.watch(), self.drift.watch(), self.expiry.watch(),
         )  # fmt: skip
 
     @property

@@ -36,7 +36,7 @@ from proxy.embedded.sidecar import Sidecar, configuration_for, free_address
 from proxy.embedded.standby import Standby, standby_for
 from proxy.errors import SidecacheError
 from proxy.origin import installing
-from proxy.plans import Watch
+from proxy.plans import Plan, Watch
 from proxy.policy import compiler, planning
 
 DATABASE = "sidecache"
@@ -182,7 +182,7 @@ class _Demo:
 
     async def _start_postgres(self, postgres: Postgres, replica: Standby | None) -> None:
         """Start PostgreSQL with the sample, and with what sidecache needs there itself."""
-        watches, _ = await asyncio.gather(asyncio.to_thread(_watches), postgres.start())
+        (watches, locks), _ = await asyncio.gather(asyncio.to_thread(_installed), postgres.start())
         self._say("PostgreSQL takes connections")
         dsn = await postgres.create_database(DATABASE)
         rows = await sample.load(dsn, self._options.seed)
@@ -190,7 +190,7 @@ class _Demo:
         self._say(
             f"PostgreSQL: {seats:,} seats of {events} events loaded (--seed {self._options.seed})"
         )
-        await installing.run(dsn, watches, apply=True, remove=False)
+        await installing.run(dsn, watches, apply=True, remove=False, locks=locks)
         if replica is not None:
             await replica.start()
             self._say("PostgreSQL: a replica follows")
@@ -250,9 +250,10 @@ class _Demo:
         print(f"{time.monotonic() - self._started:5.1f} s  {text}", flush=True)
 
 
-def _watches() -> tuple[Watch, ...]:
-    """Return which tables the shipped policies want to hear of."""
-    return planning.watches_of(compiler.read(POLICIES, None))
+def _installed() -> tuple[tuple[Watch, ...], tuple[Plan, ...]]:
+    """Return which tables the shipped policies want to hear of, and which locks they have."""
+    policies = compiler.read(POLICIES, None)
+    return planning.watches_of(policies), planning.locks_of(policies)
 
 
 @contextlib.contextmanager

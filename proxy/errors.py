@@ -358,6 +358,35 @@ def no_row(keyspace: str) -> bytes:
     return line(f"POLICY write refused by keyspace '{keyspace}': PostgreSQL has no such row")
 
 
+NOT_THE_OWNER = line("LOCKOWNER this lock is held, and not by this connection")
+
+
+def no_lock_command(keyspace: str) -> bytes:
+    """Return the line for a command that means nothing to a lock."""
+    rule = "a lock is taken by SET NX, read, extended by EXPIRE and released by DEL"
+    return line(f"POLICY command refused by keyspace '{keyspace}': {rule}")
+
+
+NOT_TEXT = line("ERR a name of an owner, a lock or a booking is text, and not empty")
+
+
+def too_many_locks(most: int) -> bytes:
+    return line(f"ERR at most {most} locks are taken at a time")
+
+
+def no_queue(keyspace: str) -> bytes:
+    return line(f"POLICY command refused by keyspace '{keyspace}': its locks have no queue")
+
+
+def no_lock_owner(keyspace: str) -> bytes:
+    return line(f"POLICY value refused by keyspace '{keyspace}': it names no owner of the lock")
+
+
+def lock_limit(keyspace: str, most: int) -> bytes:
+    rule = f"its owner holds as many locks as it may, {most}"
+    return line(f"POLICY write refused by keyspace '{keyspace}': {rule}")
+
+
 def no_statement(keyspace: str) -> bytes:
     """Return the line for a write that a keyspace's statement cannot carry out."""
     rule = "its statement for PostgreSQL cannot do this"

@@ -36,6 +36,7 @@ from proxy.tallies import (
     BehindMetrics,
     DriftMetrics,
     InvalidationMetrics,
+    LockMetrics,
     OriginMetrics,
     PinMetrics,
     RateMetrics,
@@ -305,6 +306,7 @@ class Metrics:
         self.origin = OriginMetrics(registry)
         self.states = StateMetrics(registry, clusters)
         self.reads = ReadMetrics(registry)
+        self.locks = LockMetrics(registry)
         self.invalidation = InvalidationMetrics(registry, clusters)
         self.restore = RestoreMetrics(registry, clusters)
         self.drift = DriftMetrics(registry)

@@ -4,6 +4,7 @@
 and no request sees half of two versions. Handlers, origin and control read them. Plain values.
 """
 
+import hashlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -101,6 +102,35 @@ class Restoring(NamedTuple):
     rate: float | None  # keys per second
 
 
+class LockCalls(NamedTuple):
+    """What PostgreSQL is asked about locks, see `origin.locking`; keys are arrays of columns."""
+
+    take: Statement
+    release: Statement
+    confirm: Statement
+    queue: Statement
+    sweep: Statement
+    held: Statement  # by columns: who holds it, with which token, for how long
+    shown: Statement  # by columns: value and seconds left
+    mine: Statement  # by scope and owner: keys, tokens and seconds left
+
+
+class Locking(NamedTuple):
+    """How locks of a keyspace are taken, where PostgreSQL decides."""
+
+    calls: LockCalls
+    table: str | None  # as written; None: sidecache_locks
+    columns: tuple[str, ...]  # of the table, one for each segment of the key in its order
+    owner: tuple[str, ...]  # members that lead to it in a value that is JSON; none: all of it
+    longest: float  # seconds that a lock is held at most, however often extended; 0: no bound
+    scope: int  # index of the segment within which an owner's locks are counted
+    most: int  # so many, 0: no limit
+    gate: bool  # Redis turns contenders away
+    heartbeat: float  # seconds after which a silent waiter is dropped; 0: no queue
+    offer: float  # seconds for which a free lock is kept for who is next
+    blind: bool  # a bare DEL releases on the connection that took the lock
+
+
 class Plan(NamedTuple):
     """One keyspace."""
 
@@ -122,6 +152,7 @@ class Plan(NamedTuple):
     on_loss: str | None  # "restore" "refill" "lost"
     drift: float  # keys per second that are compared; 0: none
     security: bool
+    locking: Locking | None = None
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -149,9 +180,22 @@ class Plans(NamedTuple):
 
 NONE = Plans()
 
-# What stands beside a key in its slot: who fetches it at present, and that there is no such row.
+# What stands beside a key in its slot: who fetches it at present, that there is no such row, and
+# the fencing token of a lock.
 LEASE = b"sidecache:lease:"
 ABSENT = b"sidecache:none:"
+TOKEN = b"sidecache:token:"
+
+# Where locks are that no table of the application has.
+OWN_LOCKS = "sidecache_locks"
+
+
+def lock_function(verb: str, keyspace: str) -> str:
+    """Return the name of the function in the database that does something to a keyspace's locks."""
+    # PostgreSQL cuts names at 63 bytes, and two that differ behind that must not become one.
+    digest = hashlib.sha256(keyspace.encode()).hexdigest()[:8]
+    plain = keyspace if len(keyspace) <= 40 else f"{keyspace[:31]}_{digest}"
+    return f"sidecache_{verb}_{plain}"
 
 
 def companion(prefix: bytes, name: bytes) -> bytes | None:
@@ -173,7 +217,7 @@ def plans_in(ruleset: wire.Ruleset) -> Plans:
 
 def beside_which(name: bytes) -> bytes:
     """Return the key that a key stands beside, as nodes name both; any other is its own."""
-    for prefix in (LEASE, ABSENT):
+    for prefix in (LEASE, ABSENT, TOKEN):
         if name.startswith(prefix):
             inner = name[len(prefix) :]
             bare = inner[1:-1]

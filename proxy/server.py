@@ -27,6 +27,7 @@ from proxy.handlers.budget import FailureBudget
 from proxy.handlers.cursors import Scans
 from proxy.handlers.flow import Pauses
 from proxy.handlers.glimpse import SlowLog
+from proxy.handlers.grants import Grants
 from proxy.handlers.monitor import Monitors
 from proxy.handlers.reading import Reads
 from proxy.handlers.refusals import Refusals
@@ -101,6 +102,7 @@ class Server:
         )
         self.draining = False
         self.reads: Reads | None = None
+        self.grants: Grants | None = None
         self.pools: Pools
         self.cluster_statistics: Callable[[], tuple[ClusterStatistics, ...]] = tuple
         self.rule_statistics: Callable[[], RuleStatistics] = RuleStatistics

@@ -29,13 +29,23 @@ BEHIND_ROWS: Final = ("written", "dead")
 RATE_ANSWERS: Final = ("granted", "none", "failed")
 
 # What PostgreSQL is asked for, by the last word of a statement's name, and what became of it.
-STATEMENTS: Final = ("read", "write", "restore")
+STATEMENTS: Final = (
+    "read", "write", "restore", "take", "release", "confirm", "queue", "sweep", "held", "shown",
+    "mine",
+)  # fmt: skip
 STATEMENT_OUTCOMES: Final = ("answered", "busy", "down", "refused")
 
 
 # Where an answer came from that a look at Redis did not give, and why Redis was not given a value.
 SOURCES: Final = ("redis", "none", "origin", "gutter", "stale", "error")
 UNFILLED: Final = ("held", "away", "lease")
+
+# What became of an operation on a lock: what the database says, `gate` where Redis alone refused,
+# `vanished` where the client that was granted it had gone.
+LOCK_OUTCOMES: Final = (
+    "acquired", "extended", "held", "gate", "queue", "limit", "missing", "lost", "released",
+    "not_held", "confirmed", "expired", "vanished", "ghost",
+)  # fmt: skip
 
 # In which state a shard can be, from the best to the worst.
 SHARD_STATES: Final = (
@@ -301,6 +311,23 @@ class ReadMetrics(Collector):
         for place, count in list(self._answers.items()):
             family.add_metric(place, count)
         yield family
+
+
+class LockMetrics:
+    """Locks about which PostgreSQL decides."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._operations = Tally(
+            registry,
+            "sidecache_locks",
+            "Operations on locks by what became of them; gate was refused by Redis alone, expired "
+            "are those that a sweep gave back.",
+            outcome=LOCK_OUTCOMES,
+        )
+
+    def count(self, outcome: str, amount: int = 1) -> None:
+        """Count operations by one of LOCK_OUTCOMES; the state of a row is `other`."""
+        self._operations.count(outcome, amount=amount)
 
 
 class InvalidationMetrics:

@@ -17,6 +17,7 @@ from proxy.config import Config
 from proxy.handlers.budget import FailureBudget
 from proxy.handlers.cursors import Scans
 from proxy.handlers.glimpse import SlowLog
+from proxy.handlers.grants import Grants
 from proxy.handlers.reading import Reads
 from proxy.handlers.runs import Runs
 from proxy.handlers.shelf import Shelf
@@ -143,6 +144,10 @@ class Server(Protocol):
     @property
     def reads(self) -> Reads | None:
         """Return what is read from PostgreSQL for clients, where a database is configured."""
+
+    @property
+    def grants(self) -> Grants | None:
+        """Return what takes locks about which PostgreSQL decides, where there is a database."""
 
     @property
     def pools(self) -> Pools:

@@ -10,11 +10,11 @@ from collections.abc import Awaitable, Collection, Iterable, Mapping
 
 from proxy import errors, wire
 from proxy.config import Config
-from proxy.handlers import Session, behind, in_redis, lookups, several, through
+from proxy.handlers import Session, behind, in_redis, locks, lookups, several, through
 from proxy.handlers.ageing import lengthened
 from proxy.handlers.reading import Reads
 from proxy.handlers.targets import Target, followed, misspelled, targets_of, window_of, writes
-from proxy.handlers.ways import Way, way_of
+from proxy.handlers.ways import WAYS, Way, way_of
 from proxy.plans import Plan
 from proxy.wire.rules import Path, Reason
 
@@ -51,9 +51,11 @@ def longest(config: Config) -> float:
 
 
 def _taken(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
+    targets = targets_of(request)
+    if _about_locks(targets.values()):
+        return misspelled(targets.values()) or locks.take(session, request, [*targets.values()])
     if _without_postgres(session):
         return _without(session, request)
-    targets = targets_of(request)
     if (line := misspelled(targets.values())) is not None:
         return line
     plan = next((each.plan for each in targets.values() if each.plan.mode == "behind"), None)
@@ -83,8 +85,11 @@ def handled(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]
 
     Nodes would carry it out behind PostgreSQL's back where a policy writes there.
     """
-    targets = {} if _without_postgres(session) else targets_of(request)
-    if not targets:
+    targets = targets_of(request)
+    if _about_locks(targets.values()) and request.name in WAYS:
+        line = misspelled(targets.values())
+        return line or locks.scripted(session, request, [*targets.values()])
+    if not targets or _without_postgres(session):
         return session.server.handlers[request.name](session, request)
     line = misspelled(targets.values()) or behind.unjournalled(session, request, targets.values())
     if line is not None:
@@ -129,6 +134,8 @@ def refresh(session: Session, request: wire.Request) -> None:
 
 def barred(session: Session, request: wire.Request, targets: Collection[Target]) -> bytes | None:
     """Return the error line for what no transaction can hold, because PostgreSQL is told of it."""
+    if _about_locks(targets):
+        return errors.not_in_transaction(next(iter(targets)).plan.name)
     if (line := behind.unjournalled(session, request, targets)) is not None:
         return line
     if session.server.reads is None:
@@ -148,6 +155,10 @@ def queued(request: wire.Request, targets: Collection[Target]) -> tuple[bytes, l
 def _told(targets: Iterable[Target]) -> Plan | None:
     """Return the plan of the first key of which PostgreSQL is told what is written to it."""
     return next((target.plan for target in targets if target.plan.mode != "none"), None)
+
+
+def _about_locks(targets: Iterable[Target]) -> bool:
+    return any(target.plan.locking is not None for target in targets)
 
 
 def _without_postgres(session: Session) -> bool:

@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from proxy.errors import ConfigError, StartError
-from proxy.plans import Watch
+from proxy.origin import locking
+from proxy.plans import Plan, Watch
 
 # For everything that the database is asked here, in seconds. CREATE TRIGGER waits for writers of
 # its table, and all who come behind it wait for it: better to give up soon and be run again.
@@ -75,7 +76,7 @@ CREATE TABLE IF NOT EXISTS {schema}.sidecache_progress (
     at    timestamptz NOT NULL DEFAULT clock_timestamp()
 );"""
 
-TABLES = ("outbox", "write_positions", "dead_letters", "progress")
+TABLES = ("outbox", "write_positions", "dead_letters", "progress", *locking.NAMES)
 
 # Of an UPDATE old and new rows: a row may move from one key to another.
 _FUNCTION = """\
@@ -125,6 +126,7 @@ BEGIN
            AND pronamespace = {name}::regnamespace
     ) THEN
         DROP TABLE IF EXISTS {tables};
+        DROP SEQUENCE IF EXISTS {sequence};
     END IF;
 END $sidecache$;"""
 
@@ -158,21 +160,33 @@ def note_of(table: str) -> str:
     return f"sidecache_note_{plain}{digest}"
 
 
-def install_sql(watches: Sequence[Watch], place: Place = DEFAULT) -> str:
-    """Return the SQL that makes everything there that is not there yet."""
+def install_sql(
+    watches: Sequence[Watch], place: Place = DEFAULT, locks: Sequence[Plan] = ()
+) -> str:
+    """Return the SQL that makes everything there that is not there yet.
+
+    Of the plans given as locks, what decides who holds them.
+    """
     schema = quoted(place.schema)
     parts = [_TABLES.format(schema=schema)]
     parts += [part for watch in watches for part in _noted(watch, schema, place)]
+    parts += [locking.TABLES.format(schema=schema)] if locks else []
+    parts += [part for plan in locks for part in locking.functions(plan, schema, place.tables)]
     return _transaction(parts)
 
 
-def remove_sql(watches: Sequence[Watch], place: Place = DEFAULT) -> str:
+def remove_sql(watches: Sequence[Watch], place: Place = DEFAULT, locks: Sequence[Plan] = ()) -> str:
     """Return the SQL that takes away what the policies have had installed."""
     schema = quoted(place.schema)
     # CASCADE takes the triggers that call it, and nothing else depends on a function.
     parts = [f"DROP FUNCTION IF EXISTS {schema}.{note_of(w.table)}() CASCADE;" for w in watches]
+    parts += [part for plan in locks for part in locking.dropped(plan, schema)]
     tables = ", ".join(f"{schema}.sidecache_{name}" for name in TABLES)
-    parts.append(_DROP_TABLES.format(name=literal(schema), tables=tables))
+    parts.append(
+        _DROP_TABLES.format(
+            name=literal(schema), tables=tables, sequence=f"{schema}.sidecache_lock_token"
+        )
+    )
     return _transaction(parts)
 
 
@@ -224,6 +238,14 @@ async def look(connection: Any, watches: Sequence[Watch]) -> Place:
     return Place(str(schema), tables)
 
 
+def _columns(plan: Plan) -> Watch:
+    """Return the table of locks with all columns that are needed of it."""
+    assert plan.locking is not None
+    place = plan.locking.calls.take.place
+    columns = (*plan.locking.columns, *locking.COLUMNS)
+    return Watch(plan.locking.table or "", tuple((each, place) for each in columns), place)
+
+
 # All as text: whoever connects may have codecs of its own.
 _FIND = """
 SELECT c.relkind::text AS kind, quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS name,
@@ -233,7 +255,14 @@ SELECT c.relkind::text AS kind, quote_ident(n.nspname) || '.' || quote_ident(c.r
  WHERE c.oid = to_regclass($1::text)"""
 
 
-async def run(url: str, watches: Sequence[Watch], *, apply: bool, remove: bool) -> str:
+async def run(
+    url: str,
+    watches: Sequence[Watch],
+    *,
+    apply: bool,
+    remove: bool,
+    locks: Sequence[Plan] = (),
+) -> str:
     """Return the SQL for this database, carried out where apply says so.
 
     Raises ConfigError for tables and columns that do not exist, StartError where the database
@@ -244,8 +273,9 @@ async def run(url: str, watches: Sequence[Watch], *, apply: bool, remove: bool) 
     except (OSError, asyncpg.PostgresError, TimeoutError, ValueError) as error:
         raise StartError(f"the database cannot be reached: {error or 'no answer'}") from error
     try:
-        place = await look(connection, () if remove else watches)
-        text = (remove_sql if remove else install_sql)(watches, place)
+        tables = [_columns(plan) for plan in locks if plan.locking and plan.locking.table]
+        place = await look(connection, () if remove else (*watches, *tables))
+        text = (remove_sql if remove else install_sql)(watches, place, locks)
         if apply:
             await connection.execute(text, timeout=TIMEOUT)
         return text
@@ -256,6 +286,8 @@ async def run(url: str, watches: Sequence[Watch], *, apply: bool, remove: bool) 
         connection.terminate()
 
 
-def applied(url: str, watches: Sequence[Watch], *, apply: bool, remove: bool) -> str:
+def applied(
+    url: str, watches: Sequence[Watch], *, apply: bool, remove: bool, locks: Sequence[Plan] = ()
+) -> str:
     """Do as `run` does, from a program that has no loop."""
-    return asyncio.run(run(url, watches, apply=apply, remove=remove))
+    return asyncio.run(run(url, watches, apply=apply, remove=remove, locks=locks))

@@ -88,7 +88,12 @@ def _lock(own: Keyspace) -> Iterator[Complaint]:
                         " ever: ttl: {default: 600s}", "ttl")  # fmt: skip
     if own.lock is None:
         return
-    yield from _mapping(own, ("lock", "key"), own.lock.key, complete=own.lock.table is not None)
+    columns = [*_mapping(own, ("lock", "key"), own.lock.key, complete=own.lock.table is not None)]
+    yield from columns
+    if own.decided and own.lock.table is not None and own.restore is None and not columns:
+        yield Complaint(("lock", "table"), "what a row of it looks like as a key is said by the "
+                        "statement that restores it: restore: {sql: SELECT … AS value, … AS ttl}",
+                        "restore")  # fmt: skip
     per_owner = own.lock.per_owner
     if per_owner is not None and per_owner.scope not in own.key.names:
         yield _no_segment(own, ("lock", "per_owner", "scope"), per_owner.scope)

@@ -134,7 +134,17 @@ class Keyspace(Shared):
     @property
     def backed(self) -> bool:
         """Return whether commands have to do with PostgreSQL: they read from it, or write to it."""
-        return self.origin is not None or self.write.mode != "none"
+        return self.origin is not None or self.write.mode != "none" or self.decided
+
+    @property
+    def locks(self) -> Lock:
+        """Return how locks work, of a keyspace of kind lock."""
+        return self.lock or Lock()
+
+    @property
+    def decided(self) -> bool:
+        """Return whether PostgreSQL decides who holds these locks."""
+        return self.kind == "lock" and self.locks.authority == "postgres"
 
     def trial(self, block: str) -> Trial:
         """Return how seriously a rule is taken: as its block says, or the keyspace's `mode`."""

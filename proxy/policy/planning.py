@@ -21,6 +21,7 @@ from proxy.plans import (
 )
 from proxy.policy import sql
 from proxy.policy.blocks import Origin
+from proxy.policy.locking import locking_of
 from proxy.policy.model import Keyspace, Policies
 from proxy.validation import Location
 
@@ -71,6 +72,7 @@ def _plan(index: int, name: str, own: Keyspace, policies: Policies, cluster: int
         on_loss=own.on_loss,
         drift=own.drift.rate.amount / own.drift.rate.seconds if own.drift else 0.0,
         security=own.security,
+        locking=locking_of(name, own, policies.place(("keyspaces", name, "lock"))),
     )  # fmt: skip
 
 
@@ -143,6 +145,12 @@ def _by_table(policies: Policies) -> dict[str, tuple[Dependency, ...]]:
             for other, columns in rule.also.items():
                 note(rule.table, other, columns)
     return {table: tuple(rows) for table, rows in found.items()}
+
+
+def locks_of(policies: Policies) -> tuple[Plan, ...]:
+    """Return the plans of all locks about which PostgreSQL decides."""
+    known = plans_of(policies, lambda name: 0).by_keyspace.values()
+    return tuple(plan for plan in known if plan.locking is not None)
 
 
 def watches_of(policies: Policies) -> tuple[Watch, ...]:

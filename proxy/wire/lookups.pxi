@@ -22,7 +22,7 @@ cdef int _back(Downstream client, const char* frame, Py_ssize_t size, int index,
     cdef Pending before = client.tail
     cdef Request request
     cdef bytes refusal
-    if split or KEYS.count != 1 or not row.looks_up:
+    if split or KEYS.count != 1 or not row.looks_up or space.decided:
         return _leave_to_origin(client, frame, size, index, cluster, slot, split, renamed, now)
     upstream = _upstream(client, cluster, slot)
     refusal = _refusal(client, upstream)

@@ -305,6 +305,7 @@ class Keyspace(NamedTuple):
     rates: "tuple[Rate, ...]" = ()
     ageing: Ageing = Ageing()
     detours: bool = False  # reads go elsewhere at once where no node can answer
+    decided: bool = False  # PostgreSQL says what is true, so no command goes to a node
 
 
 class Per(IntEnum):

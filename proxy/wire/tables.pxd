@@ -170,6 +170,7 @@ cdef struct KeyspaceRow:
     int64_t stale_ms
     int64_t early_ms
     bint detours
+    bint decided
 
 
 cdef class Counters:

@@ -365,6 +365,7 @@ cdef class Ruleset:
             row.most_items, row.keeps_low, row.exact = space.growth
             row.window_ms, row.stale_ms, row.early_ms = space.ageing
             row.detours = space.detours
+            row.decided = space.decided
             if len(space.denied) != len(self.commands) or len(space.enforced) != RULE_COUNT:
                 raise ValueError(f"keyspace {space.name}: one flag per command and rule is needed")
             pair = (space.denied, space.duties)

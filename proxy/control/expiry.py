@@ -1,0 +1,88 @@
+"""Locks that nobody holds any more are given back: in PostgreSQL, and so in all that follows it.
+
+One sidecar of many sweeps for all. An expired lock is free for whoever asks, swept or not; a sweep
+is for those who do not ask: who watches the table, waits in a queue, or reads how many are left.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import asyncpg
+
+from proxy import log, wire
+from proxy.control.lease import FAILURES, Connect, leading
+from proxy.handlers.mirror import Mirror
+from proxy.plans import Plan, plans_in
+from proxy.tallies import LockMetrics
+
+# How often it is swept, in seconds; a seat is on sale again within a second of its expiry.
+PERIOD = 0.25
+
+# What one sweep may take, and how long it is waited after a failure, in seconds.
+TIMEOUT = 5.0
+PAUSE = 0.5
+
+
+class Expiry:
+    """The sweeper of one sidecar."""
+
+    def __init__(
+        self,
+        router: wire.Router,
+        mirror: Mirror,
+        metrics: LockMetrics,
+        states: log.StateLog,
+        connect: Connect,
+    ) -> None:
+        self._router = router
+        self._mirror = mirror
+        self._metrics = metrics
+        self._states = states
+        self._connect = connect
+
+    async def watch(self) -> None:
+        """Sweep whenever nobody else does, for ever."""
+        while True:
+            if self._plans():
+                try:
+                    await self._lead()
+                except FAILURES as error:
+                    self._states.change(
+                        log.WARNING, "locks", "unswept", "locks_unswept",
+                        reason=str(error) or "no answer in time",
+                    )  # fmt: skip
+            await asyncio.sleep(PAUSE)
+
+    async def _lead(self) -> None:
+        async with leading("locks", self._connect) as connection:
+            self._states.change(log.INFO, "locks", "swept", "locks_swept_here")
+            while plans := self._plans():
+                busy = False
+                for plan in plans:
+                    busy = await self._sweep(connection, plan) or busy
+                if not busy:
+                    await asyncio.sleep(PERIOD)
+
+    def _plans(self) -> Sequence[Plan]:
+        known = plans_in(self._router.ruleset).by_keyspace.values()
+        return [plan for plan in known if plan.locking is not None]
+
+    async def _sweep(self, connection: "asyncpg.Connection[Any]", plan: Plan) -> bool:
+        """Give back what has expired; return whether that was much."""
+        locking = plan.locking
+        assert locking is not None
+        rows = await connection.fetch(
+            locking.calls.sweep.text, f"{locking.offer:.3f}", timeout=TIMEOUT
+        )
+        self._metrics.count("expired", amount=len(rows))
+        keys = ((self._key(plan, row["name"]), row["token"]) for row in rows)
+        await asyncio.gather(*(self._mirror.drop(plan, key, token) for key, token in keys))
+        return len(rows) >= 100
+
+    @staticmethod
+    def _key(plan: Plan, columns: Sequence[str]) -> bytes:
+        if plan.locking is not None and plan.locking.table is None:
+            return columns[0].encode()
+        names = (segment.name for segment in plan.segments)
+        return plan.key_of(dict(zip(names, columns, strict=True)))

@@ -1,0 +1,342 @@
+"""Taking, keeping and giving up locks about which PostgreSQL decides.
+
+`locks` calls this for whatever command a client sends; one `Grants` per process. Each operation is
+one call of a function in the database (`origin.locking`) and what has to be told to Redis after it.
+
+Always true:
+  * granted means committed: whoever is told "acquired" holds the lock until it expires;
+  * an answer that was lost is asked for again until RESOLVE: every function may be called twice by
+    the same owner, and does the same. Who still does not know says so;
+  * the gate refuses only what PostgreSQL has refused within BELIEVED, and only while Redis shows
+    somebody else as the holder: a lock that Redis shows by mistake costs others that long.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from proxy.errors import OriginBusy, OriginDown, OriginError
+from proxy.handlers.mirror import Mirror
+from proxy.origin.batching import segments_of
+from proxy.origin.budget import share_of
+from proxy.origin.postgres import Argument, Postgres, Record
+from proxy.origin.render import rendered
+from proxy.plans import Locking, Plan, Statement
+from proxy.tallies import LockMetrics
+
+# How long an answer that was lost is asked for again, in seconds, and how often.
+RESOLVE = 2.0
+AGAIN = 0.05
+
+# Two transactions that want rows in another order than ours, and one that PostgreSQL gave up.
+RETRIES = 2
+
+# How long the gate may refuse without asking PostgreSQL again, in seconds, and for how many locks.
+BELIEVED = 1.0
+BELIEVED_LOCKS = 10_000
+
+
+class Claim(NamedTuple):
+    """Who wants a lock, and for how long."""
+
+    owner: str
+    seconds: float
+    booking: str | None = None
+    session: str | None = None
+    value: str | None = None  # as the client has written it
+
+
+class Taken(NamedTuple):
+    """What became of a claim."""
+
+    outcome: str  # acquired extended held queue limit lost missing, or the state of the row
+    tokens: Sequence[int] = ()
+    lefts: Sequence[float] = ()  # seconds: of what is held, or of the first that another holds
+    holder: str | None = None
+    ahead: int = 0  # how many wait before the owner, or how many locks the owner has
+
+    @property
+    def granted(self) -> bool:
+        return self.outcome in ("acquired", "extended")
+
+
+class Waiting(NamedTuple):
+    """A place in a queue."""
+
+    outcome: str  # waiting offered holder left full, or the state of the row
+    place: int  # 1: the next
+    waits: float  # seconds, at most as it looks now
+    offered: float  # seconds left to take what is offered
+
+
+class Row(NamedTuple):
+    """A lock as its table has it."""
+
+    status: str
+    owner: str | None
+    token: int
+    booking: str | None
+    session: str | None
+    left: float  # seconds
+
+
+class Mine(NamedTuple):
+    """A lock that somebody holds."""
+
+    columns: Sequence[str]  # of its key
+    token: int
+    left: float  # seconds
+
+
+class Grants:
+    """All locks of all keyspaces."""
+
+    def __init__(self, postgres: Postgres, mirror: Mirror, metrics: LockMetrics) -> None:
+        self._postgres = postgres
+        self._mirror = mirror
+        self._metrics = metrics
+        self._loop = asyncio.get_running_loop()
+        self._believed: dict[bytes, float] = {}  # key to when the gate is not believed any more
+
+    async def take(
+        self, plan: Plan, keys: Sequence[bytes], claim: Claim, *, mine: bool = False
+    ) -> Taken:
+        """Take locks, all or none; mine: only longer what the owner holds. Raises OriginError."""
+        locking = _locking(plan)
+        if len(keys) == 1 and not mine and (shut := await self._shut(plan, keys[0], claim.owner)):
+            self._metrics.count("gate")
+            return shut
+        scope = _columns(plan, keys[0])[locking.scope] if locking.most else ""
+        rows, again = await self._call(
+            plan, locking.calls.take, _arrays(plan, keys),
+            (claim.owner, claim.booking, claim.session, claim.value, f"{claim.seconds:.3f}",
+             f"{locking.longest:.3f}", scope, str(locking.most), _flag(locking.heartbeat > 0),
+             _flag(mine)),
+        )  # fmt: skip
+        (row,) = rows
+        # Numbers arrive as PostgreSQL writes them.
+        taken = Taken(
+            row["outcome"],
+            [int(token) for token in row["tokens"] or ()],
+            [float(left) for left in row["lefts"] or ()],
+            row["holder"],
+            int(row["ahead"]),
+        )
+        if again and taken.outcome == "extended" and not mine:
+            # Granted by the call whose answer was lost.
+            taken = taken._replace(outcome="acquired")
+        self._metrics.count(taken.outcome)
+        if taken.granted:
+            self._show(plan, keys, taken, claim)
+        elif taken.outcome == "held" and locking.gate:
+            self._believe(keys[0])
+        return taken
+
+    async def release(
+        self, plan: Plan, keys: Sequence[bytes], owner: str | None, token: int | None
+    ) -> Sequence[int]:
+        """Give locks up; return the places of those that were held so. Raises OriginError."""
+        locking = _locking(plan)
+        rows, again = await self._call(
+            plan, locking.calls.release, _arrays(plan, keys),
+            (owner, None if token is None else str(token), f"{locking.offer:.3f}"),
+        )  # fmt: skip
+        (row,) = rows
+        places = [int(number) - 1 for number in row["numbers"] or ()]
+        if again and token is not None and len(keys) == 1 and not places:
+            held = await self.held(plan, keys[0])
+            if held is None or held.token != token:
+                # Released by the call whose answer was lost.
+                return [0]
+        self._metrics.count("released" if places else "not_held")
+        drops = zip(places, row["tokens"] or (), strict=True)
+        await asyncio.gather(
+            *(self._mirror.drop(plan, keys[place], int(number)) for place, number in drops)
+        )
+        return places
+
+    async def vanish(
+        self, plan: Plan, keys: Sequence[bytes], owner: str, token: int | None
+    ) -> None:
+        """Give up what was granted to a client that has gone meanwhile."""
+        self._metrics.count("vanished")
+        with contextlib.suppress(OriginError):
+            await self.release(plan, keys, owner, token)
+
+    async def confirm(
+        self, plan: Plan, keys: Sequence[bytes], owner: str, tokens: Sequence[int], booking: str
+    ) -> str:
+        """Make locks bookings, all or none: "confirmed" or "lost". Raises OriginError."""
+        rows, _ = await self._call(
+            plan, _locking(plan).calls.confirm, _arrays(plan, keys),
+            (owner, [str(token) for token in tokens], booking),
+        )  # fmt: skip
+        outcome = str(rows[0]["outcome"])
+        self._metrics.count(outcome)
+        if outcome == "confirmed":
+            await asyncio.gather(
+                *(self._mirror.drop(plan, *each) for each in zip(keys, tokens, strict=True))
+            )
+        return outcome
+
+    async def queue(self, plan: Plan, key: bytes, owner: str, *, leaving: bool) -> Waiting:
+        """Join the queue of a lock, keep the place in it, or leave it. Raises OriginError."""
+        locking = _locking(plan)
+        rows, _ = await self._call(
+            plan, locking.calls.queue, _arrays(plan, [key]),
+            (owner, f"{locking.heartbeat:.3f}", f"{locking.offer:.3f}", _flag(leaving)),
+        )  # fmt: skip
+        row = rows[0]
+        return Waiting(
+            row["outcome"], int(row["place"]), float(row["waits"]), float(row["offered"])
+        )
+
+    async def row(self, plan: Plan, key: bytes) -> Row | None:
+        """Return what PostgreSQL has of a lock, held or not. Raises OriginError."""
+        found = await self._look(plan, _locking(plan).calls.held, _columns(plan, key))
+        if found is None:
+            return None
+        left = found["remains"]
+        return Row(
+            found["status"], found["locked_by"], int(found["token"] or 0), found["booking_id"],
+            found["session_id"], 0.0 if left is None else float(left),
+        )  # fmt: skip
+
+    async def held(self, plan: Plan, key: bytes) -> Row | None:
+        """Return who holds a lock; None: nobody. Raises OriginError."""
+        row = await self.row(plan, key)
+        return row if row is not None and row.status == "locked" and row.left > 0 else None
+
+    async def value(self, plan: Plan, key: bytes) -> bytes | None:
+        """Return the value of a lock that is held, None for one that is not. Raises OriginError."""
+        row = await self._look(plan, _locking(plan).calls.shown, _columns(plan, key))
+        if row is None or row["value"] is None or float(row["ttl"]) <= 0:
+            return None
+        return rendered(row["value"])
+
+    async def mine(self, plan: Plan, owner: str, scope: str) -> list[Mine]:
+        """Return what an owner holds. Raises OriginError."""
+        rows = await self._postgres.fetch(
+            _locking(plan).calls.mine, [owner, scope], share_of(plan), primary=True
+        )
+        return [Mine(row["name"], int(row["token"]), float(row["remains"])) for row in rows]
+
+    # PostgreSQL.
+
+    async def _look(
+        self, plan: Plan, statement: Statement, columns: Sequence[str]
+    ) -> Record | None:
+        rows = await self._postgres.fetch(statement, columns, share_of(plan), primary=True)
+        return rows[0] if rows else None
+
+    async def _call(
+        self, plan: Plan, statement: Statement, arrays: list[Argument], rest: Sequence[Argument]
+    ) -> tuple[list[Record], bool]:
+        """Call a function; return its rows, and whether an earlier answer was lost."""
+        until, lost, tries = self._loop.time() + RESOLVE, False, 0
+        while True:
+            try:
+                rows = await self._postgres.fetch(
+                    statement, [*arrays, *rest], share_of(plan), primary=True
+                )
+            except OriginBusy:
+                tries += 1
+                if tries > RETRIES and not (lost and self._loop.time() < until):
+                    raise
+            except OriginDown as error:
+                lost = lost or error.sent
+                if not lost:
+                    raise
+                if self._loop.time() > until:
+                    raise OriginDown(str(error), sent=True) from error
+                await asyncio.sleep(AGAIN)
+            else:
+                return rows, lost
+
+    # Redis.
+
+    async def _shut(self, plan: Plan, key: bytes, owner: str) -> Taken | None:
+        """Return a refusal where the gate may give one."""
+        until = self._believed.get(key)
+        if until is None:
+            return None
+        if self._loop.time() > until:
+            del self._believed[key]
+            return None
+        shown = await self._mirror.look(plan, key)
+        if shown is None:
+            return None
+        holder = owner_of(_locking(plan), shown.value)
+        if holder is None or holder == owner:
+            return None
+        return Taken("held", (), (shown.left_ms / 1000,), holder)
+
+    def _believe(self, key: bytes) -> None:
+        if len(self._believed) >= BELIEVED_LOCKS:
+            self._believed.clear()
+        self._believed[key] = self._loop.time() + BELIEVED
+
+    def _show(self, plan: Plan, keys: Sequence[bytes], taken: Taken, claim: Claim) -> None:
+        value = claim.value
+        for key, token, left in zip(keys, taken.tokens, taken.lefts, strict=True):
+            text = value or value_of(_locking(plan), claim, left)
+            self._mirror.put(plan, key, token, text.encode(), round(left * 1000))
+
+
+def _locking(plan: Plan) -> Locking:
+    assert plan.locking is not None
+    return plan.locking
+
+
+def _flag(on: bool) -> str:
+    return "t" if on else "f"
+
+
+def _columns(plan: Plan, key: bytes) -> list[str]:
+    """Return what picks the row of a lock, by the columns of its table."""
+    if _locking(plan).table is None:
+        return [key.decode()]
+    return list(segments_of(plan, key).values())
+
+
+def _arrays(plan: Plan, keys: Sequence[bytes]) -> list[Argument]:
+    return [list(column) for column in zip(*(_columns(plan, key) for key in keys), strict=True)]
+
+
+def owner_of(locking: Locking, value: bytes) -> str | None:
+    """Return the owner that a value names; None where it names none."""
+    if not locking.owner:
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return None
+    found = member(value, locking.owner)
+    return found or None
+
+
+def member(value: bytes, path: Sequence[str]) -> str | None:
+    """Return what stands at a path of a value that is JSON, a text or a number, or None."""
+    try:
+        found: Any = json.loads(value)
+    except (ValueError, RecursionError):
+        return None
+    for name in path:
+        if not isinstance(found, dict):
+            return None
+        found = found.get(name)
+    if isinstance(found, bool) or not isinstance(found, str | int):
+        return None
+    return str(found)
+
+
+def value_of(locking: Locking, claim: Claim, left: float) -> str:
+    """Return the value of a lock that was not written by a client, as the mirror has it."""
+    if not locking.owner:
+        return claim.owner
+    inner: Any = claim.owner
+    for name in reversed(locking.owner[1:]):
+        inner = {name: inner}
+    rest = {"booking_id": claim.booking, "session_id": claim.session}
+    return json.dumps({locking.owner[0]: inner, **rest, "expires_in": round(left)})

@@ -1,0 +1,343 @@
+"""Keyspaces of kind lock: what clients send to them, made safe.
+
+`backed` gives every command on such a key here. PostgreSQL decides, by `grants`; replies are those
+that Redis would give. A lock is taken by SET NX or SETNX with an owner in its value, read like a
+string, extended by EXPIRE and released by DEL; scripts of lock libraries are known by what they do
+(`lock_scripts`). Whatever else could be done to a string means nothing to a lock and is refused.
+
+Always true:
+  * a value or a nil tells what PostgreSQL has: Redis' nil is no proof that nobody holds a lock;
+  * EXPIRE and DEL name no owner, so they are taken only from the connection that was granted the
+    lock, and for that grant alone;
+  * a lock that is granted to a client which has gone meanwhile is given up at once.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from proxy import errors, resp, wire
+from proxy.errors import OriginDown, OriginError
+from proxy.handlers import Session
+from proxy.handlers.grants import Claim, Grants, member, owner_of
+from proxy.handlers.lock_scripts import Does, Form, form_of
+from proxy.handlers.scripts import NOSCRIPT, body_of
+from proxy.handlers.targets import Target
+from proxy.plans import Plan
+
+# What one connection may hold at a time and still release by name; beyond it locks end by
+# themselves, or by a command that names their owner.
+HELD = 1000
+
+_SCRIPTS = (b"eval", b"evalsha")
+
+
+class Held:
+    """The locks that a connection was granted, with owner and token: a `Holding`."""
+
+    flag = ""
+    counts: Mapping[str, int] = {}
+
+    def __init__(self) -> None:
+        self.grants: dict[bytes, tuple[str, int]] = {}
+
+    def release(self) -> None:
+        """Forget them; they last until they expire, as in Redis."""
+        self.grants.clear()
+
+
+def take(
+    session: Session, request: wire.Request, targets: Sequence[Target]
+) -> bytes | Awaitable[bytes]:
+    """Answer a command about locks."""
+    grants, plan = session.server.grants, targets[0].plan
+    if grants is None:
+        return errors.ORIGIN_DOWN
+    if any(target.plan.locking is None for target in targets):
+        return errors.no_lock_command(plan.name)
+    handler = _HANDLERS.get(request.name)
+    if handler is None:
+        return errors.no_lock_command(plan.name)
+    return answered(handler(session, request, grants, targets))
+
+
+async def answered(reply: Awaitable[bytes]) -> bytes:
+    """Return a reply, or the error line of what PostgreSQL could not do."""
+    try:
+        return await reply
+    except OriginError as error:
+        unknown = isinstance(error, OriginDown) and error.sent
+        return errors.ORIGIN_UNKNOWN if unknown else error.line
+
+
+def scripted(
+    session: Session, request: wire.Request, targets: Sequence[Target]
+) -> bytes | Awaitable[bytes]:
+    """Answer a script about locks; what else has a handler of its own means nothing to them."""
+    if request.name not in _SCRIPTS:
+        return errors.no_lock_command(targets[0].plan.name)
+    grants, words = session.server.grants, request.arguments
+    if grants is None:
+        return errors.ORIGIN_DOWN
+    body = words[1] if request.name == b"eval" else body_of(session, words[1])
+    if body is None:
+        return NOSCRIPT + b"\r\n"
+    form = form_of(body)
+    rest = words[3 + len(targets) :]
+    wanted = {Does.EXTEND: 2, Does.LENGTHEN: 3}.get(form.does, 1) if form is not None else 0
+    if form is None or len(rest) < wanted or any(t.plan.locking is None for t in targets):
+        return errors.no_lock_command(targets[0].plan.name)
+    return answered(_run(grants, form, targets, rest))
+
+
+# Taking.
+
+
+async def _set(
+    session: Session, request: wire.Request, grants: Grants, targets: Sequence[Target]
+) -> bytes:
+    """SET key value NX, with a time or with that of the policy."""
+    words = resp.decode(request.routed or request.command)
+    value, seconds = request.arguments[2], _time_of(words[3:], targets[0].plan)
+    if seconds is None:
+        return errors.no_lock_command(targets[0].plan.name)
+    reply = await _grant(session, grants, targets[0], value, seconds)
+    return reply if isinstance(reply, bytes) else resp.OK if reply else resp.null(session.protocol)
+
+
+async def _setnx(
+    session: Session, request: wire.Request, grants: Grants, targets: Sequence[Target]
+) -> bytes:
+    plan = targets[0].plan
+    reply = await _grant(session, grants, targets[0], request.arguments[2], plan.ttl_ms / 1000)
+    return reply if isinstance(reply, bytes) else resp.integer(reply)
+
+
+async def _grant(
+    session: Session, grants: Grants, target: Target, value: bytes, seconds: float
+) -> bytes | bool:
+    """Return whether a lock was granted, or an error line."""
+    plan = target.plan
+    claim = claim_of(plan, value, seconds)
+    if claim is None:
+        return errors.no_lock_owner(plan.name)
+    taken = await grants.take(plan, [target.key], claim)
+    if taken.outcome == "missing":
+        return errors.no_row(plan.name)
+    if taken.outcome == "limit":
+        assert plan.locking is not None
+        return errors.lock_limit(plan.name, plan.locking.most)
+    if taken.granted:
+        if session.gone:
+            await grants.vanish(plan, [target.key], claim.owner, taken.tokens[0])
+        remember(session, target.key, claim.owner, taken.tokens[0])
+    return taken.granted
+
+
+def claim_of(plan: Plan, value: bytes, seconds: float) -> Claim | None:
+    """Return what a value claims; None where it names no owner."""
+    assert plan.locking is not None
+    owner = owner_of(plan.locking, value)
+    if not owner or "\0" in owner:
+        return None
+    if not plan.locking.owner:
+        return Claim(owner, seconds, value=owner)
+    booking, session = (member(value, [name]) for name in ("booking_id", "session_id"))
+    try:
+        return Claim(owner, seconds, booking, session, value.decode())
+    except UnicodeDecodeError:
+        return None
+
+
+def remember(session: Session, key: bytes, owner: str, token: int) -> None:
+    """Note that a connection was granted a lock; of too many the oldest is forgotten."""
+    held = session.holdings.get("locks")
+    if not isinstance(held, Held):
+        held = session.holdings["locks"] = Held()
+    held.grants.pop(key, None)
+    if len(held.grants) >= HELD:
+        held.grants.pop(next(iter(held.grants)))
+    held.grants[key] = (owner, token)
+
+
+def _time_of(options: Sequence[bytes], plan: Plan) -> float | None:
+    """Return for how many seconds SET takes a lock; None for a SET that takes none."""
+    words, seconds, conditional = iter(options), plan.ttl_ms / 1000, False
+    for word in words:
+        name = word.upper()
+        if name == b"NX":
+            conditional = True
+            continue
+        number = next(words, b"")
+        if name not in _UNITS or not number.isdigit():
+            return None
+        unit, absolute = _UNITS[name]
+        seconds = int(number) * unit - (time.time() if absolute else 0)
+    return seconds if conditional and seconds > 0 else None
+
+
+_UNITS = {
+    b"EX": (1.0, False), b"PX": (0.001, False), b"EXAT": (1.0, True), b"PXAT": (0.001, True),
+}  # fmt: skip
+
+
+# Reading.
+
+
+async def _get(
+    session: Session, request: wire.Request, grants: Grants, targets: Sequence[Target]
+) -> bytes:
+    found: dict[bytes, bytes] = {}
+    for target in targets:
+        value = await grants.value(target.plan, target.key)
+        found[target.key] = resp.null(session.protocol) if value is None else resp.bulk(value)
+    if request.name == b"mget":
+        return resp.array([found[key] for key in request.arguments[1:]])
+    return found[targets[0].key]
+
+
+async def _exists(
+    session: Session, request: wire.Request, grants: Grants, targets: Sequence[Target]
+) -> bytes:
+    held = {target.key: await _left(grants, target) is not None for target in targets}
+    return resp.integer(sum(held[key] for key in request.arguments[1:]))
+
+
+async def _ttl(
+    session: Session, request: wire.Request, grants: Grants, targets: Sequence[Target]
+) -> bytes:
+    left = await _left(grants, targets[0])
+    if left is None:
+        return resp.integer(-2)
+    if request.name.endswith(b"expiretime"):
+        left += time.time()
+    return resp.integer(round(left * 1000) if request.name.startswith(b"p") else round(left))
+
+
+async def _type(
+    session: Session, request: wire.Request, grants: Grants, targets: Sequence[Target]
+) -> bytes:
+    return b"+none\r\n" if await _left(grants, targets[0]) is None else b"+string\r\n"
+
+
+async def _left(grants: Grants, target: Target) -> float | None:
+    """Return how many seconds a lock lasts; None where nobody holds it."""
+    held = await grants.held(target.plan, target.key)
+    return None if held is None else held.left
+
+
+# Keeping and giving up.
+
+
+async def _expire(
+    session: Session, request: wire.Request, grants: Grants, targets: Sequence[Target]
+) -> bytes:
+    """EXPIRE and its kin without conditions, from the connection that holds the lock."""
+    target, words = targets[0], resp.decode(request.routed or request.command)
+    name = words[0].lower()
+    if len(words) > 3 or not words[2].isdigit():
+        return errors.no_lock_command(target.plan.name)
+    seconds = int(words[2]) * (0.001 if name.startswith(b"p") else 1.0)
+    if name.endswith(b"at"):
+        seconds -= time.time()
+    known = _known(session, target.key)
+    if known is None:
+        return await _not_ours(grants, target)
+    if seconds <= 0:
+        return resp.integer(len(await grants.release(target.plan, [target.key], *known)))
+    taken = await grants.take(target.plan, [target.key], Claim(known[0], seconds), mine=True)
+    same = taken.granted and taken.tokens[0] == known[1]
+    return resp.integer(same)
+
+
+async def _del(
+    session: Session, request: wire.Request, grants: Grants, targets: Sequence[Target]
+) -> bytes:
+    """DEL and UNLINK, of what this connection was granted."""
+    count = 0
+    for target in targets:
+        locking = target.plan.locking
+        assert locking is not None
+        known = _known(session, target.key) if locking.blind else None
+        if known is None:
+            reply = await _not_ours(grants, target)
+            if reply[:1] == b"-":
+                return reply
+            continue
+        count += len(await grants.release(target.plan, [target.key], *known))
+        forget(session, target.key)
+    return resp.integer(count)
+
+
+async def _not_ours(grants: Grants, target: Target) -> bytes:
+    """Answer what concerns a lock that this connection was not granted."""
+    free = await _left(grants, target) is None
+    return resp.integer(0) if free else errors.NOT_THE_OWNER
+
+
+def _known(session: Session, key: bytes) -> tuple[str, int] | None:
+    held = session.holdings.get("locks")
+    return held.grants.get(key) if isinstance(held, Held) else None
+
+
+def forget(session: Session, key: bytes) -> None:
+    """Note that a connection has given a lock up."""
+    held = session.holdings.get("locks")
+    if isinstance(held, Held):
+        held.grants.pop(key, None)
+
+
+# Scripts.
+
+
+async def _run(
+    grants: Grants, form: Form, targets: Sequence[Target], rest: Sequence[bytes]
+) -> bytes:
+    """Do what a known script does, for each of its keys."""
+    total = 0
+    for target in targets:
+        locking = target.plan.locking
+        assert locking is not None
+        owner = owner_of(locking, rest[0])
+        hit = False if owner is None else await _one(grants, form, target, owner, rest)
+        total += hit if form.does is Does.LEFT else form.hit if hit else form.miss
+    return resp.integer(total)
+
+
+async def _one(
+    grants: Grants, form: Form, target: Target, owner: str, rest: Sequence[bytes]
+) -> int:
+    plan, key = target.plan, target.key
+    if form.does is Does.RELEASE:
+        return len(await grants.release(plan, [key], owner, None))
+    held = await grants.held(plan, key)
+    left = 0.0 if held is None or held.owner != owner else held.left
+    if form.does is Does.LEFT:
+        return max(0, round(left * 1000))
+    if left <= 0 or not rest[1].isdigit():
+        return 0
+    seconds = int(rest[1]) * form.unit
+    if form.does is Does.LENGTHEN and rest[2] == b"0":
+        seconds += left
+    return int((await grants.take(plan, [key], Claim(owner, seconds), mine=True)).granted)
+
+
+_Handler = Callable[[Session, wire.Request, Grants, Sequence[Target]], Awaitable[bytes]]
+
+_HANDLERS: Mapping[bytes, _Handler] = {
+    b"set": _set,
+    b"setnx": _setnx,
+    b"get": _get,
+    b"mget": _get,
+    b"exists": _exists,
+    b"ttl": _ttl,
+    b"pttl": _ttl,
+    b"expiretime": _ttl,
+    b"pexpiretime": _ttl,
+    b"type": _type,
+    b"expire": _expire,
+    b"pexpire": _expire,
+    b"expireat": _expire,
+    b"pexpireat": _expire,
+    b"del": _del,
+    b"unlink": _del,
+}

@@ -1,0 +1,230 @@
+"""Operations on locks by name: what `SEAT.ACQUIRE` and its kin do.
+
+A script of the policies that says `lock: acquire` (or another operation of `_OPERATIONS`) is a
+command of that meaning; `offered` gives it here, its keys judged and its arguments by name. Which
+arguments an operation reads is said beside it. Replies are maps, flat for RESP2: `outcome` first.
+
+Always true: an operation on several locks does all of it or nothing; whoever is told of a token can
+prove by it, to PostgreSQL, that no later grant was made.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from proxy import errors, resp, wire
+from proxy.handlers import Session
+from proxy.handlers.grants import Claim, Grants, Taken
+from proxy.handlers.locks import answered, forget, remember
+from proxy.handlers.targets import misspelled, target_of
+from proxy.plans import Plan, plans_in
+
+# Most locks that one command takes.
+MOST = 100
+
+# A token that nothing can have: what is no number is no proof.
+_NO_TOKEN = -1
+
+
+class Order(NamedTuple):
+    """What a client wants done."""
+
+    session: Session
+    grants: Grants
+    plan: Plan
+    keys: Sequence[bytes]  # of the locks, as clients name them
+    values: Mapping[str, str]  # the arguments by name
+    more: Sequence[str]  # and those that have none
+
+    def value(self, name: str) -> str | None:
+        return self.values.get(name) or None
+
+    @property
+    def owner(self) -> str:
+        return self.values["owner"]
+
+    @property
+    def token(self) -> int:
+        text = self.values.get("token", "")
+        return int(text) if text.isdigit() and len(text) < 19 else _NO_TOKEN
+
+    def reply(self, **fields: object) -> bytes:
+        pairs = [(resp.bulk(name.encode()), _encoded(value)) for name, value in fields.items()]
+        return resp.mapping(pairs, self.session.protocol)
+
+
+def named(
+    session: Session,
+    request: wire.Request,
+    operation: str,
+    keys: Sequence[bytes],
+    values: Mapping[str, bytes],
+    more: Sequence[bytes] = (),
+) -> bytes | Awaitable[bytes]:
+    """Answer an operation on the lock of the first key; `more` names further ones beside it.
+
+    Of `mine` there is no lock yet: the keyspace is the one whose locks are counted by owner.
+    """
+    grants = session.server.grants
+    if grants is None:
+        return errors.ORIGIN_DOWN
+    plan = _plan(request.ruleset, keys[0])
+    if plan is None:
+        return errors.DEGRADED
+    try:
+        texts = {name: value.decode() for name, value in values.items()}
+        others = [word.decode() for word in more]
+    except UnicodeDecodeError:
+        return errors.NOT_TEXT
+    if not texts.get("owner", "x") or any("\0" in text for text in (*texts.values(), *others)):
+        return errors.NOT_TEXT
+    locks = list(keys[:1])
+    if operation in _SEVERAL:
+        locks = list(dict.fromkeys([keys[0], *(_beside(keys[0], seat) for seat in more)]))
+        if len(locks) > MOST:
+            return errors.too_many_locks(MOST)
+        if any(request.ruleset.find_keyspace(key) != plan.keyspace for key in locks):
+            return errors.key_refused(plan.name, "it is no name of a lock")
+    found = [target for key in locks if (target := target_of(request.ruleset, key)) is not None]
+    if (line := misspelled(found)) is not None:
+        return line
+    order = Order(session, grants, plan, locks, texts, others)
+    return answered(_OPERATIONS[operation](order))
+
+
+def _plan(ruleset: wire.Ruleset, key: bytes) -> Plan | None:
+    plans = plans_in(ruleset).by_keyspace
+    plan = plans.get(ruleset.find_keyspace(key))
+    if plan is not None and plan.locking is not None:
+        return plan
+    return next((each for each in plans.values() if each.locking is not None), None)
+
+
+def _beside(key: bytes, name: bytes) -> bytes:
+    """Return the key of another lock, which differs in the last segment alone."""
+    return key.rpartition(b":")[0] + b":" + name
+
+
+async def _acquire(order: Order) -> bytes:
+    """`owner` takes locks for `seconds`, or as long as the policy says; `booking`, `session`."""
+    claim = Claim(order.owner, _seconds(order), order.value("booking"), order.value("session"))
+    taken = await order.grants.take(order.plan, order.keys, claim)
+    if taken.granted:
+        if order.session.gone:
+            await order.grants.vanish(order.plan, order.keys, order.owner, None)
+        for key, token in zip(order.keys, taken.tokens, strict=True):
+            remember(order.session, key, order.owner, token)
+    return _told(order, taken)
+
+
+async def _extend(order: Order) -> bytes:
+    """`owner` keeps locks for `seconds` from now, at most as long as the policy says."""
+    claim = Claim(order.owner, _seconds(order))
+    return _told(order, await order.grants.take(order.plan, order.keys, claim, mine=True))
+
+
+def _told(order: Order, taken: Taken) -> bytes:
+    if taken.granted:
+        tokens = list(taken.tokens)
+        left = _ms(min(taken.lefts))
+        if len(tokens) == 1:
+            return order.reply(outcome=taken.outcome, token=tokens[0], expires_in_ms=left)
+        return order.reply(outcome=taken.outcome, tokens=tokens, expires_in_ms=left)
+    if taken.outcome == "held":
+        return order.reply(outcome="held", expires_in_ms=_ms(taken.lefts[0]))
+    if taken.outcome == "limit":
+        return order.reply(outcome="limit", held=taken.ahead)
+    if taken.outcome == "queue":
+        return order.reply(outcome="queue", ahead=taken.ahead)
+    return order.reply(outcome=taken.outcome)
+
+
+async def _release(order: Order) -> bytes:
+    """`owner` gives a lock up that was granted with `token`."""
+    places = await order.grants.release(order.plan, order.keys, order.owner, order.token)
+    for place in places:
+        forget(order.session, order.keys[place])
+    return order.reply(outcome="released" if places else "lost")
+
+
+async def _confirm(order: Order) -> bytes:
+    """`owner` makes a lock with `token` a sale for `booking`."""
+    booking = order.values.get("booking", "")
+    outcome = await order.grants.confirm(
+        order.plan, order.keys, order.owner, [order.token], booking
+    )
+    return order.reply(outcome=outcome)
+
+
+async def _status(order: Order) -> bytes:
+    """Tell anybody what becomes of a lock."""
+    row = await order.grants.row(order.plan, order.keys[0])
+    if row is None:
+        return order.reply(outcome="missing")
+    if row.status != "locked" or row.left <= 0:
+        status = "available" if row.status == "locked" else row.status
+        return order.reply(outcome=status)
+    return order.reply(
+        outcome="locked", owner=row.owner, token=row.token, expires_in_ms=_ms(row.left)
+    )
+
+
+async def _queue(order: Order) -> bytes:
+    """`owner` joins the queue, or shows that it still waits; further words: leave."""
+    leaving = [word.lower() for word in order.more] == ["leave"]
+    if order.more and not leaving:
+        return errors.SYNTAX
+    if not order.plan.locking or not order.plan.locking.heartbeat:
+        return errors.no_queue(order.plan.name)
+    waiting = await order.grants.queue(order.plan, order.keys[0], order.owner, leaving=leaving)
+    if waiting.outcome not in ("waiting", "offered"):
+        return order.reply(outcome=waiting.outcome)
+    return order.reply(
+        outcome=waiting.outcome, position=waiting.place, wait_ms=_ms(waiting.waits),
+        offered_ms=_ms(waiting.offered),
+    )  # fmt: skip
+
+
+async def _mine(order: Order) -> bytes:
+    """Tell `owner` which locks it holds within `scope`: name, token, milliseconds, for each."""
+    held = await order.grants.mine(order.plan, order.owner, order.values.get("scope", ""))
+    return resp.array(
+        [
+            resp.array([resp.bulk(each.columns[-1].encode()), resp.integer(each.token),
+                        resp.integer(_ms(each.left))])
+            for each in held
+        ]
+    )  # fmt: skip
+
+
+def _seconds(order: Order) -> float:
+    """Return how long a lock is wanted, at most and at least what the policy says."""
+    text = order.values.get("seconds", "")
+    ruleset = order.session.server.router.ruleset
+    lifetime = ruleset.keyspaces[order.plan.keyspace].lifetime
+    wanted = int(text) * 1000 if text.isdigit() and 0 < len(text) < 10 else order.plan.ttl_ms
+    wanted = max(wanted, lifetime.shortest)
+    return min(wanted, lifetime.longest or wanted) / 1000
+
+
+def _ms(seconds: float) -> int:
+    return max(0, round(seconds * 1000))
+
+
+def _encoded(value: object) -> bytes:
+    if isinstance(value, list):
+        return resp.array([resp.integer(number) for number in value])
+    return resp.integer(value) if isinstance(value, int) else resp.bulk(str(value).encode())
+
+
+_OPERATIONS: Mapping[str, Callable[[Order], Awaitable[bytes]]] = {
+    "acquire": _acquire,
+    "extend": _extend,
+    "release": _release,
+    "confirm": _confirm,
+    "status": _status,
+    "queue": _queue,
+    "mine": _mine,
+}
+
+# Those that take names of further locks.
+_SEVERAL = frozenset(("acquire", "extend"))
