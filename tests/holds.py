@@ -82,12 +82,10 @@ def holds_of(operations: Sequence[Operation]) -> list[Hold]:
     holds: list[Hold] = []
     current: dict[str, list[Hold]] = defaultdict(list)
     for each in operations:
-        mine = current[each.owner]
-        if each.grants:
-            until = each.sent + each.seconds
-            if each.outcome != "acquired" and mine and _is_same(mine[-1], each):
-                mine[-1].end = max(mine[-1].end, until)
-                continue
+        mine, until = current[each.owner], each.sent + each.seconds
+        if each.grants and mine and _is_same(mine[-1], each):
+            mine[-1].end = until
+        elif each.grants:
             if each.outcome == "acquired":
                 mine.clear()
             begin = each.told
@@ -95,24 +93,28 @@ def holds_of(operations: Sequence[Operation]) -> list[Hold]:
                 Hold(each.lock, each.owner, each.token, each.sent, begin, max(until, begin))
             )
             holds.append(mine[-1])
-        elif each.kind == "release" and any(_may_end(each, hold) for hold in mine):
-            for hold in mine:
-                hold.end = max(hold.begin, min(hold.end, each.sent))
-            mine.clear()
         elif each.kind == "confirm" and each.outcome == "confirmed" and mine:
             mine[-1].end = NEVER
+        elif any(_may_end(each, hold) for hold in mine):
+            ends = each.sent if each.kind == "release" else until
+            for hold in mine:
+                hold.end = max(hold.begin, min(hold.end, ends))
+            if each.kind == "release":
+                mine.clear()
     return holds
 
 
 def _is_same(hold: Hold, grant: Operation) -> bool:
-    """Return whether a grant that may be an extension is known to extend this hold."""
+    """Return whether a grant is known to be of this hold: it lasts from this grant on."""
     return grant.token is not None and hold.token == grant.token
 
 
-def _may_end(release: Operation, hold: Hold) -> bool:
-    """Return whether a release may have ended a hold: it did, or nobody knows."""
-    fits = release.token is None or hold.token is None or release.token == hold.token
-    return fits and release.outcome in ("released", "unknown") and not release.error
+def _may_end(each: Operation, hold: Hold) -> bool:
+    """Return whether something may have ended a hold, or made it shorter."""
+    fits = each.token is None or hold.token is None or each.token == hold.token
+    if each.kind == "release":
+        return fits and each.outcome in ("released", "unknown")
+    return fits and each.outcome == "unknown" and each.kind in ("acquire", "extend")
 
 
 def overlaps(holds: Iterable[Hold]) -> list[tuple[Hold, Hold]]:
@@ -146,15 +148,15 @@ def inversions(holds: Iterable[Hold]) -> list[tuple[Hold, Hold]]:
 
 
 def repeated(history: Iterable[Operation]) -> list[tuple[Operation, Operation]]:
-    """Return pairs of new grants, of whatever lock, that were told one and the same token."""
+    """Return pairs of new grants, to two owners or of two locks, that were told one token."""
     seen: dict[int, Operation] = {}
     found = []
     for each in history:
         if each.outcome != "acquired" or each.token is None:
             continue
-        if each.token in seen:
-            found.append((seen[each.token], each))
-        seen[each.token] = each
+        other = seen.setdefault(each.token, each)
+        if (other.lock, other.owner) != (each.lock, each.owner):
+            found.append((other, each))
     return found
 
 
@@ -183,14 +185,14 @@ def _is_refusal(operation: Operation) -> bool:
 
 
 def sold_twice(history: Iterable[Operation]) -> list[tuple[Operation, Operation]]:
-    """Return pairs of confirmations of one lock that both were told yes."""
+    """Return pairs of confirmations of one lock, of two holds, that both were told yes."""
     seen: dict[str, Operation] = {}
     found = []
     for each in history:
         if each.kind == "confirm" and each.outcome == "confirmed":
-            if each.lock in seen:
-                found.append((seen[each.lock], each))
-            seen[each.lock] = each
+            other = seen.setdefault(each.lock, each)
+            if (other.owner, other.token) != (each.owner, each.token):
+                found.append((other, each))
     return found
 
 

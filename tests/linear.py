@@ -97,7 +97,9 @@ def _extended(lock: Lock, each: Operation, now: float) -> Iterator[Step]:
 def _acquire(lock: Lock, each: Operation, now: float) -> Iterator[Step]:
     if each.outcome in ("acquired", "granted", "unknown"):
         yield from _granted(lock, each, now)
-    if each.outcome in ("extended", "granted", "unknown"):
+    # Who asks again for an answer that was lost is told of a grant of before as if it were new.
+    again = each.outcome == "acquired" and each.token == lock.token and each.token is not None
+    if again or each.outcome in ("extended", "granted", "unknown"):
         yield from _extended(lock, each, now)
     if each.outcome == "booked" and lock.booked:
         yield lock, now
@@ -136,6 +138,9 @@ def _release(lock: Lock, each: Operation, now: float) -> Iterator[Step]:
 def _confirm(lock: Lock, each: Operation, now: float) -> Iterator[Step]:
     if each.outcome in ("confirmed", "unknown") and _mine(lock, each, now):
         yield lock._replace(booked=True, earliest=NEVER, latest=NEVER), now
+    same = lock.booked and (lock.owner, lock.token) == (each.owner, each.token)
+    if each.outcome == "confirmed" and same:
+        yield lock, now  # it was so already, and its answer was lost
     if each.outcome == "refused":
         yield from _refused(lock, each, now)
 
@@ -175,6 +180,12 @@ class _Search:
 
     def __init__(self, operations: Sequence[Operation], given: Given) -> None:
         told = [each for each in operations if _tells(each, given)]
+        # What is granted to a client that has gone may be given up again by whoever granted it.
+        told += [
+            Operation(each.lock, each.owner, "release", each.sent)
+            for each in told
+            if each.kind == "acquire" and each.outcome == "unknown"
+        ]
         # Those told first go first: most histories then are in order at the first try.
         self.operations = sorted(told, key=lambda each: (each.told, each.sent))
         self.known = sum(each.told < NEVER for each in self.operations)

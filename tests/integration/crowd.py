@@ -212,6 +212,16 @@ class Crowd:
     def enough(self) -> bool:
         return self.answered >= self.plan.operations
 
+    @property
+    def progress(self) -> float:
+        """How much is done, of 1; without an end where no seat is left."""
+        return math.inf if self.over.is_set() else self.answered / self.plan.operations
+
     async def run(self) -> None:
         """Ask until `over` is set or no seat is left."""
-        await asyncio.gather(*(client.run() for client in self.clients))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for client in self.clients:
+                    group.create_task(client.run())
+        finally:
+            self.over.set()

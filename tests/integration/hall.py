@@ -124,8 +124,9 @@ async def furnish(dsn: str, seats: Iterable[Seat], owners: Iterable[str], rules:
         )
     finally:
         connection.terminate()
-    watches = planning.watches_of(compiler.read(rules, None))
-    await installing.run(dsn, watches, apply=True, remove=False)
+    read = compiler.read(rules, None)
+    watches, locks = planning.watches_of(read), planning.locks_of(read)
+    await installing.run(dsn, watches, apply=True, remove=False, locks=locks)
 
 
 async def _wired(cluster: Cluster, postgres: Postgres, seed: int) -> tuple[Wires, dict[int, int]]:

@@ -47,7 +47,7 @@ async def prove(hall: Hall, plan: Plan, troubles: Troubles) -> Verdict:
     begun = time.monotonic()
     with without_collector():
         async with working(crowd):
-            await chaos.run(troubles, lambda: crowd.answered / plan.operations)
+            await chaos.run(troubles, lambda: crowd.progress)
         seconds = time.monotonic() - begun
         verdict = await asyncio.to_thread(judge, crowd.history, plan.limit)
     print("\n".join(chaos.log))

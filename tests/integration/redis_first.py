@@ -7,9 +7,9 @@ Redis that has forgotten, give one seat to two people.
 import time
 from typing import Any
 
+import asyncpg
 import hiredis
 
-from proxy.origin.batching import Connection
 from tests.integration.rig import Caller, Word, is_error
 
 RELEASE = """
@@ -28,21 +28,22 @@ UPDATE seat_booking_state SET status = 'available'
 class RedisFirst:
     """Stands for a connection to a proxy, and decides here."""
 
-    def __init__(self, redis: Caller, database: Connection, milliseconds: int) -> None:
+    def __init__(self, redis: Caller, database: "asyncpg.Pool[Any]", milliseconds: int) -> None:
         self.redis = redis
         self.database = database
         self.milliseconds = milliseconds
 
     async def call(self, *words: Word) -> Any:
-        name, event, seat, *rest = map(str, words)
+        name, event, seat, *rest = [*map(str, words), ""]
         if name == "SEAT.ACQUIRE":
             token = time.time_ns()
             got = await self._acquire(event, seat, rest[0], token)
             told = (b"outcome", b"acquired", b"token", token, b"expires_in_ms", self.milliseconds)
             return list(told) if got else [b"outcome", b"held"]
         if name == "SEAT.RELEASE":
-            return int(await self._release(event, seat, f"{rest[0]}:{rest[1]}", int(rest[1])))
-        return hiredis.ReplyError("ERR not offered")
+            given = await self._release(event, seat, f"{rest[0]}:{rest[1]}", int(rest[1]))
+            return [b"outcome", b"released" if given else b"lost"]
+        return hiredis.ReplyError("ERR not offered")  # errors are values, as of a `Caller`
 
     async def _acquire(self, event: str, seat: str, owner: str, token: int) -> bool:
         key, value = f"guess:{event}:{seat}", f"{owner}:{token}"

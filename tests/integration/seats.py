@@ -21,9 +21,6 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "status": ("SEAT.STATUS", ("event", "seat")),
 }
 
-# Under which names a status tells who holds a seat.
-HOLDERS = (b"user_id", b"owner", b"locked_by")
-
 
 class Seat(NamedTuple):
     """One seat of one event."""
@@ -72,18 +69,19 @@ def read(kind: str, reply: Any) -> Answer:
     if is_error(reply):
         text = str(reply)
         return Answer("unknown") if "unknown" in text.lower() else Answer("refused", error=text)
-    if kind == "acquire" or (kind == "extend" and not isinstance(reply, int)):
-        fields = pairs(reply)
-        outcome = fields[b"outcome"].decode()
-        if outcome not in ("acquired", "extended"):
-            return Answer(outcome if kind == "acquire" else "refused")
+    fields = pairs(reply)
+    outcome = fields[b"outcome"].decode()
+    match kind:
+        case "status":
+            holder = fields[b"owner"].decode() if outcome == "locked" else None
+            return Answer("told", holder=holder)
+        case "release" | "confirm":
+            return Answer(outcome if outcome in ("released", "confirmed") else "refused")
+    if outcome in ("acquired", "extended"):
         return Answer(outcome, int(fields[b"token"]), int(fields[b"expires_in_ms"]) / 1000)
-    if kind == "status":
-        fields = pairs(reply or [])
-        held = next((fields[name] for name in HOLDERS if fields.get(name)), None)
-        return Answer("told", holder=held.decode() if held else None)
-    yes = {"extend": "extended", "release": "released", "confirm": "confirmed"}[kind]
-    return Answer(yes if reply == 1 else "refused")
+    if kind == "extend":
+        return Answer("refused")
+    return Answer("queued" if outcome == "queue" else outcome)
 
 
 async def ask(
@@ -97,9 +95,9 @@ async def ask(
     name, words = COMMANDS[kind]
     given = {
         "event": seat.event, "seat": seat.name, "owner": owner, "session": f"session_{owner}",
-        "booking": booking(owner, seat.event), "token": token, "seconds": seconds,
+        "booking": booking(owner, seat.event), "token": token, "seconds": seconds or "",
     }  # fmt: skip
-    command = [name, *(str(given[word]) for word in words if given[word] is not None)]
+    command = [name, *(str(given[word]) for word in words)]
     each = Operation(str(seat), owner, kind, time.monotonic(), token=token, seconds=seconds or hold)
     return await _noted(line, command, each, lambda reply: read(kind, reply))
 
@@ -120,7 +118,8 @@ async def ask_plainly(line: Line, kind: str, seat: Seat, owner: str, *, hold: fl
 
     def meaning(reply: Any) -> Answer:
         if is_error(reply):
-            return read(kind, reply)
+            at_limit = kind == "acquire" and "as many locks as it may" in str(reply)
+            return Answer("limit") if at_limit else read(kind, reply)
         match kind:
             case "acquire":
                 return Answer("granted" if reply else "refused", seconds=math.ceil(hold))
