@@ -636,6 +636,15 @@ def added(name: str, keys: str, write: bool, arity: int | None) -> Row:
     return Row(name.lower().encode(), arity or -fewest, Path.FORWARD, places, flags, ("module",))
 
 
+def offered(name: str, arguments: int, more: bool, reads: bool) -> Row:
+    """Return the row of a command that a script answers, with so many arguments or more."""
+    arity = -(1 + arguments) if more else 1 + arguments
+    flags = frozenset(["readonly"] if reads else ["write", "denyoom"])
+    # Its keys stand in its run, behind its name, digest and their number.
+    keys = Keys(KeyKind.RENDERED, 2)
+    return Row(name.lower().encode(), arity, Path.LOCAL, keys, flags, ("module",))
+
+
 def known(rows: Sequence[Command]) -> tuple[Row, ...]:
     """Return the lines of the rows of some rules: those of the table, and what was added."""
     return COMMANDS + tuple(_line(row) for row in rows[len(COMMANDS) :])

@@ -259,6 +259,16 @@ def key_refused(keyspace: str | None, rule: str) -> bytes:
     return line(f"POLICY key refused by {where}: {rule}")
 
 
+def colon_in_argument(command: str) -> bytes:
+    """Return the line for an argument of a script that would be more than its part of a key."""
+    return line(f"POLICY argument refused by script '{command}': no colon fits into its keys")
+
+
+def keys_of_script(command: str) -> bytes:
+    """Return the line for a script that is run with other keys than its arguments name."""
+    return line(f"POLICY keys refused by script '{command}': its arguments name other ones")
+
+
 def no_json(keyspace: str, fault: str) -> bytes:
     """Return the line for a value that is no JSON, with %d where it says which byte shows it."""
     rule = f"it is no valid JSON ({fault} at byte %d)"

@@ -19,6 +19,7 @@ from proxy.policy import compiler, duties
 from proxy.policy.model import Keyspace, Policies
 from proxy.units import show_duration
 from proxy.wire import rules
+from proxy.wire.scripts import Script, run_of
 
 # Hash slots of a Redis Cluster.
 SLOTS = 16384
@@ -55,7 +56,7 @@ class Verdict(NamedTuple):
 class Explanation:
     """All that is known of a command before it is sent."""
 
-    outcome: str  # "forwarded" "split" "handled" "answered" "refused"
+    outcome: str  # "forwarded" "split" "handled" "run" "answered" "refused"
     line: str = ""  # the error line of a refusal
     keys: tuple[Key, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
@@ -71,6 +72,7 @@ _OUTCOMES = {
     "forwarded": "forwarded to the node of its slot",
     "split": "split: one part for each slot, answered as one",
     "handled": "forwarded, and names in the reply are translated back",
+    "run": "a script, run by the node of its keys",
     "answered": "answered by the proxy",
 }
 
@@ -101,22 +103,25 @@ class Explainer:
         nodes, side = self._client(role, protocol)
         before = self._breaches()
         request = side.receive_data(wire.pack(arguments), 0.0)
+        found = outcome_of(side, request, side.data_to_send())
         broken = {place for place, n in self._breaches().items() if n != before.get(place, 0)}
-        reply = side.data_to_send()
         frames = tuple(
             (self.clusters[cluster], frame)
             for cluster, node in enumerate(nodes)
             for frame in frames_of(node.data_to_send(0.0))
         )
-        outcome, line = outcome_of(self.ruleset, request, reply)
+        if found.run is not None:
+            frames = ((self.clusters[found.run[0]], found.run[1]),)
         row = row_of(self.ruleset, arguments)
-        places = keys_of(self.ruleset, row, arguments)[:MOST_KEYS]
-        keys = tuple(self._key(arguments[at]) for at in places)
+        words = words_of(self.ruleset, row, arguments)
+        places = keys_of(self.ruleset, row, words)[:MOST_KEYS]
+        keys = tuple(self._key(words[at]) for at in places)
         side.connection_lost()
         take_down(nodes)
         return Explanation(
-            outcome, line, keys, tuple(self._verdicts(keys, row, broken)), frames, tuple(arguments)
-        )
+            found.name, found.line, keys, tuple(self._verdicts(keys, row, broken)), frames,
+            tuple(arguments),
+        )  # fmt: skip
 
     def _client(self, role: str, protocol: int) -> tuple[list[wire.Upstream], wire.Downstream]:
         """Return a node per cluster, and a client of theirs."""
@@ -201,7 +206,7 @@ class Explainer:
         return f"  ({where})" if where else ""
 
     def _frame_lines(self, found: Explanation) -> Iterator[str]:
-        if found.outcome != "forwarded":
+        if found.outcome not in ("forwarded", "run"):
             return
         as_it_is = [frame for _, frame in found.frames] == [wire.pack(found.arguments)]
         for cluster, frame in found.frames[:MOST_FRAMES] if not as_it_is else ():
@@ -254,21 +259,43 @@ def take_down(nodes: Sequence[wire.Upstream]) -> None:
         node.connection_lost()
 
 
-def outcome_of(
-    ruleset: wire.Ruleset, request: wire.Request | None, reply: bytes
-) -> tuple[str, str]:
-    """Return what becomes of a command, as `Explanation` names it, and the line of a refusal."""
+class Outcome(NamedTuple):
+    """What becomes of a command, as `Explanation` names it."""
+
+    name: str
+    line: str = ""  # of a refusal
+    run: tuple[int, bytes] | None = None  # of a script: the cluster, and what its node is sent
+
+
+def outcome_of(side: wire.Downstream, request: wire.Request | None, reply: bytes) -> Outcome:
+    """Return what becomes of the command that a client has sent."""
     if request is None:
-        if reply:
-            return "refused", reply.decode("latin-1").strip()
-        return "forwarded", ""
+        return Outcome("refused", _told(reply)) if reply else Outcome("forwarded")
     if request.row < 0:
         unknown = errors.unknown_command(request.arguments[0], request.arguments[1:])
-        return "refused", unknown.decode("latin-1").strip()
-    path = ruleset.commands[request.row].path
-    if path is rules.Path.SPLIT:
-        return "split", ""
-    return "handled" if path is rules.Path.FORWARD else "answered", ""
+        return Outcome("refused", _told(unknown))
+    row = request.ruleset.commands[request.row]
+    if row.script is not None:
+        run = _run(side, request, row.script)
+        return Outcome("refused", _told(run)) if isinstance(run, bytes) else Outcome("run", "", run)
+    if row.path is rules.Path.SPLIT:
+        return Outcome("split")
+    return Outcome("handled" if row.path is rules.Path.FORWARD else "answered")
+
+
+def _told(line: bytes) -> str:
+    return line.decode("latin-1").strip()
+
+
+def _run(side: wire.Downstream, request: wire.Request, script: Script) -> tuple[int, bytes] | bytes:
+    """Return the cluster of a script's keys and what its node is sent, or the error line."""
+    words, cluster = request.arguments, request.ruleset.default_cluster
+    for place, position in enumerate(request.keys):
+        location = side.locate(words[position], request.row, place=place)
+        if isinstance(location, bytes):
+            return location
+        words[position], cluster = location.name, location.cluster
+    return cluster, wire.pack([script.command, *words[1:]])
 
 
 def row_of(ruleset: wire.Ruleset, arguments: Sequence[bytes]) -> int:
@@ -277,12 +304,20 @@ def row_of(ruleset: wire.Ruleset, arguments: Sequence[bytes]) -> int:
     return ruleset.find_command(arguments[0]) if index < 0 else index
 
 
-def keys_of(ruleset: wire.Ruleset, row: int, arguments: Sequence[bytes]) -> Sequence[int]:
-    """Return where the keys of a command are, none where that is not certain."""
+def words_of(ruleset: wire.Ruleset, row: int, arguments: Sequence[bytes]) -> Sequence[bytes]:
+    """Return the words among which a command's keys stand, none for one that is not whole.
+
+    Of a script's command they are those of its run.
+    """
     arity = ruleset.commands[row].arity if row >= 0 else 0
     if row < 0 or (len(arguments) != arity if arity > 0 else len(arguments) < -arity):
         return ()
-    return wire.find_keys(ruleset, row, wire.pack(arguments)) or ()
+    return run_of(ruleset.commands[row].script, arguments)
+
+
+def keys_of(ruleset: wire.Ruleset, row: int, words: Sequence[bytes]) -> Sequence[int]:
+    """Return where the keys are among such words, none where that is not certain."""
+    return (wire.find_keys(ruleset, row, wire.pack(words)) or ()) if words else ()
 
 
 def frames_of(data: bytes) -> Iterator[bytes]:

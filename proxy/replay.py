@@ -88,7 +88,8 @@ class Judge:
         ruleset = self._ruleset
         outcome, line, frames = self._send(arguments, role)
         row = explain.row_of(ruleset, arguments)
-        places = explain.keys_of(ruleset, row, arguments)
+        words = explain.words_of(ruleset, row, arguments)
+        places = explain.keys_of(ruleset, row, words)
         if outcome == "split":
             # A handler makes a command for each slot; what rules do to one key they do to it there.
             ends = (*places[1:], len(arguments))
@@ -96,7 +97,7 @@ class Judge:
                 [arguments[0], *arguments[at:end]] for at, end in zip(places, ends, strict=True)
             )
             frames = b"".join(self._send(part, role)[2] for part in parts)
-        keys = [arguments[at] for at in places]
+        keys = [words[at] for at in places]
         spaces = [ruleset.find_keyspace(key) for key in keys]
         verdict, rule = outcome, ""
         if outcome == "refused" or not self._on_trial.isdisjoint(spaces):
@@ -128,10 +129,10 @@ class Judge:
         frame = wire.pack(arguments)
         self._kept += len(frame) + _COMMAND_BYTES
         request = side.receive_data(frame, 0.0)
-        outcome, line = explain.outcome_of(self._ruleset, request, side.data_to_send())
+        outcome = explain.outcome_of(side, request, side.data_to_send())
         frames = b"".join([node.data_to_send(0.0) for node in nodes])
         side.connection_lost()
-        return outcome, line, frames
+        return outcome.name, outcome.line, outcome.run[1] if outcome.run is not None else frames
 
     def _cluster(self, space: int) -> str:
         found = self._ruleset.keyspaces[space].cluster if space >= 0 else -1

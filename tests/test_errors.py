@@ -7,8 +7,8 @@ import pytest
 from proxy import errors
 
 WORDS = {
-    "ERR", "EXECABORT", "NOAUTH", "NOPERM", "NOPROTO", "LOCKOWNER", "WRONGPASS", "CROSSSLOT", "CLUSTERDOWN",
-    "TRYAGAIN", "POLICY", "UNBLOCKED", "WRONGTYPE", "PGDOWN", "DEGRADED", "WBFULL",
+    "ERR", "EXECABORT", "NOAUTH", "NOPERM", "NOPROTO", "LOCKOWNER", "WRONGPASS", "CROSSSLOT",
+    "CLUSTERDOWN", "TRYAGAIN", "POLICY", "UNBLOCKED", "WRONGTYPE", "PGDOWN", "DEGRADED", "WBFULL",
 }  # fmt: skip
 
 LINES = {name: value for name, value in vars(errors).items() if isinstance(value, bytes)}

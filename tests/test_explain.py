@@ -121,3 +121,33 @@ def test_what_is_told_is_bounded(explainer: Explainer) -> None:
     found, text = explain(explainer, "DEL " + " ".join(f"k{'x' * 500}{i}" for i in range(2000)))
     assert len(found.keys) == MOST_KEYS
     assert len(text) < 20_000
+
+
+SCRIPTS = """\
+scripts:
+  take: {name: SEAT.TAKE, file: t.lua, keys: ["seat:{event}:{seat}"], arguments: [event, seat]}
+"""
+
+
+def test_a_script(tmp_path: Path) -> None:
+    """A script's command is told with its keys, their rules, and the run that their node gets."""
+    (tmp_path / "lua").mkdir()
+    (tmp_path / "lua" / "t.lua").write_text("return 1")
+    rules = RULES.replace("kind: lock", "kind: lock\n    commands: {deny: [TOUCH]}") + SCRIPTS
+    explainer = Explainer(load(Folder(tmp_path).write(rules)), CLUSTERS)
+    for line in ("seat.take e1 s2", "FCALL seat_take 1 seat:e1:s2 e1 s2"):
+        found, text = explain(explainer, line)
+        assert found.outcome == "run"
+        assert "key        seat:e1:s2" in text
+        assert "rule       key_grammar of seat has nothing against it" in text
+        assert "node gets  EVALSHA " in text
+        assert " 1 seat:{e1}:s2 e1 s2  (cluster locks)" in text
+        assert text.splitlines()[-1] == "verdict    a script, run by the node of its keys"
+    found, _ = explain(explainer, "SEAT.TAKE e1 s{2}")
+    assert found.refused
+    assert found.line.startswith("-POLICY key refused by keyspace 'seat'")
+    found, _ = explain(explainer, "SEAT.TAKE e1 s2", "reader")
+    assert found.line.startswith("-NOPERM")
+    found, text = explain(explainer, "SEAT.TAKE e1")
+    assert found.line.startswith("-ERR wrong number of arguments for 'seat.take'")
+    assert not found.keys

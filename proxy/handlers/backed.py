@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Collection, Iterable, Mapping
 
 from proxy import errors, wire
 from proxy.config import Config
-from proxy.handlers import Session, behind, in_redis, locks, lookups, several, through
+from proxy.handlers import Session, behind, in_redis, locks, lookups, offered, several, through
 from proxy.handlers.ageing import lengthened
 from proxy.handlers.reading import Reads
 from proxy.handlers.targets import Target, followed, misspelled, targets_of, window_of, writes
@@ -86,7 +86,9 @@ def handled(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]
     Nodes would carry it out behind PostgreSQL's back where a policy writes there.
     """
     targets = targets_of(request)
-    if _about_locks(targets.values()) and request.name in WAYS:
+    script = offered.script_of(request)
+    alone = script is not None and not offered.decided(session, request)
+    if _about_locks(targets.values()) and (alone or request.name in WAYS):
         line = misspelled(targets.values())
         return line or locks.scripted(session, request, [*targets.values()])
     if not targets or _without_postgres(session):

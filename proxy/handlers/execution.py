@@ -21,6 +21,7 @@ from typing import Protocol
 from proxy import errors, resp, wire
 from proxy.handlers import Holding, Session
 from proxy.handlers.fanout import Merge, Part
+from proxy.handlers.offered import as_map, maps
 from proxy.handlers.renamed import Names, names_keys, restored
 
 MULTI = b"*1\r\n$5\r\nMULTI\r\n"
@@ -48,7 +49,7 @@ class Watch(Holding, Protocol):
 class Unit:
     """The commands of one slot, and their places in the transaction."""
 
-    __slots__ = ("behind", "location", "names", "parts", "places", "shares")
+    __slots__ = ("behind", "location", "mapped", "names", "parts", "places", "shares")
 
     def __init__(self, location: wire.Location) -> None:
         self.location = location
@@ -56,6 +57,7 @@ class Unit:
         self.places: list[int] = []
         self.names: dict[int, tuple[bytes, Names]] = {}  # by place, of renamed commands
         self.shares: dict[int, tuple[Merge, Part]] = {}  # by place, of divided commands
+        self.mapped: set[int] = set()  # places of scripts whose reply is a map
         self.behind: dict[int, int] = {}  # by place, how many commands of rules follow it
 
     @property
@@ -80,7 +82,7 @@ class Unit:
 
     def restore(self, reply: bytes) -> bytes:
         """Return EXEC's reply to the client's own commands, with the names that it knows."""
-        if not (self.names or self.behind) or not ran(reply):
+        if not (self.names or self.behind or self.mapped) or not ran(reply):
             return reply
         elements = resp.elements(reply)
         if self.behind:
@@ -89,6 +91,8 @@ class Unit:
             if place in self.names:
                 command, names = self.names[place]
                 elements[index] = restored(command, elements[index], names)
+            elif place in self.mapped:
+                elements[index] = as_map(elements[index])
         return resp.array(elements)
 
     def _own(self, elements: list[bytes]) -> list[bytes]:
@@ -124,6 +128,8 @@ class Plan:
         unit = self._unit_of(location)
         if routed is not request.command and names_keys(request.name):
             unit.names[self.count] = (request.name, _names(session, request))
+        if maps(session, request):
+            unit.mapped.add(self.count)
         unit.places.append(self.count)
         unit.parts.append(routed)
         self.count += 1

@@ -16,6 +16,7 @@ from proxy.handlers.glob import matches
 from proxy.handlers.specifications import flags_of, key_range, specifications
 from proxy.resp import Simple, array, bulk, distinct, encode, mapping, null
 from proxy.wire.rules import KeyKind, Path
+from proxy.wire.scripts import run_of
 
 
 def command(session: Session, request: wire.Request) -> bytes:
@@ -92,6 +93,7 @@ def _keys_of(session: Session, words: list[bytes]) -> tuple[Row, list[bytes]] | 
     if not row.arity_fits(len(words)):
         return errors.INVALID_COMMAND_ARITY
     ruleset = session.server.router.ruleset
+    words = list(run_of(ruleset.commands[index].script, words))
     positions = wire.find_keys(ruleset, index, wire.pack(words))
     if positions is None and not _keyless_script(row, words):
         return errors.INVALID_COMMAND_ARGUMENTS
@@ -100,7 +102,8 @@ def _keys_of(session: Session, words: list[bytes]) -> tuple[Row, list[bytes]] | 
 
 def _keyless_script(row: Row, words: list[bytes]) -> bool:
     """Return whether this is a script without keys, which only a script may be."""
-    return "scripting" in row.groups and words[row.keys.first] == b"0"
+    script = "scripting" in row.groups or row.keys.kind is KeyKind.RENDERED
+    return script and words[row.keys.first] == b"0"
 
 
 def find(session: Session, words: list[bytes]) -> tuple[int, Row | None]:
@@ -180,7 +183,7 @@ def _entry(row: Row, protocol: int) -> bytes:
 def _document(row: Row, protocol: int) -> bytes:
     """Return what COMMAND DOCS says of one command: its group, and how it is treated here."""
     fields: list[tuple[bytes, bytes]] = [
-        (bulk(b"summary"), bulk(_SUMMARIES[row.path].encode())),
+        (bulk(b"summary"), bulk(_summary(row).encode())),
         (bulk(b"group"), bulk(_group(row).encode())),
         (bulk(b"arguments"), array([])),
     ]
@@ -202,6 +205,13 @@ _SUMMARIES: Mapping[Path, str] = {
     Path.CONTAINER: "A container of sub-commands.",
     Path.REFUSED: "Not offered.",
 }
+
+
+def _summary(row: Row) -> str:
+    if row.keys.kind is KeyKind.RENDERED:
+        return "A script of the policies, run where its keys live."
+    return _SUMMARIES[row.path]
+
 
 _GROUPS: Mapping[str, str] = {
     "sortedset": "sorted-set", "keyspace": "generic", "transaction": "transactions",

@@ -102,11 +102,11 @@ def run(
         if count != 0:
             return _keys_error(count, not_a_number)
         place = session.server.router.slots.place_of(session.default_cluster, name)
-        return session.runs.start(request, place, request.command, mend, [])
+        return session.runs.start(request, place, wire.pack(words), mend, [])
     locations = locate_all(session, request, words, keys)
     if isinstance(locations, bytes):
         return locations
-    frame = request.command
+    frame = request.command if words[0].lower() == request.name else b""
     for position, location in zip(keys, locations, strict=True):
         if location.name != words[position]:
             words[position] = location.name

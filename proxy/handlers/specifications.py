@@ -113,6 +113,8 @@ def _specifications(row: Row) -> Iterator[object]:
         case KeyKind.NUMKEYS:
             rule = {"keynumidx": 0, "firstkey": 1, "keystep": row.keys.step}
             yield _spec(others, _index(row.keys.first), {"type": "keynum", "spec": rule})
+        case KeyKind.RENDERED:
+            yield _spec(own, _UNKNOWN, _UNKNOWN)
         case KeyKind.STREAMS:
             # The words XREADGROUP begins with are the names of a group and a consumer.
             yield _spec(own, _keyword("STREAMS", 4 if row.write else 1), _going_on(-1, 1, 2))

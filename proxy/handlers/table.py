@@ -1,6 +1,7 @@
 """Every handler by the name of its command's row; b"" answers what has no row.
 
-The session looks up here. A test demands one handler for every row that can become a Request.
+The session looks up here. A test demands one handler for every row that can become a Request, so
+whatever else is asked for is a command that a script of the policies offers.
 """
 
 from proxy.handlers import (
@@ -30,30 +31,41 @@ from proxy.handlers import (
     transactions,
     watch,
 )
+from proxy.handlers.offered import answer
 
-HANDLERS: dict[bytes, Handler] = {
-    **connection.HANDLERS,
-    **clients.HANDLERS,
-    **local.HANDLERS,
-    **introspection.HANDLERS,
-    **guarded.HANDLERS,
-    **face.HANDLERS,
-    **information.HANDLERS,
-    **acl.HANDLERS,
-    **diagnostics.HANDLERS,
-    **fanout.HANDLERS,
-    **flow.HANDLERS,
-    **monitor.HANDLERS,
-    **slowlog.HANDLERS,
-    **renamed.HANDLERS,
-    **transactions.HANDLERS,
-    **scripts.HANDLERS,
-    **functions.HANDLERS,
-    **blocked.HANDLERS,
-    **blocking.HANDLERS,
-    **replicas.HANDLERS,
-    **watch.HANDLERS,
-    **scan.HANDLERS,
-    **keyspace.HANDLERS,
-    **pubsub.HANDLERS,
-}
+
+class Table(dict[bytes, Handler]):
+    """Handlers by name, and one for all scripts."""
+
+    def __missing__(self, name: bytes) -> Handler:
+        return answer
+
+
+HANDLERS = Table(
+    {
+        **connection.HANDLERS,
+        **clients.HANDLERS,
+        **local.HANDLERS,
+        **introspection.HANDLERS,
+        **guarded.HANDLERS,
+        **face.HANDLERS,
+        **information.HANDLERS,
+        **acl.HANDLERS,
+        **diagnostics.HANDLERS,
+        **fanout.HANDLERS,
+        **flow.HANDLERS,
+        **monitor.HANDLERS,
+        **slowlog.HANDLERS,
+        **renamed.HANDLERS,
+        **transactions.HANDLERS,
+        **scripts.HANDLERS,
+        **functions.HANDLERS,
+        **blocked.HANDLERS,
+        **blocking.HANDLERS,
+        **replicas.HANDLERS,
+        **watch.HANDLERS,
+        **scan.HANDLERS,
+        **keyspace.HANDLERS,
+        **pubsub.HANDLERS,
+    }
+)

@@ -22,6 +22,7 @@ from proxy.handlers import (
     backed,
     connection,
     fanout,
+    offered,
     pubsub,
     scripts,
 )
@@ -151,13 +152,16 @@ class Transaction:
         """Take a command with keys that outside has a handler: nodes run it inside as it is."""
         words = request.arguments
         refusal = REFUSALS[request.name](session, words) if request.name in REFUSALS else None
+        if offered.decided(session, request):
+            refusal = errors.NOT_IN_TRANSACTION
         locations = refusal or locate_all(session, request, words)
         if isinstance(locations, bytes):
             return self._spoil(locations)
         for position, location in zip(request.keys, locations, strict=True):
             words[position] = location.name
         # Nothing of a transaction can be repaired once EXEC has run the rest.
-        words = scripts.for_transaction(session, words)
+        script = offered.script_of(request)
+        words = offered.whole(script, words) if script else scripts.for_transaction(session, words)
         follow = followers(self._session, request, locations)
         return self._queue(request, locations[0], wire.pack(words), follow)
 

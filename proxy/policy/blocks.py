@@ -130,12 +130,13 @@ Mode = Annotated[
 OwnMode = Annotated[Mode | None, Field(description="observe, warn or enforce for this rule alone.")]
 
 
+CommandName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9._-]*$", max_length=40)]
+
+
 class AddedCommand(Strict):
     """A command that a module gives to the nodes, sent to the node of its keys."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9._-]*$", max_length=40)] = (
-        Field(description="Its name, such as JSON.SET.")
-    )
+    name: CommandName = Field(description="Its name, such as JSON.SET.")
     keys: Annotated[
         str,
         PlainValidator(_key_places),

@@ -292,7 +292,7 @@ def check_names(policies: Policies, vocabulary: Vocabulary) -> Iterator[Complain
             yield Complaint(at, f"{quote(cluster)} is no cluster of the configuration; allowed: "
                             f"{allowed}{suggest(cluster, vocabulary.clusters)}")  # fmt: skip
     yield from _check_added(policies, vocabulary)
-    yield from _check_commands(policies, vocabulary.extended(policies.commands.add))
+    yield from _check_commands(policies, vocabulary.extended(policies))
     for name, role in policies.roles.items():
         for index, keyspace in enumerate(role.keyspaces or ()):
             if keyspace not in policies.keyspaces:

@@ -23,6 +23,7 @@ from proxy.policy.model import Keyspace, Policies, Role
 from proxy.policy.patterns import parse_characters, typed_characters
 from proxy.policy.planning import age_of, plans_of
 from proxy.policy.rights import UNNAMED, Vocabulary
+from proxy.policy.scripts import with_scripts
 from proxy.wire import rules
 
 # The cluster whose keys decide who holds what; see `_flushable`.
@@ -103,10 +104,13 @@ def ruleset_arguments(
     clusters: Sequence[str],
 ) -> Arguments:
     """Return the rows of the rules, before the data plane packs them."""
-    vocabulary = Vocabulary(rows, categories, clusters).extended(policies.commands.add)
+    vocabulary = Vocabulary(rows, categories, clusters).extended(policies)
     concerned = duties.Duties(vocabulary.rows)
     return Arguments(
-        commands=renamed(vocabulary.rows, policies.commands.rename),
+        commands=renamed(
+            with_scripts(vocabulary.rows, policies),
+            policies.commands.rename,
+        ),
         keyspaces=[
             _keyspace(name, own, vocabulary, _cluster(own.cluster, policies, clusters))._replace(
                 duties=concerned.of(own), **_values(name, own, policies)

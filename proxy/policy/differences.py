@@ -71,6 +71,10 @@ def _lines(old: Policies, new: Policies) -> Iterator[str]:
             for change in _compare((), olds.get(name), news.get(name)):
                 where = (old if name not in news else new).place((part, name, *change.path))
                 yield _line(own, change, where)
+    for name in old.bodies.keys() & new.bodies.keys():
+        if old.bodies[name] != new.bodies[name]:
+            where = new.place(("scripts", name, "file"))
+            yield _line(f"script {name}", _Change(("file",), "has another text"), where)
 
 
 def _named(policies: Policies, part: str) -> Mapping[str, Strict]:

@@ -52,7 +52,9 @@ def load(path: Path | None, vocabulary: Vocabulary) -> Policies:
     files = _files(path, mistakes)
     sources = [source for file in files if (source := _read(file, mistakes)) is not None]
     policies, owners = _merge(sources, mistakes)
-    policies = replace(policies, schemas=_schemas(policies, owners, mistakes))
+    bodies, undeclared = attachments.bodies(policies, lambda at: Path(owners.find(at).path))
+    mistakes += undeclared
+    policies = replace(policies, schemas=_schemas(policies, owners, mistakes), bodies=bodies)
     mistakes += _complaints(policies, vocabulary, owners, _Told(sources, len(sources) < len(files)))
     if mistakes:
         raise PolicyMistakes(mistakes)
@@ -248,6 +250,6 @@ def _all(policies: Policies, vocabulary: Vocabulary, owners: _Owners) -> Iterato
     yield from checks.check_names(policies, vocabulary)
     yield from checks.check_invalidation(policies)
     yield from checks.check_budgets(policies, vocabulary)
-    yield from scripts.check_scripts(policies)
+    yield from scripts.check_scripts(policies, vocabulary)
     yield from attachments.check_files(policies, lambda at: Path(owners.find(at).path))
-    yield from check_aliases(policies, vocabulary.extended(policies.commands.add))
+    yield from check_aliases(policies, vocabulary.extended(policies))

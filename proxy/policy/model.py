@@ -16,6 +16,7 @@ from pydantic import Field, PlainValidator, WithJsonSchema
 from proxy.policy.blocks import (
     MODES,
     AddedCommand,
+    CommandName,
     CommandRights,
     Commands,
     Drift,
@@ -242,12 +243,35 @@ class Channel(Strict):
 class Script(Strict):
     """A Lua script that is offered as a command."""
 
-    name: Text = Field(description="Name of the command, such as SEAT.ACQUIRE.")
-    file: Text = Field(description="The script in lua/.")
-    keys: tuple[KeyPattern, ...] = Field(description="KEYS, as templates of the arguments.")
+    name: CommandName = Field(description="Name of the command, such as SEAT.ACQUIRE.")
+    file: Text = Field(
+        description="The script, in the folder lua beside or within that of the policies."
+    )
+    keys: tuple[KeyPattern, ...] = Field(
+        description="KEYS, as templates of the arguments, all in one slot."
+    )
     arguments: tuple[Name, ...] = Field((), description="ARGV, by name and in order.")
+    more: Name | None = Field(
+        None, description="What any number of further arguments is called. No key is made of them."
+    )
+    reads: bool = Field(
+        False,
+        description="Whether it only reads. Nodes refuse its writes then, and it is run "
+        "again where its reply is lost.",
+    )
+    reply: Literal["array", "map"] = Field(
+        "array", description="map: its flat array of names and values is a map under RESP3."
+    )
+    lock: Literal["acquire", "extend", "release", "confirm", "status", "queue", "mine"] | None = (
+        Field(
+            None,
+            description="What it does to the lock that its first key names, which "
+            "PostgreSQL decides.",
+        )
+    )
     on_unavailable: Literal["error", "origin"] = Field(
-        "error", description="While Redis is away: refuse, or let PostgreSQL do it."
+        "error",
+        description="While Redis is away: refuse, or let PostgreSQL do it, which only a lock can.",
     )
 
 
@@ -324,6 +348,7 @@ class Policies:
     schemas: Mapping[str, Schema] = field(
         default_factory=dict
     )  # by keyspace, of those that have one
+    bodies: Mapping[str, bytes] = field(default_factory=dict)  # by script
 
     @cached_property
     def effective(self) -> Mapping[str, Keyspace]:

@@ -4,13 +4,14 @@ The loader asks whether a word is known, the compiler which rows it names. `GET`
 its sub-commands), `CONFIG SET`, `@write` and `@all` are words.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from proxy import commands
 from proxy.documents import quote, suggest
-from proxy.policy.blocks import AddedCommand, CommandRights
+from proxy.policy.blocks import CommandRights
+from proxy.policy.model import Policies
 from proxy.wire.rules import Command
 
 # What reaches keys that the command does not name. Nobody can judge those by the name of a key, so
@@ -28,12 +29,14 @@ class Vocabulary:
     clusters: Sequence[str] | None = None  # None where no configuration says which there are
     memory: Mapping[str, int] = field(default_factory=dict)  # bytes, of clusters that say it
 
-    def extended(self, added: Iterable[AddedCommand]) -> "Vocabulary":
-        """Return the words with those of commands that policies add, but for what is known."""
+    def extended(self, policies: Policies) -> "Vocabulary":
+        """Return the words with those of commands that policies add, but for what is known.
+
+        Of what scripts offer first come the rows: what runs is the compiler's.
+        """
         rows, categories = list(self.rows), {name: set(of) for name, of in self.categories.items()}
         names = {row.name for row in rows}
-        for own in added:
-            row = commands.added(own.name, own.keys, own.write, own.arity)
+        for row in _added(policies):
             if row.name in names:
                 continue
             names.add(row.name)
@@ -94,3 +97,11 @@ class Vocabulary:
 
     def _union(self, words: Iterable[str]) -> set[int]:
         return {index for word in words for index in self.commands(word)}
+
+
+def _added(policies: Policies) -> Iterator[commands.Row]:
+    for own in policies.commands.add:
+        yield commands.added(own.name, own.keys, own.write, own.arity)
+    for script in policies.scripts.values():
+        more = script.more is not None
+        yield commands.offered(script.name, len(script.arguments), more, script.reads)

@@ -1,17 +1,22 @@
-"""Whether all keys of a script are in one slot, as a cluster needs them.
+"""Scripts that are offered as commands, checked and compiled.
 
-The loader gives every script to `check_scripts`. A key is a template of the script's arguments; the
-keyspace of the same shape says which part of it decides the slot.
+The loader gives all of them to `check_scripts`, the compiler to `with_scripts`. A key is a template
+of the script's arguments; the keyspace of the same shape says which part of it decides the slot,
+and all keys of a script are in one, as a cluster needs them.
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from proxy.documents import quote
+from proxy import errors
+from proxy.documents import quote, suggest
 from proxy.policy.blocks import HashTagWord
 from proxy.policy.checks import Complaint
-from proxy.policy.model import Keyspace, Policies
+from proxy.policy.model import Keyspace, Policies, Script
 from proxy.policy.patterns import Pattern
+from proxy.policy.rights import Vocabulary
+from proxy.wire import rules, scripts
 
 
 class _Place(NamedTuple):
@@ -21,26 +26,128 @@ class _Place(NamedTuple):
     tag: str
 
 
-def check_scripts(policies: Policies) -> Iterator[Complaint]:
-    """Yield keys of scripts that are not where the script's first key is."""
+def with_scripts(rows: Sequence[rules.Command], policies: Policies) -> list[rules.Command]:
+    """Return the rows, those of scripts with what they run."""
+    offered = {
+        own.name.lower().encode(): _compiled(own, policies.bodies[name])
+        for name, own in policies.scripts.items()
+    }
+    return [
+        row._replace(script=offered[row.name])
+        if row.keys.kind is rules.KeyKind.RENDERED and row.name in offered
+        else row
+        for row in rows
+    ]
+
+
+def _compiled(own: Script, body: bytes) -> scripts.Script:
+    def filled(part: bytes | rules.Segment) -> bytes | scripts.Filled:
+        if isinstance(part, bytes):
+            return part
+        # An address has colons of its own; what it is held to is said by the keyspace.
+        return scripts.Filled(own.arguments.index(part.name), part.kind in ("path", "ip"))
+
+    name = own.name.lower()
+    return scripts.Script(
+        # Redis knows scripts by this digest; nothing is proven by it.
+        digest=hashlib.sha1(body, usedforsecurity=False).hexdigest().encode(),
+        body=body,
+        keys=tuple(tuple(map(filled, key.parts)) for key in own.keys),
+        arguments=own.arguments,
+        more=own.more,
+        reads=own.reads,
+        mapped=own.reply == "map",
+        lock=own.lock,
+        colon_error=errors.colon_in_argument(name),
+        keys_error=errors.keys_of_script(name),
+    )
+
+
+def check_scripts(policies: Policies, vocabulary: Vocabulary) -> Iterator[Complaint]:
+    """Yield what is wrong with scripts, but for their files."""
+    yield from _check_names(policies, vocabulary)
     shapes = {_shape(own.key): own for own in policies.effective.values()}
     for name, script in policies.scripts.items():
-        places = [_place(key, shapes.get(_shape(key)), policies) for key in script.keys]
-        for index, (key, place) in enumerate(zip(script.keys, places, strict=True)):
-            first = places[0]
-            at = ("scripts", name, "keys", index)
-            if place.cluster != first.cluster:
+        for complaint in (
+            *_check_arguments(script),
+            *_check_lock(script, shapes),
+            *_check_slots(script, shapes, policies),
+        ):
+            yield complaint._replace(location=("scripts", name, *complaint.location))
+
+
+def _check_names(policies: Policies, vocabulary: Vocabulary) -> Iterator[Complaint]:
+    """Yield names that another command or script has."""
+    taken = {row.name.decode(): "a command" for row in vocabulary.rows}
+    taken |= {own.name.lower(): "an added command" for own in policies.commands.add}
+    for name, script in policies.scripts.items():
+        # A function's name has no dots: both names must belong to this script alone.
+        for called in dict.fromkeys((script.name.lower(), script.name.lower().replace(".", "_"))):
+            if called in taken:
                 yield Complaint(
-                    at,
-                    f"{quote(key.text)} lives on {place.cluster} and the first key on "
-                    f"{first.cluster}; a script runs on one node",
+                    ("scripts", name, "name"),
+                    f"{quote(script.name)} is the name of {taken[called]} already",
                 )
-            elif place.tag != first.tag:
-                yield Complaint(
-                    at,
-                    f"the slot of {quote(key.text)} is decided by {place.tag}, that of the first "
-                    f"key by {first.tag}; give their keyspaces a hash_tag that is the same",
-                )
+                break
+        taken[script.name.lower()] = f"script {quote(name)}"
+        taken[script.name.lower().replace(".", "_")] = f"script {quote(name)}"
+
+
+def _check_arguments(script: Script) -> Iterator[Complaint]:
+    """Yield arguments that are named twice, and parts of keys that are none of them."""
+    for index, argument in enumerate(script.arguments):
+        if argument in script.arguments[:index]:
+            yield Complaint(("arguments", index), f"{quote(argument)} stands in it twice")
+    if script.more in script.arguments:
+        yield Complaint(("more",), f"{quote(str(script.more))} is one of the arguments")
+    for index, key in enumerate(script.keys):
+        for part in (part for part in key.names if part not in script.arguments):
+            if part == script.more:
+                yield Complaint(("keys", index), f"{{{part}}} is any number of words, and a key "
+                                "is made of arguments that are there")  # fmt: skip
+            else:
+                yield Complaint(("keys", index), f"{{{part}}} is none of its arguments"
+                                f"{suggest(part, script.arguments)}")  # fmt: skip
+
+
+def _check_lock(
+    script: Script, shapes: dict[tuple[bytes | None, ...], Keyspace]
+) -> Iterator[Complaint]:
+    """Yield what needs a lock that PostgreSQL decides and has none."""
+    if script.lock is None:
+        if script.on_unavailable == "origin":
+            yield Complaint(("on_unavailable",), "PostgreSQL can do what a lock needs, and nothing "
+                            "else of a script; say lock: or on_unavailable: error")  # fmt: skip
+        return
+    if script.lock == "mine" and script.keys:
+        # It is about all locks of an owner, so its key may be that of none.
+        return
+    own = shapes.get(_shape(script.keys[0])) if script.keys else None
+    decides = own is not None and (own.lock is None or own.lock.authority == "postgres")
+    if own is None or own.kind != "lock" or not decides:
+        yield Complaint(("lock",), "the first key is in no keyspace of kind: lock that PostgreSQL "
+                        "decides")  # fmt: skip
+
+
+def _check_slots(
+    script: Script, shapes: dict[tuple[bytes | None, ...], Keyspace], policies: Policies
+) -> Iterator[Complaint]:
+    """Yield keys that are not where the script's first key is."""
+    places = [_place(key, shapes.get(_shape(key)), policies) for key in script.keys]
+    for index, (key, place) in enumerate(zip(script.keys, places, strict=True)):
+        first = places[0]
+        if place.cluster != first.cluster:
+            yield Complaint(
+                ("keys", index),
+                f"{quote(key.text)} lives on {place.cluster} and the first key on "
+                f"{first.cluster}; a script runs on one node",
+            )
+        elif place.tag != first.tag:
+            yield Complaint(
+                ("keys", index),
+                f"the slot of {quote(key.text)} is decided by {place.tag}, that of the first "
+                f"key by {first.tag}; give their keyspaces a hash_tag that is the same",
+            )
 
 
 def _shape(key: Pattern) -> tuple[bytes | None, ...]:

@@ -253,7 +253,10 @@ class Request:
     ruleset: Ruleset  # by which it was judged
     @property
     def arguments(self) -> list[bytes]:
-        """Return all words, the name first, in the client's spelling."""
+        """Return all words, the name first, in the client's spelling.
+
+        Of a script's command those of its run: name, digest, number of keys, keys, arguments.
+        """
     @property
     def arity_error(self) -> bytes | None:
         """Return the error line where it has too few words or too many, which capture lets pass."""

@@ -23,7 +23,7 @@ cdef int _judge(Downstream client, const char* frame, Py_ssize_t size, double no
         frame = <char*> plain
         size = len(plain)
     if not _arity_fits(row):
-        if row.path == LOCAL and (client.capture or (client.serial and _is_exec(row))):
+        if row.path == LOCAL and row.kind != KEYS_RENDERED and (client.capture or (client.serial and _is_exec(row))):
             # Whoever captures says what becomes of what it has captured; and an EXEC with words
             # too many ends the watches of its client.
             return _ask(client, frame, size, index, now)
@@ -44,9 +44,55 @@ cdef int _judge(Downstream client, const char* frame, Py_ssize_t size, double no
     client.last_row = index
     if client.batch.observer is not None and client.rounds == 0:
         client.batch.observer(client.owner, PyBytes_FromStringAndSize(frame, size))
+    if row.kind == KEYS_RENDERED or row.runs:
+        return _ask_for_script(client, frame, size, index, row, now)
     if row.path == LOCAL or row.path == BARRIER or row.path == CONTAINER:
         return _ask_if_room(client, frame, size, index, row, now)
     return _route(client, frame, size, index, row, now)
+
+
+cdef int _ask_for_script(Downstream client, const char* frame, Py_ssize_t size, int index,
+                         CommandRow* row, double now) except -1:
+    """Make a Request of a script's command, in the words of its run.
+
+    Whoever runs its body by EVAL, EVALSHA or FCALL needs the same rights, and names the same keys.
+    """
+    cdef Ruleset rules = client.ruleset
+    cdef int offered = index
+    cdef int64_t count = 0
+    cdef list arguments
+    cdef bytes plain
+    if row.kind != KEYS_RENDERED:
+        offered = _offered(rules, frame, index)
+        count = _word_number(frame, 2)
+        if offered < 0 or not 0 <= count <= WORDS.count - 3:
+            return _ask_if_room(client, frame, size, index, row, now)
+        row = &rules.rows[offered]
+        if client.allowed != NULL and not client.allowed[offered]:
+            _tell(client, "command", row.name, row.size)
+            return _reply(client, rules.commands[offered].denied_error, -1, row.family)
+        arguments = [_text(frame, i) for i in range(3 + count, WORDS.count)]
+        if not _takes(row, len(arguments) + 1):
+            return _reply(client, rules.commands[offered].arity_error, -1, row.family)
+    else:
+        arguments = [_text(frame, i) for i in range(1, WORDS.count)]
+    script = rules.commands[offered].script
+    run = script.run_of(arguments)
+    if run is None:
+        return _reply(client, script.colon_error, -1, row.family)
+    if offered != index and run[1:-len(arguments) or None] != [
+            _text(frame, i) for i in range(2, 3 + count)]:
+        return _reply(client, script.keys_error, -1, row.family)
+    plain = pack([rules.commands[offered].name, *run])
+    _collect(plain)
+    return _ask_if_room(client, <char*> plain, len(plain), offered, row, now)
+
+
+cdef int _offered(Ruleset rules, const char* frame, int index):
+    """Return the row of the command that offers the script which is run, or -1."""
+    cdef bytes called = _text(frame, 1)
+    return rules.offered[index].get(
+        called if rules.rows[index].runs == RUNS_BODIES else called.lower(), -1)
 
 
 cdef bint _is_exec(CommandRow* row) noexcept:

@@ -6,17 +6,17 @@ cdef class Request:
 
     @property
     def arguments(self):
-        """Return all words, the name first, in the client's spelling."""
+        """Return all words, the name first, in the client's spelling; of a script, its run's."""
         cdef const char* frame = <char*> self.command
         _collect(self.command)
-        return [PyBytes_FromStringAndSize(frame + WORDS.items[i].at, WORDS.items[i].size)
-                for i in range(WORDS.count)]
+        return [_text(frame, i) for i in range(WORDS.count)]
 
     @property
     def arity_error(self):
         """Return the error line where it has too few words or too many, which capture lets pass."""
         _collect(self.command)
-        if self.row < 0 or _arity_fits(&self.ruleset.rows[self.row]):
+        # Of a script's command only what fits becomes a Request, in the words of its run.
+        if self.row < 0 or self.ruleset.rows[self.row].kind == KEYS_RENDERED or _arity_fits(&self.ruleset.rows[self.row]):
             return None
         return self.ruleset.commands[self.row].arity_error
 

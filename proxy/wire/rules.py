@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from enum import IntEnum, IntFlag
 from typing import NamedTuple
 
+from proxy.wire.scripts import Script
+
 
 class Path(IntEnum):
     """What the data plane does with a command."""
@@ -154,6 +156,7 @@ class KeyKind(IntEnum):
     STREAMS = 3  # the first half of what follows the word STREAMS; BLOCK makes it a Request
     SORT = 4  # argument 1, and what follows STORE; BY and GET take one argument each
     GEORADIUS = 5  # argument 1, and what follows STORE or STOREDIST
+    RENDERED = 6  # made of the arguments; of a run of the script, as NUMKEYS says it
 
 
 class Keys(NamedTuple):
@@ -189,6 +192,7 @@ class Command(NamedTuple):
     grows: Grows = Grows.NOTHING
     touches: bool = False  # uses the data of its keys, which a sliding time to live asks for
     looks_up: bool = False  # only reads one key, and its reply shows whether the key is there
+    script: Script | None = None  # that is run, where policies offer it as a command
 
 
 class Missing(IntEnum):

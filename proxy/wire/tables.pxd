@@ -101,6 +101,9 @@ cdef enum:
     BARRIER = 3
     CONTAINER = 4
     PATH_REFUSED = 5
+    # What CommandRow.runs says.
+    RUNS_BODIES = 1
+    RUNS_NAMED = 2       # by digest, or by a function's name
     # rules.KeyKind
     KEYS_NONE = 0
     KEYS_RANGE = 1
@@ -108,6 +111,7 @@ cdef enum:
     KEYS_STREAMS = 3
     KEYS_SORT = 4
     KEYS_GEORADIUS = 5
+    KEYS_RENDERED = 6
 
 
 cdef struct WordPlaces:
@@ -142,6 +146,7 @@ cdef struct CommandRow:
     int grows                      # rules.Grows
     bint touches
     bint looks_up
+    int runs                       # what scripts that are offered as commands are called by it
 
 
 cdef struct KeyspaceRow:
@@ -222,6 +227,7 @@ cdef class Ruleset:
     cdef KeyspaceRow* spaces
     cdef Patterns patterns         # of keyspaces
     cdef list kept
+    cdef dict offered              # per row that runs scripts: what it calls those of commands
     cdef list matchers             # per role: Patterns of its keys, or None
     cdef list role_bounds          # per role: ArgumentBounds, or None
     cdef list space_bounds         # per keyspace, likewise

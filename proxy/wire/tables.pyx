@@ -281,6 +281,7 @@ cdef class Ruleset:
         self.rates = sum(self.space_rates + self.role_rates, ())
         self.amended = Counters(len(self.keyspaces), len(AMENDMENTS))
         self._lay_out_commands()
+        self._lay_out_scripts()
         self._lay_out_keyspaces()
         self.patterns = Patterns(self.keyspaces)
         self._lay_out_roles()
@@ -339,6 +340,23 @@ cdef class Ruleset:
             while self.table[place] >= 0:
                 place = (place + 1) & (TABLE_SIZE - 1)
             self.table[place] = i
+
+    def _lay_out_scripts(self):
+        cdef int i, own
+        self.offered = {}
+        runners = [(i, command.name.removesuffix(b"_ro")) for i, command in enumerate(self.commands)]
+        for i, command in enumerate(self.commands):
+            if command.script is None:
+                continue
+            called = {
+                b"eval": (command.script.body,),
+                b"evalsha": (command.script.digest,),
+                b"fcall": (command.name, command.name.replace(b".", b"_")),
+            }
+            for own, name in runners:
+                if name in called:
+                    self.offered.setdefault(own, {}).update(dict.fromkeys(called[name], i))
+                    self.rows[own].runs = RUNS_BODIES if name == b"eval" else RUNS_NAMED
 
     def _lay_out_keyspaces(self):
         cdef int i

@@ -70,9 +70,18 @@ cdef int64_t _word_number(const char* frame, Py_ssize_t index) noexcept:
     return value
 
 
+cdef bytes _text(const char* frame, Py_ssize_t index):
+    return PyBytes_FromStringAndSize(frame + WORDS.items[index].at, WORDS.items[index].size)
+
+
+cdef bint _takes(CommandRow* row, Py_ssize_t count) noexcept:
+    """Whether a command may have so many words."""
+    return count == row.arity if row.arity > 0 else count >= -row.arity
+
+
 cdef bint _arity_fits(CommandRow* row) noexcept:
     """Whether the command being judged has as many words as its row asks for."""
-    return WORDS.count == row.arity if row.arity > 0 else WORDS.count >= -row.arity
+    return _takes(row, WORDS.count)
 
 
 cdef int _find_keys(const char* frame, CommandRow* row) except -100:
@@ -91,7 +100,7 @@ cdef int _find_keys(const char* frame, CommandRow* row) except -100:
             _add_key(i)
             i += row.step
         return 0
-    if row.kind == KEYS_NUMKEYS:
+    if row.kind == KEYS_NUMKEYS or row.kind == KEYS_RENDERED:
         if row.first >= WORDS.count:
             return KEYS_UNSURE
         count = _word_number(frame, row.first)

@@ -91,7 +91,11 @@ class Client:
 
     def send(self, *words: bytes) -> None:
         """Send one command."""
-        frame = pack(*words)
+        self.send_all([words])
+
+    def send_all(self, commands: Sequence[Sequence[bytes]]) -> None:
+        """Send commands at once."""
+        frame = b"".join(pack(*words) for words in commands)
         self.session.get_buffer(-1)[: len(frame)] = frame
         self.session.buffer_updated(len(frame))
         self.desk.settle()

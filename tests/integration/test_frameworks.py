@@ -32,6 +32,7 @@ async def sidecar(proxy_process: StartProxy, tmp_path: Path) -> Sidecar:
     """A proxy with the policies of all the frameworks."""
     for file in EXAMPLES.glob("*.yaml"):
         shutil.copy(file, tmp_path)
+    shutil.copytree(EXAMPLES / "lua", tmp_path / "lua")
     return await proxy_process(policies=str(tmp_path))
 
 

@@ -175,3 +175,12 @@ def test_the_lines_are_bounded(pair: Pair) -> None:
     assert time.process_time() - started < 1
     assert len(found) == MAX_LINES + 1
     assert found[-1] == f"and {2000 - MAX_LINES} differences more"
+
+
+def test_another_text_of_a_script(pair: Pair) -> None:
+    """A script that says something else is told, though its entry is the same."""
+    script = "scripts: {take: {name: TAKE, file: take.lua, keys: ['a:{b}'], arguments: [b]}}\n"
+    for folder, body in ((pair.old, "return 1"), (pair.new, "return 2")):
+        (folder / "lua").mkdir()
+        (folder / "lua" / "take.lua").write_text(body)
+    assert pair.lines(script, script) == ["script take: file has another text (a.yaml:1)"]

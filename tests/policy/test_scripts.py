@@ -1,8 +1,12 @@
-"""Whether all keys of a script are in one slot."""
+"""Scripts as commands: where their keys are, and the rows that are made of them."""
+
+import hashlib
 
 import pytest
 
-from tests.policy.rulebook import Folder
+from proxy.wire import rules
+from proxy.wire.scripts import Filled
+from tests.policy.rulebook import Folder, compiled, load
 
 KEYSPACES = """
 keyspaces:
@@ -16,12 +20,16 @@ keyspaces:
 """
 
 
+# All that a key of these tests is made of.
+ARGUMENTS = "arguments: [a, b, e, s, u, x]"
+
+
 def complaints(folder: Folder, *keys: str) -> list[str]:
     listed = ", ".join(f"'{key}'" for key in keys)
     (folder.path / "lua").mkdir()
     (folder.path / "lua" / "t.lua").touch()
     return folder.complaints(
-        KEYSPACES + f"scripts:\n  take: {{name: T, file: t.lua, keys: [{listed}]}}\n"
+        KEYSPACES + f"scripts:\n  take: {{name: T, file: t.lua, keys: [{listed}], {ARGUMENTS}}}\n"
     )
 
 
@@ -56,3 +64,62 @@ def test_keys_that_are_split(folder: Folder, keys: tuple[str, ...], told: str) -
     assert len(found) == 1
     assert told in found[0]
     assert found[0].startswith("a.yaml:11:")
+
+
+OFFERED = """
+scripts:
+  take:
+    name: SEAT.TAKE
+    file: t.lua
+    keys: ["seat_lock:{event}:{seat}", "{where:path}"]
+    arguments: [event, seat, where]
+    more: others
+    reply: map
+    reads: true
+"""
+
+
+def row_of(folder: Folder, text: str) -> rules.Command:
+    (folder.path / "lua").mkdir()
+    (folder.path / "lua" / "t.lua").write_text("return 1")
+    ruleset = folder.compile(text)
+    return ruleset.commands[ruleset.find_command(b"seat.TAKE")]
+
+
+def test_a_script_is_a_row(folder: Folder) -> None:
+    """A script's command has the arity of its arguments, and is a read if it says so."""
+    text = OFFERED.replace(', "{where:path}"', "")
+    row = row_of(folder, KEYSPACES + text)
+    assert (row.name, row.arity, row.write, row.repeatable) == (b"seat.take", -4, False, True)
+    assert row.path is rules.Path.LOCAL
+    assert row.script is not None
+    assert (row.script.body, row.script.command) == (b"return 1", b"EVALSHA_RO")
+    assert row.script.digest == hashlib.sha1(b"return 1").hexdigest().encode()
+    assert (row.script.mapped, row.script.more, row.script.lock) == (True, "others", None)
+    folder.write(
+        KEYSPACES + text.replace("    reads: true\n", "").replace("    more: others\n", "")
+    )
+    ruleset = compiled(load(folder.path))
+    row = ruleset.commands[ruleset.find_command(b"seat.take")]
+    assert (row.arity, row.write, row.repeatable) == (4, True, False)
+
+
+def test_templates_name_arguments(folder: Folder) -> None:
+    """A part of a key is the place of its argument; what takes all that follows may have colons."""
+    text = OFFERED.replace('["seat_lock:{event}:{seat}", "{where:path}"]', '["at:{where:path}"]')
+    script = row_of(folder, KEYSPACES + text).script
+    assert script is not None
+    assert script.keys == ((b"at:", Filled(2, True)),)
+    assert script.arguments == ("event", "seat", "where")
+
+
+def test_words_that_mean_scripts(folder: Folder) -> None:
+    """Rights name a script's command by its name or its category."""
+    rights = "roles: {a: {commands: {allow: [SEAT.TAKE]}}, b: {commands: {deny: ['@read']}}}\n"
+    text = KEYSPACES + OFFERED.replace(', "{where:path}"', "") + rights
+    (folder.path / "lua").mkdir()
+    (folder.path / "lua" / "t.lua").touch()
+    ruleset = folder.compile(text)
+    row = ruleset.find_command(b"seat.take")
+    allowed = {role.name: role.allowed[row] for role in ruleset.roles}
+    assert allowed == {"default": 1, "a": 1, "b": 0}
