@@ -36,6 +36,7 @@ class Operation:
     token: int | None = None  # asked with, or told by a grant
     seconds: float = 0.0  # how long a grant holds from the moment at which it was decided
     holder: str | None = None  # told by status
+    asked: int | None = None  # the token asked with, where another was told
     error: str = ""  # told instead of an outcome: nothing was done
 
     @property
@@ -164,7 +165,7 @@ def false_refusals(
     operations: Sequence[Operation], holds: Sequence[Hold]
 ) -> list[tuple[Hold, Operation]]:
     """Return what was refused to an owner who held the lock from before it asked until after it
-    was told, and asked by the right token where it named one."""
+    was told, and asked by the right token where it named one. What is sold is held no more."""
     mine: dict[str, list[Hold]] = defaultdict(list)
     for hold in holds:
         mine[hold.owner].append(hold)
@@ -173,15 +174,26 @@ def false_refusals(
         for each in operations
         if _is_refusal(each)
         for hold in mine[each.owner]
-        if hold.begin <= each.sent and each.told < hold.end
+        if hold.begin <= each.sent and each.told < hold.end < NEVER
         and (each.token is None or each.token == hold.token)
     ]  # fmt: skip
 
 
 def _is_refusal(operation: Operation) -> bool:
+    if operation.error:
+        return False
     if operation.kind == "acquire":
         return operation.outcome in REFUSALS
     return operation.kind in ("extend", "release", "confirm") and operation.outcome == "refused"
+
+
+def stale_extensions(history: Iterable[Operation]) -> list[Operation]:
+    """Return what was extended although its owner named the token of another grant."""
+    return [
+        each
+        for each in history
+        if each.kind == "extend" and each.grants and each.asked not in (None, each.token)
+    ]
 
 
 def sold_twice(history: Iterable[Operation]) -> list[tuple[Operation, Operation]]:

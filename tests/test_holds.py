@@ -49,6 +49,7 @@ def found(history: list[Operation]) -> dict[str, int]:
         "repeated": holds.repeated(history),
         "false": holds.false_refusals(history, certain),
         "sold": holds.sold_twice(history),
+        "stale": holds.stale_extensions(history),
         "hoards": list(holds.hoards(certain, 1)),
     }
     return {kind: len(each) for kind, each in kinds.items() if each}
@@ -106,6 +107,28 @@ def test_a_fault_is_found(kind: str, fault: Callable[[], list[Operation]]) -> No
         assert kind in found(history)
 
 
+def test_an_extension_by_a_stale_token_is_found() -> None:
+    """Who names the token of a grant of before, and is told of another, was not asked for it."""
+    later = replace(grant("a", 1.0, 2, outcome="extended"), asked=2)
+    assert found([grant("a", 0.0, 2), later]) == {}
+    assert found([grant("a", 0.0, 2), replace(later, asked=1)]) == {"stale": 1}
+
+
+def test_a_shorter_time_makes_a_hold_shorter() -> None:
+    """An extension may bring the end forward, and so may one of unknown outcome."""
+    shorter = replace(grant("a", 1.0, 1, outcome="extended"), seconds=2.0)
+    lost = replace(shorter, told=NEVER, outcome="unknown")
+    for each in (shorter, lost):
+        assert found([grant("a", 0.0, 1), each, grant("b", 3.0, 2)]) == {}
+        assert found([grant("a", 0.0, 1), each, grant("b", 2.5, 2)]) == {"overlaps": 1}
+
+
+def test_an_error_is_no_refusal() -> None:
+    """Who is told that a server is away was refused nothing."""
+    error = replace(refusal("a", "release", 5.0, 1), error="PGDOWN")
+    assert found([grant("a", 0.0, 1), error]) == {}
+
+
 def test_a_refusal_by_a_wrong_token_is_right() -> None:
     """An owner who names another token than that of its hold is refused rightly."""
     assert found([grant("a", 0.0, 2), refusal("a", "release", 5.0, 1)]) == {}
@@ -114,7 +137,8 @@ def test_a_refusal_by_a_wrong_token_is_right() -> None:
 def test_a_seat_that_is_sold_twice_is_found() -> None:
     """Two confirmations of one lock are a finding, and what was sold is held for ever."""
     sale = Operation("seat", "a", "confirm", 1.0, 1.1, "confirmed", 1)
-    assert found([grant("a", 0.0, 1), sale]) == {}
+    refused = refusal("a", "extend", 3.0, 1)
+    assert found([grant("a", 0.0, 1), sale, replace(sale, sent=2.0, told=2.1), refused]) == {}
     again = replace(sale, owner="b", sent=90.0, told=90.1)
     assert found([grant("a", 0.0, 1), sale, grant("b", 80.0, 2), again]) == {
         "overlaps": 1, "sold": 1,

@@ -146,10 +146,13 @@ class Grants:
         (row,) = rows
         places = [int(number) - 1 for number in row["numbers"] or ()]
         if again and token is not None and len(keys) == 1 and not places:
-            held = await self.held(plan, keys[0])
-            if held is None or held.token != token:
+            now = await self.row(plan, keys[0])
+            if now is not None and now.token == token and now.status == "available":
                 # Released by the call whose answer was lost.
                 return [0]
+            if now is not None and now.token > token:
+                # Granted again meanwhile: whether that call released it, nobody can tell.
+                raise OriginDown("the answer to a release was lost", sent=True)
         self._metrics.count("released" if places else "not_held")
         drops = zip(places, row["tokens"] or (), strict=True)
         await asyncio.gather(

@@ -127,7 +127,7 @@ async def _grant(
         assert plan.locking is not None
         return errors.lock_limit(plan.name, plan.locking.most)
     if taken.granted:
-        if session.gone:
+        if session.gone and taken.outcome == "acquired":
             await grants.vanish(plan, [target.key], claim.owner, taken.tokens[0])
         remember(session, target.key, claim.owner, taken.tokens[0])
     return taken.granted

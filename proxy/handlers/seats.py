@@ -109,15 +109,23 @@ async def _acquire(order: Order) -> bytes:
     claim = Claim(order.owner, _seconds(order), order.value("booking"), order.value("session"))
     taken = await order.grants.take(order.plan, order.keys, claim)
     if taken.granted:
-        if order.session.gone:
-            await order.grants.vanish(order.plan, order.keys, order.owner, None)
+        if order.session.gone and taken.outcome == "acquired":
+            # The token of this grant: what the owner held before is not given up.
+            await order.grants.vanish(order.plan, order.keys, order.owner, max(taken.tokens))
         for key, token in zip(order.keys, taken.tokens, strict=True):
             remember(order.session, key, order.owner, token)
     return _told(order, taken)
 
 
 async def _extend(order: Order) -> bytes:
-    """`owner` keeps locks for `seconds` from now, at most as long as the policy says."""
+    """`owner` keeps locks for `seconds` from now, at most as long as the policy says.
+
+    A lock that was granted with another `token` than the one named is not its own any more.
+    """
+    if order.value("token") and len(order.keys) == 1:
+        row = await order.grants.held(order.plan, order.keys[0])
+        if row is None or (row.owner, row.token) != (order.owner, order.token):
+            return order.reply(outcome="lost")
     claim = Claim(order.owner, _seconds(order))
     return _told(order, await order.grants.take(order.plan, order.keys, claim, mine=True))
 

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import yaml
 
-from proxy.embedded.postgres import Postgres
-from proxy.embedded.redis import Cluster, together
+from proxy.embedded.node import NodeOptions
+from proxy.embedded.postgres import Postgres, postgres_for
+from proxy.embedded.process import temporary_directory
+from proxy.embedded.programs import find_redis
+from proxy.embedded.redis import Cluster, Shape, together
 from proxy.embedded.sidecar import Sidecar, configuration_for
 from proxy.origin import installing
 from proxy.origin.batching import Connection
@@ -25,9 +27,11 @@ from tests.detour import divert
 from tests.faults import Relay
 from tests.integration.chaos import Wires
 from tests.integration.crowd import Plan
-from tests.integration.seats import Seat, booking
+from tests.integration.seats import COMMANDS, Seat, booking
 
 SHIPPED = Path(str(files("proxy") / "policies"))
+
+SIDECARS = 3
 
 # Statements of each sidecar at a time, and how long one waits for its turn: forty clients may ask
 # at once, and none is to be refused for want of room.
@@ -93,8 +97,24 @@ def rules_in(folder: Path, **changes: Any) -> Path:
     space["lock"] |= changes
     if space["lock"].get("queue") is None:
         space["lock"].pop("queue", None)
+    _offer(path, document)
     (path / "seats.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
     return path
+
+
+def _offer(path: Path, document: dict[str, Any]) -> None:
+    """Offer COMMANDS, by scripts that nothing runs: PostgreSQL decides about locks."""
+    (path / "lua").mkdir(exist_ok=True)
+    document["scripts"] = {}
+    for operation, (name, arguments) in COMMANDS.items():
+        words = ", ".join(f"ARGV[{number}]" for number in range(1, len(arguments) + 1))
+        (path / "lua" / f"{operation}.lua").write_text(
+            f"-- KEYS  1 the lock\nreturn redis.error_reply('{name}' .. #KEYS .. #{{{words}}})\n"
+        )
+        document["scripts"][f"seat_{operation}"] = {
+            "name": name, "file": f"{operation}.lua", "keys": ["seat_lock:{event}:{seat}"],
+            "arguments": list(arguments), "lock": operation, "on_unavailable": "origin",
+        }  # fmt: skip
 
 
 async def furnish(dsn: str, seats: Iterable[Seat], owners: Iterable[str], rules: Path) -> None:
@@ -140,37 +160,37 @@ async def _wired(cluster: Cluster, postgres: Postgres, seed: int) -> tuple[Wires
     return wires, ports
 
 
-def moved(dsn: str, port: int) -> str:
-    """Return an address of PostgreSQL at another port."""
-    parts = urlsplit(dsn)
-    return urlunsplit(parts._replace(netloc=f"{parts.username}@{parts.hostname}:{port}"))
-
-
 @contextlib.asynccontextmanager
-async def hall(
-    cluster: Cluster, postgres: Postgres, folder: Path, plan: Plan, **changes: Any
-) -> AsyncIterator[Hall]:
-    """Open a hall for a plan; changes are fields of `lock:` in the policies."""
+async def hall(plan: Plan, **changes: Any) -> AsyncIterator[Hall]:
+    """Open a hall of its own for a plan; changes are fields of `lock:` in the policies."""
     changes = {"per_owner": {"scope": "event_id", "max": plan.limit}, "queue": None} | changes
-    rules = rules_in(folder, hold=plan.hold, longest=plan.hold + plan.longer, **changes)
-    dsn = await postgres.create_database("hall")
-    seats = [seat for group in range(plan.groups) for seat in plan.seats_of(group)]
-    await furnish(dsn, seats, [f"usr_{number}" for number in range(plan.clients)], rules)
-    made = Hall(cluster, postgres, dsn, [], [])
     async with contextlib.AsyncExitStack() as stack:
-        for number in range(3):
+        folder = stack.enter_context(temporary_directory("sidecache-hall-"))
+        cluster = Cluster("hall", find_redis(), folder, NodeOptions(node_timeout=1.0), Shape(3, 3))
+        await stack.enter_async_context(cluster)
+        postgres = await stack.enter_async_context(postgres_for(folder / "postgres"))
+        rules = rules_in(folder, hold=plan.hold, longest=plan.hold + plan.longer, **changes)
+        dsn = await postgres.create_database("hall")
+        owners = [f"usr_{number}" for number in range(plan.clients)]
+        seats = [seat for group in range(plan.groups) for seat in plan.seats_of(group)]
+        await furnish(dsn, seats, owners, rules)
+        made = Hall(cluster, postgres, dsn, [], [])
+        for number in range(SIDECARS):
             wires, ports = await _wired(cluster, postgres, plan.seed + number)
             for relay in (*wires.nodes, wires.postgres):
                 stack.push_async_callback(relay.stop)
-            configuration = configuration_for(
-                {"locks": cluster, "cache": cluster}, policies=str(rules),
-                database={**DATABASE, "url": dsn},
-                journal={"directory": str(folder / f"journal{number}")},
-            )  # fmt: skip
-            sidecar = Sidecar(configuration, folder / f"sidecar{number}")
+            sidecar = Sidecar(_configuration(made, rules, folder), folder / f"sidecar{number}")
             divert(sidecar, ports, folder / f"detour{number}")
             stack.push_async_callback(sidecar.stop)
             made.sidecars.append(sidecar)
             made.wires.append(wires)
         await together(sidecar.start(timeout=STARTED_WITHIN) for sidecar in made.sidecars)
         yield made
+
+
+def _configuration(made: Hall, rules: Path, folder: Path) -> dict[str, Any]:
+    journal = {"directory": str(folder / f"journal{len(made.sidecars)}")}
+    return configuration_for(
+        {"locks": made.cluster, "cache": made.cluster}, policies=str(rules), journal=journal,
+        database={**DATABASE, "url": made.dsn},
+    )  # fmt: skip

@@ -149,6 +149,7 @@ async def _noted(
     each.outcome, each.holder, each.error = answer.outcome, answer.holder, answer.error
     each.told = NEVER if answer.outcome == "unknown" else time.monotonic()
     if each.grants:
+        each.asked = each.token
         each.token = answer.token if answer.token is not None else each.token
         each.seconds = answer.seconds or each.seconds
     return each

@@ -1,21 +1,16 @@
 """No seat is held by two, whatever happens to servers and links; and the proof of it can fail."""
 
 import random
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import asyncpg
 import pytest
 
-from proxy.embedded.node import NodeOptions
-from proxy.embedded.postgres import Postgres, postgres_for
-from proxy.embedded.process import temporary_directory
-from proxy.embedded.redis import Shape
-from tests.conftest import StartCluster
+from tests.integration import owners
 from tests.integration.chaos import Chaos, Troubles
 from tests.integration.crowd import Crowd, Plan
 from tests.integration.hall import hall
-from tests.integration.proof import through_sidecars, working
+from tests.integration.proof import prove, through_sidecars, working
 from tests.integration.redis_first import RedisFirst
 from tests.integration.rig import Caller
 from tests.integration.verdicts import judge
@@ -24,25 +19,23 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    with temporary_directory("sidecache-hall-") as directory:
-        yield directory
+def seed() -> int:
+    return random.SystemRandom().randrange(1_000_000)
 
 
-@pytest.fixture
-async def mortal_server(folder: Path) -> AsyncIterator[Postgres]:
-    """A PostgreSQL that a test may restart."""
-    async with postgres_for(folder / "postgres") as server:
-        yield server
+async def test_no_seat_is_held_by_two(seed: int) -> None:
+    """20,000 operations amid one trouble of each kind: every history has an order, and
+    PostgreSQL, nodes and sidecars agree in the end."""
+    plan = Plan(operations=20_000, seed=seed)
+    async with hall(plan) as made:
+        verdict = await prove(made, plan, Troubles())
+    assert not verdict.wrong, f"seed {seed}: {verdict}"
 
 
-async def test_the_proof_finds_double_grants(
-    mortal_server: Postgres, start_cluster: StartCluster, folder: Path
-) -> None:
+async def test_the_proof_finds_double_grants(seed: int) -> None:
     """Where Redis decides and PostgreSQL does while it is away, two hold one seat: it is seen."""
-    plan = Plan(operations=8_000, seed=random.randrange(1_000_000))
-    cluster = await start_cluster(NodeOptions(node_timeout=1.0), Shape(3, 3))
-    async with hall(cluster, mortal_server, folder / "hall", plan) as made:
+    plan = Plan(operations=8_000, seed=seed)
+    async with hall(plan) as made:
         connect, database = through_sidecars(made), await asyncpg.create_pool(made.dsn, max_size=20)
 
         async def decide(number: int) -> RedisFirst:
@@ -51,12 +44,26 @@ async def test_the_proof_finds_double_grants(
             return RedisFirst(line, database, round(plan.hold * 1000))
 
         crowd = Crowd(plan, decide)
-        chaos = Chaos(cluster, mortal_server, made.wires, plan.seed)
+        chaos = Chaos(made.cluster, made.postgres, made.wires, seed)
         troubles = Troubles(kills=2, freezes=1, flushes=3, cuts=5, severs=0, restarts=0)
         async with working(crowd):
             await chaos.run(troubles, lambda: crowd.progress)
         database.terminate()
     verdict = judge(crowd.history, plan.limit)
-    print("\n".join(["", *chaos.log]), dict(crowd.outcomes), verdict, sep="\n")
+    print("\n".join(["", f"seed {seed}", *chaos.log, str(verdict)]))
     assert len(verdict.wrong["overlapping holds"]) > 5
     assert verdict.wrong["histories without an order"]
+
+
+async def test_who_may_what(seed: int, tmp_path: Path) -> None:
+    """Of thirty requests at once a limit of ten grants ten; nobody but the owner keeps or gives
+    back a seat; and a wall clock that jumps by an hour frees none early, and none late."""
+    plan = Plan(operations=2_000, seed=seed, limit=10)
+    async with hall(plan) as made:
+        assert await owners.granted_at_once(made, plan, times=50) == {10: 50}
+        assert await owners.stolen(made, plan, attempts=1_000) == []
+        for seconds in (3600, -3600):
+            early, late = await owners.freed_after_a_jump(made, plan, seconds, tmp_path)
+            print(f"jump of {seconds} s: free {early:.3f} s at least, {late:.3f} s at most late")
+            assert early >= 0
+            assert late <= 2.0

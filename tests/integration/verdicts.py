@@ -62,6 +62,7 @@ def judge(history: Sequence[Operation], limit: int) -> Verdict:
         verdict.add("refusals of an owner", holds.false_refusals(operations, certain))
         _order(verdict, operations)
     verdict.add("tokens given twice", holds.repeated(history))
+    verdict.add("extensions by a stale token", holds.stale_extensions(history))
     verdict.add("seats sold twice", holds.sold_twice(history))
     for event, certain in scopes.items():
         verdict.add("owners over the limit", (

@@ -1,0 +1,141 @@
+"""What one owner may, and nobody else: limits, other people's seats, and other people's clocks."""
+
+import asyncio
+import json
+import random
+import time
+from collections import Counter
+from pathlib import Path
+
+from proxy.embedded.sidecar import Sidecar, free_address
+from tests.holds import Operation
+from tests.integration.crowd import Plan
+from tests.integration.hall import Hall
+from tests.integration.rig import Caller, is_error, wait_for
+from tests.integration.seats import COMMANDS, Seat, ask, ask_plainly
+from tests.wallclock import WallClock
+
+AT_ONCE = 30
+
+# How most lock libraries give back what is theirs.
+COMPARED = """
+if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) else return 0 end"""
+
+
+async def granted_at_once(made: Hall, plan: Plan, times: int) -> Counter[int]:
+    """Let one owner ask for thirty seats at once, again and again; count how many it was given."""
+    lines = [await Caller.open(made.sidecars[n % 3].port) for n in range(AT_ONCE)]
+    seats, granted = plan.seats_of(0)[:AT_ONCE], Counter[int]()
+    for number in range(times):
+        owner = f"usr_{number % plan.clients}"
+        asked = [ask(line, "acquire", seat, owner, hold=plan.hold)
+                 for line, seat in zip(lines, seats, strict=True)]  # fmt: skip
+        told = await asyncio.gather(*asked)
+        assert {each.outcome for each in told} <= {"acquired", "limit"}, told
+        held = [(line, seat, each) for line, seat, each in zip(lines, seats, told, strict=True)
+                if each.grants]  # fmt: skip
+        granted[len(held)] += 1
+        for line, seat, each in held:
+            gone = await ask(line, "release", seat, owner, hold=plan.hold, token=each.token)
+            assert gone.outcome == "released", gone
+    for line in lines:
+        line.close()
+    return granted
+
+
+async def stolen(made: Hall, plan: Plan, attempts: int) -> list[str]:
+    """Let others extend, release, confirm and delete what one owner holds; return what succeeded.
+
+    They know everything: seat, owner's name as it is shown, and the token, which is as good as a
+    lock; so with the right token they come under their own name, and under the owner's name with
+    another token.
+    """
+    owner, dice = "usr_0", random.Random(plan.seed)
+    seats = plan.seats_of(1)[: plan.limit]
+    line = await Caller.open(made.sidecars[0].port)
+    thieves = [await Caller.open(each.port) for each in made.sidecars]
+    found: list[str] = []
+    for number in range(attempts):
+        seat = seats[number % len(seats)]
+        mine = await ask(line, "acquire", seat, owner, hold=plan.hold)
+        assert mine.grants, mine
+        assert mine.token is not None
+        found += await _attempt(dice.choice(thieves), seat, (owner, mine.token), dice)
+        seen = await ask(line, "status", seat, owner, hold=plan.hold)
+        if seen.holder != owner:
+            found.append(f"{seen} after attempt {number}")
+    for each in (line, *thieves):
+        each.close()
+    return found
+
+
+async def _attempt(
+    thief: Caller, seat: Seat, grant: tuple[str, int], dice: random.Random
+) -> list[str]:
+    """Try one way to get at a seat; return what was told where it was not a no."""
+    owner, token = grant
+    kind = dice.choice(("extend", "release", "confirm", "DEL", "UNLINK", "EXPIRE", "SET", "EVAL"))
+    if kind in COMMANDS:
+        name, wrong = dice.choice((("usr_1", token), (owner, token - 1), ("usr_1", token + 1)))
+        told = await ask(thief, kind, seat, name, hold=1.0, token=wrong, seconds=1)
+        return [str(told)] if told.outcome != "refused" else []
+    other = json.dumps({"user_id": "usr_1"})
+    words = {
+        "DEL": ("DEL", seat.key), "UNLINK": ("UNLINK", seat.key), "EXPIRE": ("EXPIRE", seat.key, 1),
+        "SET": ("SET", seat.key, other, "NX", "EX", 5),
+        "EVAL": ("EVAL", COMPARED, 1, seat.key, other),
+    }  # fmt: skip
+    reply = await thief.call(*words[kind])
+    return [] if reply in (None, 0) or is_error(reply) else [f"{words[kind]}: {reply}"]
+
+
+async def freed_after_a_jump(
+    made: Hall, plan: Plan, seconds: int, folder: Path
+) -> tuple[float, float]:
+    """Let the wall clock of a sidecar jump while seats are held through it.
+
+    Return by how much the first was free after it could be, and the last after it had to be.
+    """
+    sidecar = Sidecar(
+        {**made.sidecars[0].configuration, "listen": {"tcp": free_address()},
+         "admin": free_address(), "journal": {"directory": str(folder / f"journal{seconds}")}},
+        folder / f"jumping{seconds}",
+    )  # fmt: skip
+    clock = WallClock(sidecar, folder)
+    await sidecar.start(timeout=60.0)
+    try:
+        line = await Caller.open(sidecar.port)
+        seats = plan.seats_of(2)[: plan.limit]
+        held = [await ask(line, "acquire", seat, "usr_0", hold=plan.hold) for seat in seats[::2]]
+        held += [await ask_plainly(line, "acquire", seat, "usr_0", hold=plan.hold)
+                 for seat in seats[1::2]]  # fmt: skip
+        clock.set_ahead(seconds)
+        left = await line.call("PTTL", seats[0].key)
+        assert 0 < left <= plan.hold * 1000, left
+        taken = await asyncio.gather(
+            *(_taken(made, sidecar, seat, plan) for seat in (*seats[::2], *seats[1::2]))
+        )
+        line.close()
+    finally:
+        await sidecar.stop()
+    early = [after.told - (before.sent + before.seconds)
+             for before, after in zip(held, taken, strict=True)]  # fmt: skip
+    late = [after.sent - (before.told + before.seconds)
+            for before, after in zip(held, taken, strict=True)]  # fmt: skip
+    return min(early), max(late)
+
+
+async def _taken(made: Hall, sidecar: Sidecar, seat: Seat, plan: Plan) -> Operation:
+    """Ask for a seat until it is granted; return the grant."""
+    line = await Caller.open(sidecar.port)
+    granted: list[Operation] = []
+
+    async def got() -> bool:
+        told = await ask(line, "acquire", seat, "usr_1", hold=plan.hold)
+        if told.grants:
+            granted.append(told)
+        return told.grants
+
+    await wait_for(got, f"{seat} to be free, {time.monotonic()}", plan.hold + 10.0)
+    line.close()
+    return granted[0]
