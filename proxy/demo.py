@@ -26,7 +26,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from proxy.embedded import outage, sample, smoke
+from proxy.embedded import outage, rush, sample, smoke
 from proxy.embedded.board import Board
 from proxy.embedded.node import LONGEST_SOCKET_DIRECTORY, Node, NodeOptions
 from proxy.embedded.postgres import Postgres, postgres_for
@@ -75,6 +75,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--outage", nargs="?", const=outage.SECONDS, type=_seconds, metavar="SECONDS",
         help="kill all of Redis under load and show who answers; exit 0 if no client had an error",
     )  # fmt: skip
+    what.add_argument(
+        "--rush", nargs="?", const=rush.SECONDS, type=_seconds, metavar="SECONDS",
+        help="sell the seats of an event to a crowd; exit 0 if none was held or sold twice",
+    )  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
@@ -122,7 +126,7 @@ class _Demo:
                     return await self._run(stage)
         except asyncio.CancelledError:
             print("stopped", flush=True)
-            proving = self._options.check or self._options.outage
+            proving = self._options.check or self._options.outage or self._options.rush
             return 0 if self._ready and not proving else 1
 
     async def _run(self, stage: _Stage) -> int:
@@ -134,6 +138,9 @@ class _Demo:
             scene = outage.Scene(stage.sidecar, clusters, stage.dsn, replica)
             well = await outage.play(scene, Board(sys.stdout), self._options.outage)
             return 0 if well else 1
+        if self._options.rush:
+            hall = rush.Hall(stage.sidecar, stage.locks, stage.dsn)
+            return 0 if await rush.play(hall, Board(sys.stdout), self._options.rush) else 1
         holder = await stage.cache.owner(binascii.crc_hqx(b"greeting", 0) % SLOTS)
         print(_introduction(stage, holder), flush=True)
         await stage.sidecar.child.wait_exit(math.inf, WATCH_INTERVAL)

@@ -153,8 +153,8 @@ def test_what_cannot_be(folder: Folder, fields: str, place: str, told: str) -> N
     "fields",
     [
         LOCK + "evict: never\nlock: {per_owner: {scope: x, max: 10}}",
-        LOCK
-        + "lock: {table: t, key: {x: x, y: y}}\nrestore: {sql: 'SELECT x, y, 1 AS value FROM t'}",
+        LOCK + "lock: {table: t, key: {x: x, y: y}}\non_loss: restore\n"
+        "restore: {sql: 'SELECT x, y, 1 AS value FROM t'}",
         LOCK + "fallback: {reads: origin, writes: origin}\non_loss: restore",
         READ + "freshness: {stale_if_error: 60s, negative: 5s}\nfallback: {reads: origin}",
         "type: zset\ncollection: {max_items: 100, keep: highest}",

@@ -1,0 +1,324 @@
+"""Locks about which PostgreSQL decides, as clients see them."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import redis
+import redis.asyncio
+from redis.exceptions import LockError
+
+from proxy.embedded.postgres import Postgres
+from proxy.embedded.redis import Cluster, Shape
+from tests.conftest import StartCluster
+from tests.integration.holds import Hall, hall, held_by
+from tests.integration.rig import StartProxy, is_error, wait_for
+from tests.replies import pack
+
+pytestmark = pytest.mark.integration
+
+KEY = "seat_lock:e1:s1"
+RELEASE = (
+    "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) "
+    "else return 0 end"
+)
+
+
+@pytest.fixture
+async def stage(
+    postgres_server: Postgres, locks_cluster: Cluster, proxy_process: StartProxy, tmp_path: Path
+) -> AsyncIterator[Hall]:
+    await locks_cluster.flush()
+    async with hall(postgres_server, locks_cluster, proxy_process, tmp_path) as made:
+        yield made
+
+
+async def test_one_of_many_takes_a_seat(stage: Hall) -> None:
+    """SET NX says OK to one and nil to all others, and the row says who that is."""
+    callers = [await stage.caller() for _ in range(20)]
+    replies = await asyncio.gather(
+        *(c.call("SET", KEY, held_by(f"u{n}"), "NX", "EX", 30) for n, c in enumerate(callers))
+    )
+    assert sorted(replies, key=str) == [None] * 19 + [b"OK"]
+    row = await stage.row("s1")
+    assert row["locked_by"] == f"u{replies.index(b'OK')}"
+    assert row["live"]
+
+
+async def test_the_owner_may_ask_again(stage: Hall) -> None:
+    """Who lost the answer of SET NX sends it again and holds what it held, with the same token."""
+    caller = await stage.caller()
+    assert await caller.call("SET", KEY, held_by("u", booking_id="b"), "NX", "EX", 30) == b"OK"
+    first = await stage.row("s1")
+    assert await caller.call("SET", KEY, held_by("u"), "NX", "PX", 50000) == b"OK"
+    second = await stage.row("s1")
+    assert (second["lock_token"], second["locked_at"]) == (first["lock_token"], first["locked_at"])
+    assert second["locked_until"] > first["locked_until"]
+    assert second["booking_id"] == "b"
+
+
+async def test_it_reads_like_a_string(stage: Hall) -> None:
+    """GET EXISTS TTL PTTL TYPE and MGET tell what PostgreSQL has, for any client."""
+    one, other = await stage.caller(), await stage.caller()
+    await one.call("SET", KEY, held_by("u", booking_id="b"), "NX", "EX", 30)
+    assert json.loads(await other.call("GET", KEY)) == {"user_id": "u", "booking_id": "b"}
+    assert await other.call("EXISTS", KEY, KEY, "seat_lock:e1:s2") == 2
+    assert await other.call("TTL", KEY) in (29, 30)
+    assert 29_000 < await other.call("PTTL", KEY) <= 30_000
+    assert await other.call("TYPE", KEY) in (b"string", "string")
+    values = await other.call("MGET", KEY, "seat_lock:e1:s2", KEY)
+    assert values[1] is None
+    assert values[0] == values[2] is not None
+    await stage.expire("s1")
+    assert await other.call("GET", KEY) is None
+    assert await other.call("TTL", KEY) == -2
+
+
+async def test_only_the_connection_that_took_it_releases_blindly(stage: Hall) -> None:
+    """DEL and EXPIRE of others are LOCKOWNER errors while it is held, 0 when it is not."""
+    one, other = await stage.caller(), await stage.caller()
+    await one.call("SET", KEY, held_by("u"), "NX", "EX", 30)
+    for words in (("DEL", KEY), ("UNLINK", KEY), ("EXPIRE", KEY, 5), ("PEXPIRE", KEY, 1)):
+        assert str(await other.call(*words)).startswith("LOCKOWNER")
+    assert await one.call("EXPIRE", KEY, 60) == 1
+    assert await one.call("TTL", KEY) in (59, 60)
+    assert await one.call("DEL", KEY) == 1
+    assert await one.call("DEL", KEY) == 0
+    assert await other.call("EXPIRE", KEY, 5) == 0
+    assert (await stage.row("s1"))["status"] == "available"
+
+
+async def test_a_late_del_does_not_end_the_lock_of_the_next(stage: Hall) -> None:
+    """What a connection holds is one grant: when that is over, DEL releases nothing."""
+    one, other = await stage.caller(), await stage.caller()
+    await one.call("SET", KEY, held_by("u"), "NX", "EX", 30)
+    await stage.expire("s1")
+    assert await other.call("SET", KEY, held_by("v"), "NX", "EX", 30) == b"OK"
+    assert await one.call("EXPIRE", KEY, 30) == 0
+    assert await one.call("DEL", KEY) == 0
+    assert (await stage.row("s1"))["locked_by"] == "v"
+
+
+async def test_tokens_grow_with_every_grant(stage: Hall) -> None:
+    """Every new holder of a seat has a greater token than all before, whatever the table had."""
+    caller, tokens = await stage.caller(), []
+    await stage.database.execute("UPDATE seats SET lock_token = 1000 WHERE seat = 's1'")
+    for number in range(5):
+        assert await caller.call("SET", KEY, held_by(f"u{number}"), "NX", "EX", 30) == b"OK"
+        tokens.append((await stage.row("s1"))["lock_token"])
+        await caller.call("DEL", KEY)
+    assert tokens == sorted(set(tokens))
+    assert tokens[0] > 1000
+
+
+async def test_a_hold_has_an_end(stage: Hall) -> None:
+    """However often it is extended, a lock lasts no longer than max_hold from its grant."""
+    caller = await stage.caller()
+    await caller.call("SET", KEY, held_by("u"), "NX", "EX", 90)
+    await stage.database.execute(
+        "UPDATE seats SET locked_at = locked_at - interval '100 s' WHERE seat = 's1'"
+    )
+    assert await caller.call("EXPIRE", KEY, 90) == 1
+    assert await caller.call("TTL", KEY) <= 20
+
+
+@pytest.mark.parametrize("rounds", [10])
+async def test_a_limit_is_exact(stage: Hall, rounds: int) -> None:
+    """Of 30 requests of one owner at a time exactly ten are granted."""
+    callers = [await stage.caller() for _ in range(30)]
+    for number in range(rounds):
+        replies = await asyncio.gather(
+            *(c.call("SET", f"seat_lock:e2:s{n}", held_by(f"u{number}"), "NX", "EX", 30)
+              for n, c in enumerate(callers, 1))
+        )  # fmt: skip
+        assert replies.count(b"OK") == 10
+        assert sum("holds as many locks" in str(reply) for reply in replies) == 20
+        await stage.database.execute(
+            "UPDATE seats SET status = 'available', locked_by = NULL WHERE event = 'e2'"
+        )
+        await stage.cluster.flush()
+
+
+async def test_what_makes_no_sense_is_refused(stage: Hall) -> None:
+    """Neither overwritten nor appended to, nor part of a transaction; no row is no nil."""
+    caller = await stage.caller()
+    for words in (
+        ("SET", KEY, held_by("u")), ("SET", KEY, held_by("u"), "XX", "EX", 5), ("PERSIST", KEY),
+        ("INCR", "mutex:a"), ("APPEND", "mutex:a", "x"), ("RENAME", "mutex:a", "mutex:b"),
+        ("EVAL", "return redis.call('del', KEYS[1])", 1, KEY), ("WATCH", KEY),
+        ("SET", KEY, "{}", "NX"), ("SET", "seat_lock:e1:none", held_by("u"), "NX"),
+    ):  # fmt: skip
+        assert is_error(reply := await caller.call(*words)), (words, reply)
+    await caller.call("MULTI")
+    assert is_error(await caller.call("SET", KEY, held_by("u"), "NX"))
+    assert str(await caller.call("EXEC")).startswith("EXECABORT")
+    assert (await stage.row("s1"))["status"] == "available"
+
+
+async def test_a_booked_seat_is_not_locked(stage: Hall) -> None:
+    """Whatever the row says that is not available or expired is a nil."""
+    await stage.database.execute("UPDATE seats SET status = 'booked' WHERE seat = 's1'")
+    caller = await stage.caller()
+    assert await caller.call("SET", KEY, held_by("u"), "NX", "EX", 5) is None
+    assert await caller.call("GET", KEY) is None
+
+
+async def test_scripts_of_libraries_release(stage: Hall) -> None:
+    """Compare-and-delete is done by owner, also by its digest; other scripts are refused."""
+    one, other = await stage.caller(), await stage.caller()
+    mine, theirs = held_by("u"), held_by("v")
+    await one.call("SET", KEY, mine, "NX", "EX", 30)
+    assert await other.call("EVAL", RELEASE, 1, KEY, theirs) == 0
+    sha = await other.call("SCRIPT", "LOAD", RELEASE)
+    assert await other.call("EVALSHA", sha, 1, KEY, mine) == 1
+    assert str(await other.call("EVALSHA", "f" * 40, 1, KEY, mine)).startswith("NOSCRIPT")
+    assert (await stage.row("s1"))["status"] == "available"
+
+
+async def test_the_mirror_follows(stage: Hall) -> None:
+    """Redis shows who holds a lock and for how long, and no longer than that."""
+    caller = await stage.caller()
+    await caller.call("SET", KEY, held_by("u"), "NX", "EX", 30)
+    name = "seat_lock:{e1}:s1"
+
+    async def shown() -> bool:
+        return json.loads(await stage.direct("GET", name) or "{}").get("user_id") == "u"
+
+    await wait_for(shown, "the lock shows in Redis")
+    assert 0 < int(await stage.direct("PTTL", name)) <= 30_000
+    await caller.call("DEL", KEY)
+    assert await stage.direct("GET", name) is None
+
+
+async def test_the_gate_refuses_and_opens_at_once(stage: Hall) -> None:
+    """A crowd is refused by Redis; who asks after a release is granted."""
+    one, other = await stage.caller(), await stage.caller()
+    await one.call("SET", KEY, held_by("u"), "NX", "EX", 30)
+    for _ in range(50):
+        assert await other.call("SET", KEY, held_by("v"), "NX", "EX", 30) is None
+    _, page = await stage.proxy.get("/metrics")
+    refused = next(line for line in page.splitlines() if 'outcome="gate"' in line)
+    assert float(refused.split()[-1]) > 30
+    await one.call("DEL", KEY)
+    assert await other.call("SET", KEY, held_by("v"), "NX", "EX", 30) == b"OK"
+
+
+async def test_a_ghost_in_the_mirror_costs_a_second(stage: Hall) -> None:
+    """A lock that only Redis has keeps others away no longer than the gate is believed."""
+    one, other = await stage.caller(), await stage.caller()
+    await one.call("SET", KEY, held_by("u"), "NX", "EX", 30)
+    assert await other.call("SET", KEY, held_by("v"), "NX", "EX", 30) is None
+    await stage.database.execute("UPDATE seats SET status = 'available' WHERE seat = 's1'")
+
+    async def granted() -> bool:
+        return bool(await other.call("SET", KEY, held_by("v"), "NX", "EX", 30) == b"OK")
+
+    await wait_for(granted, "the ghost is seen through", 3.0)
+
+
+async def test_expired_locks_come_back_by_themselves(stage: Hall) -> None:
+    """Nobody asks, and within a second the row is available and Redis shows nothing."""
+    caller = await stage.caller()
+    await caller.call("SET", KEY, held_by("u"), "NX", "PX", 200)
+    await caller.call("SET", "mutex:a", "me", "NX", "PX", 200)
+
+    async def back() -> bool:
+        return (await stage.row("s1"))["status"] == "available"
+
+    await wait_for(back, "the seat is available", 1.5)
+    count = "SELECT count(*) FROM sidecache_locks WHERE status = 'locked'"
+
+    async def none() -> bool:
+        return not await stage.database.fetchval(count)
+
+    await wait_for(none, "the mutex is free", 1.5)
+
+
+async def test_locks_go_on_without_redis(
+    postgres_server: Postgres,
+    start_cluster: StartCluster,
+    proxy_process: StartProxy,
+    tmp_path: Path,
+) -> None:
+    """With every node of Redis killed, locks are granted, refused, read and released as before."""
+    cluster = await start_cluster(shape=Shape(3, 0))
+    async with hall(postgres_server, cluster, proxy_process, tmp_path) as stage:
+        one, other = await stage.caller(), await stage.caller()
+        assert await one.call("SET", KEY, held_by("u"), "NX", "EX", 30) == b"OK"
+        for node in cluster.nodes:
+            node.kill()
+        assert await other.call("SET", KEY, held_by("v"), "NX", "EX", 30) is None
+        assert json.loads(await other.call("GET", KEY))["user_id"] == "u"
+        assert await one.call("DEL", KEY) == 1
+        assert await other.call("SET", KEY, held_by("v"), "NX", "EX", 30) == b"OK"
+        assert await other.call("EVAL", RELEASE, 1, KEY, held_by("v")) == 1
+
+
+async def test_without_postgresql_nothing_is_granted(
+    stage: Hall, postgres_server: Postgres
+) -> None:
+    """Locks fail closed: PGDOWN, and never a nil."""
+    caller = await stage.caller()
+    await caller.call("SET", KEY, held_by("u"), "NX", "EX", 30)
+    postgres_server.pause()
+    try:
+        for words in (("SET", KEY, held_by("v"), "NX", "EX", 30), ("GET", KEY), ("DEL", KEY)):
+            assert is_error(await caller.call(*words))
+    finally:
+        postgres_server.resume()
+
+
+async def test_a_client_that_has_gone_holds_nothing(stage: Hall) -> None:
+    """Of requests whose clients close at once, no lock stays."""
+    for number in range(20):
+        caller = await stage.caller()
+        words = ("SET", f"seat_lock:e3:s{number + 1}", held_by("u"), "NX", "EX", 60)
+        caller.writer.write(pack(*words))
+        caller.close()
+
+    async def none() -> bool:
+        count = "SELECT count(*) FROM seats WHERE event = 'e3' AND status = 'locked'"
+        return not await stage.database.fetchval(count)
+
+    await wait_for(none, "no seat is held", 3.0)
+
+
+async def test_the_lock_of_redis_py(stage: Hall) -> None:
+    """`Lock` takes, extends, reacquires, releases and is refused as on a plain Redis."""
+    async with redis.asyncio.Redis(port=stage.proxy.port) as client:
+        lock = client.lock("mutex:job", timeout=10)
+        assert await lock.acquire(blocking=False)
+        rival = client.lock("mutex:job", timeout=10)
+        assert not await rival.acquire(blocking=False)
+        assert await lock.owned()
+        assert not await rival.owned()
+        assert await lock.extend(20)
+        assert await client.pttl("mutex:job") > 20_000
+        assert await lock.reacquire()
+        assert await client.pttl("mutex:job") <= 10_000
+        await lock.release()
+        with pytest.raises(LockError):
+            await rival.release()
+        async with client.lock("mutex:job", timeout=10, blocking_timeout=2):
+            assert await lock.locked()
+
+
+async def test_a_policy_may_forbid_blind_deletes(stage: Hall) -> None:
+    """With blind_del: never, only whoever names the owner releases."""
+    caller = await stage.caller()
+    assert await caller.call("SET", "careful:a", "me", "NX") == b"OK"
+    assert str(await caller.call("DEL", "careful:a")).startswith("LOCKOWNER")
+    assert await caller.call("EVAL", RELEASE, 1, "careful:a", "me") == 1
+
+
+async def test_setnx_and_expire(stage: Hall) -> None:
+    """The old pair of commands takes a lock for the policy's time and then for its own."""
+    caller = await stage.caller()
+    assert await caller.call("SETNX", "mutex:old", "me") == 1
+    assert 50 < await caller.call("TTL", "mutex:old") <= 60
+    assert await caller.call("EXPIRE", "mutex:old", 5) == 1
+    assert await caller.call("TTL", "mutex:old") <= 5
+    assert await caller.call("GET", "mutex:old") == b"me"
+    assert await caller.call("SETNX", "mutex:old", "you") == 0
