@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tests.holds import NEVER, REFUSALS, Operation
+from tests.histories import NEVER, REFUSALS, Operation
 
 # Steps after which a history is given up. One that can be ordered takes some hundred.
 MOST_STEPS = 200_000

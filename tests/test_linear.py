@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from tests import linear
-from tests.holds import NEVER, Operation
+from tests.histories import NEVER, Operation
 from tests.linear import Given, Lock
 
 STRICT, LENIENT = Given(), Given(refusals=False, reads=False)

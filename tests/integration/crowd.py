@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from tests.holds import Operation
+from tests.histories import Operation
 from tests.integration.rig import Caller
 from tests.integration.seats import Line, Seat, Unanswered, ask, ask_plainly
 

@@ -8,14 +8,19 @@ from collections import Counter
 from pathlib import Path
 
 from proxy.embedded.sidecar import Sidecar, free_address
-from tests.holds import Operation
+from tests.histories import Operation
 from tests.integration.crowd import Plan
 from tests.integration.hall import Hall
 from tests.integration.rig import Caller, is_error, wait_for
-from tests.integration.seats import COMMANDS, Seat, ask, ask_plainly
+from tests.integration.seats import COMMANDS, Seat, ask, ask_plainly, booking
+from tests.replies import pack
 from tests.wallclock import WallClock
 
 AT_ONCE = 30
+
+WAITING = """
+SELECT count(*) FROM pg_stat_activity
+ WHERE wait_event_type = 'Lock' AND datname = current_database()"""
 
 # How most lock libraries give back what is theirs.
 COMPARED = """
@@ -87,6 +92,49 @@ async def _attempt(
     }  # fmt: skip
     reply = await thief.call(*words[kind])
     return [] if reply in (None, 0) or is_error(reply) else [f"{words[kind]}: {reply}"]
+
+
+async def left_by_who_has_gone(made: Hall, plan: Plan) -> tuple[str | None, str | None]:
+    """Let two clients go away while their requests for seats wait for PostgreSQL.
+
+    Return who has the seat that its owner held before and asked for again, and who has the other.
+    """
+    held, free = plan.seats_of(3)[:2]
+    line = await Caller.open(made.sidecars[0].port)
+    mine = await ask(line, "acquire", held, "usr_0", hold=plan.hold)
+    assert mine.grants, mine
+    for seat in (held, free):
+        await _ask_and_go(made, seat)
+    seen: dict[Seat, str | None] = {}
+
+    async def given_up() -> bool:
+        for seat in (held, free):
+            seen[seat] = (await ask(line, "status", seat, "usr_0", hold=plan.hold)).holder
+        return seen[free] is None
+
+    await wait_for(given_up, "a lock that nobody was told of to be given up", plan.hold / 2)
+    line.close()
+    return seen[held], seen[free]
+
+
+async def _ask_and_go(made: Hall, seat: Seat) -> None:
+    """Ask for a seat while its row is locked, and close the connection before it is granted."""
+    async with made.database() as database, made.database() as observer:
+        leaver = await Caller.open(made.sidecars[0].port)
+        transaction = database.transaction()
+        await transaction.start()
+        await database.execute(
+            "SELECT FROM seat_booking_state WHERE event_id = $1 AND seat_id = $2 FOR UPDATE", *seat
+        )
+        words = (seat.event, seat.name, "usr_0", booking("usr_0", seat.event), "session")
+        leaver.writer.write(pack("SEAT.ACQUIRE", *words))
+
+        async def waits() -> bool:
+            return bool(await observer.fetchval(WAITING))
+
+        await wait_for(waits, "the request to wait")
+        leaver.close()
+        await transaction.rollback()
 
 
 async def freed_after_a_jump(

@@ -1,6 +1,6 @@
 """Seats, and how a client asks for them: the commands, and what their replies mean.
 
-How commands are spelt stands in one table. An `Operation` of `tests.holds` is what is noted.
+How commands are spelt stands in one table. An `Operation` of `tests.histories` is what is noted.
 """
 
 import json
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from tests.holds import NEVER, Operation
+from tests.histories import NEVER, Operation
 from tests.integration.rig import Word, is_error
 
 # The words of a command behind its name, by what they are.

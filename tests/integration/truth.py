@@ -1,11 +1,10 @@
 """What PostgreSQL says when all is over: who holds what, what was granted, and who can tell."""
 
 import json
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tests.holds import GRANTS, Operation
+from tests.histories import GRANTS, Operation
 from tests.integration.hall import Hall
 from tests.integration.rig import Caller, is_error, wait_for
 from tests.integration.seats import Seat, pairs
@@ -177,11 +176,3 @@ async def agree(what: Any, hall: Hall) -> list[str]:
     except (AssertionError, TimeoutError):
         return list(found)
     return []
-
-
-def by_event(history: Iterable[Operation]) -> dict[str, list[Operation]]:
-    """Return the operations of each event."""
-    events: dict[str, list[Operation]] = defaultdict(list)
-    for each in history:
-        events[each.lock.partition("/")[0]].append(each)
-    return events

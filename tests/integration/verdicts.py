@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from tests import holds, linear
-from tests.holds import NEVER, Operation
+from tests import histories, linear
+from tests.histories import NEVER, Operation
 from tests.linear import Given
 
 STRICT, LENIENT = Given(), Given(refusals=False, reads=False)
@@ -46,28 +46,28 @@ class Verdict:
 
 def judge(history: Sequence[Operation], limit: int) -> Verdict:
     """Check a history by everything that must hold, and by what may."""
-    locks = holds.by_lock(history)
+    locks = histories.by_lock(history)
     verdict = Verdict(len(history), len(locks))
     verdict.unknown = sum(each.told == NEVER for each in history)
     verdict.errors = sum(bool(each.error) for each in history)
-    scopes: dict[str, list[holds.Hold]] = {}
+    scopes: dict[str, list[histories.Hold]] = {}
     for name, operations in locks.items():
         verdict.longest = max(verdict.longest, len(operations))
         owners = {each.owner for each in operations}
         verdict.most_owners = max(verdict.most_owners, len(owners))
-        certain = holds.holds_of(operations)
+        certain = histories.holds_of(operations)
         scopes.setdefault(name.partition("/")[0], []).extend(certain)
-        verdict.add("overlapping holds", holds.overlaps(certain))
-        verdict.add("tokens not greater", holds.inversions(certain))
-        verdict.add("refusals of an owner", holds.false_refusals(operations, certain))
+        verdict.add("overlapping holds", histories.overlaps(certain))
+        verdict.add("tokens not greater", histories.inversions(certain))
+        verdict.add("refusals of an owner", histories.false_refusals(operations, certain))
         _order(verdict, operations)
-    verdict.add("tokens given twice", holds.repeated(history))
-    verdict.add("extensions by a stale token", holds.stale_extensions(history))
-    verdict.add("seats sold twice", holds.sold_twice(history))
+    verdict.add("tokens given twice", histories.repeated(history))
+    verdict.add("extensions by a stale token", histories.stale_extensions(history))
+    verdict.add("seats sold twice", histories.sold_twice(history))
     for event, certain in scopes.items():
         verdict.add("owners over the limit", (
             f"{event}: {owner} has {count} at {moment:.3f}"
-            for owner, count, moment in holds.hoards(certain, limit)
+            for owner, count, moment in histories.hoards(certain, limit)
         ))  # fmt: skip
     return verdict
 
