@@ -1,6 +1,6 @@
 """What a reload costs the traffic: failed requests, latency and gaps of the event loop.
 
-    python -m benchmarks.reload [--reloads 100] [--seconds 20] [--keyspaces 1000]
+    python -m benchmarks.reload [--reloads 100] [--seconds 20] [--keyspaces 1000] [--json FILE]
 
 The proxy runs in this process, so that its loop can be watched: a timer that is due every
 millisecond says how late it was. Requests come from a process of its own, at a fixed rate. First
@@ -13,12 +13,18 @@ for a core holds the loop up as well. What of it is ours is told by processor ti
 of the timer: of the loop's thread (loop), and of all threads (own), which bounds what any of them
 has kept the interpreter for. Without requests that is the reload's and nothing else; with them it
 is also the work on those that came in during a gap.
+
+The process that reads the rules has its modules compiled, as an installed distribution has; what it
+takes is told in seconds of a processor.
 """
 
 import argparse
 import asyncio
 import json
 import os
+import platform
+import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -189,7 +195,24 @@ async def alone(app: App, rules: Path, keyspaces: int) -> dict[str, float]:
     return summary(seen)
 
 
-async def run(options: argparse.Namespace) -> None:
+def children_seconds() -> float:
+    """Return the processor time of processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def conditions(figures: dict[str, Any]) -> dict[str, Any]:
+    """Return what the pairs come to, and where they were measured."""
+    pairs = zip(figures["without"], figures["with"], strict=True)
+    ratios = [changing["p99_ms"] / calm["p99_ms"] for calm, changing in pairs]
+    return {
+        "p99_ratio_median": round(statistics.median(ratios), 2) if ratios else None,
+        "load_average": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(), "processors": os.cpu_count(),
+    }  # fmt: skip
+
+
+async def run(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         version = 0
@@ -226,15 +249,26 @@ async def run(options: argparse.Namespace) -> None:
         async with proxy_here(folder) as (app, port):
             gaps = Gaps()
             watch = asyncio.create_task(gaps.watch())
-            print("alone", json.dumps(await alone(app, folder / "policies", options.keyspaces)))
+            figures: dict[str, Any] = {
+                "keyspaces": options.keyspaces, "requests_per_second": RATE,
+                "seconds_between_reloads": INTERVAL,
+                "alone": await alone(app, folder / "policies", options.keyspaces),
+            }  # fmt: skip
+            print("alone", json.dumps(figures["alone"]))
+            before = children_seconds()
             taken = await one()
+            figures["reader_cpu_seconds"] = round(children_seconds() - before, 2)
             if options.reloads:
                 seconds = options.reloads * (taken + 0.2)
-                print("in a row", json.dumps(await measured(gaps, port, seconds, many)))
+                figures["in a row"] = await measured(gaps, port, seconds, many)
+                print("in a row", json.dumps(figures["in a row"]))
+            figures |= {"without": [], "with": []}
             for _ in range(options.pairs):
                 for name, work in (("without", nothing), ("with", now_and_then)):
-                    print(name, json.dumps(await measured(gaps, port, options.seconds, work)))
+                    figures[name].append(await measured(gaps, port, options.seconds, work))
+                    print(name, json.dumps(figures[name][-1]))
             watch.cancel()
+    return figures | conditions(figures)
 
 
 def main() -> None:
@@ -243,7 +277,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--keyspaces", type=int, default=1000)
-    uvloop.run(run(parser.parse_args()))
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as compiled:
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = compiled
+        figures = uvloop.run(run(options))
+    if options.json is not None:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -131,9 +131,9 @@ class Stage:
             self._runner.run(server.start())
         return [Target("direct", server.node.port, server.node.pid or 0) for server in servers]
 
-    def cluster(self, primaries: int) -> Cluster:
+    def cluster(self, primaries: int, name: str = "bench") -> Cluster:
         """Start a cluster without replicas."""
-        cluster = Cluster("bench", find_redis(), self.folder, shape=Shape(primaries, 0))
+        cluster = Cluster(name, find_redis(), self.folder, shape=Shape(primaries, 0))
         self._servers.append(cluster)
         self._runner.run(cluster.start())
         return cluster
@@ -171,11 +171,11 @@ class Stage:
         return Target("haproxy", port, pid)
 
     def sidecache(self, clusters: Mapping[str, Servers], **blocks: Any) -> Target:
-        """Start our proxy in front of running servers, with no keyspace loaded."""
+        """Start our proxy in front of running servers, with no keyspace loaded unless told so."""
         policies = self.folder / "policies"
         policies.mkdir(exist_ok=True)
         (policies / "defaults.yaml").write_text("defaults: {cluster: cache}\n")
-        configuration = configuration_for(clusters, policies=str(policies), **blocks)
+        configuration = configuration_for(clusters, **{"policies": str(policies)} | blocks)
         sidecar = Sidecar(configuration, self.folder / "sidecache")
         self._runner.run(sidecar.start())
         self._children.append(sidecar.child)

@@ -10,6 +10,7 @@ import gc
 import signal
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
+from itertools import zip_longest
 
 import uvloop
 
@@ -208,12 +209,13 @@ class App:
             self.drain()
 
     def _cluster_statistics(self) -> tuple[ClusterStatistics, ...]:
+        applied = () if self._backing is None else self._backing.statistics()
         return tuple(
             ClusterStatistics(
                 cluster.config.name, cluster.available, self._states.said(cluster),
-                len(cluster.nodes), EVICTION.get(cluster.config.name, OTHER_EVICTION),
+                len(cluster.nodes), EVICTION.get(cluster.config.name, OTHER_EVICTION), invalidation,
             )
-            for cluster in self._pools.clusters
+            for cluster, invalidation in zip_longest(self._pools.clusters, applied)
         )  # fmt: skip
 
     # The admin port's questions and verbs.

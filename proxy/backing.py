@@ -25,12 +25,12 @@ from proxy.control.restore import Surroundings as RestoreSurroundings
 from proxy.control.sweeping import Sweeper
 from proxy.handlers.grants import Grants
 from proxy.handlers.leases import Leases
-from proxy.handlers.mirror import Mirror
 from proxy.handlers.reading import Reads
 from proxy.origin.behind import WriteBehind
 from proxy.origin.postgres import Postgres
 from proxy.plans import Plan, plans_in
 from proxy.upstream.errands import Errands
+from proxy.upstream.mirror import Mirror
 from proxy.upstream.pool import Plumbing
 
 # Told to a server that looks who is there.

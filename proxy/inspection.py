@@ -13,6 +13,7 @@ from proxy.documents import Mistake
 from proxy.errors import OriginDown
 from proxy.origin import pool, preparing
 from proxy.plans import plans_in
+from proxy.policy import planning
 from proxy.policy.model import Policies
 
 # For all statements together: a thousand take a few seconds.
@@ -48,12 +49,17 @@ async def _findings(
     for plan in plans_in(ruleset).by_keyspace.values():
         async for finding in preparing.findings(connection, plan):
             yield finding
-    for name, own in policies.effective.items():
-        for index, rule in enumerate(own.invalidate):
-            columns = [*rule.key.values(), *(c for map in rule.also.values() for c in map.values())]
-            said = await preparing.about_table(connection, rule.table, columns)
-            if said is not None:
-                yield policies.place(("keyspaces", name, "invalidate", index)), said
+    for rows in plans_in(ruleset).by_table.values():
+        for patch in (row.patch for row in rows if row.patch is not None):
+            async for finding in preparing.about_present(connection, patch.present):
+                yield finding
+    for told in (each for rules in plans_in(ruleset).news.values() for each in rules):
+        async for finding in preparing.about_present(connection, told.present):
+            yield finding
+    for table, at, columns in planning.named(policies):
+        said = await preparing.about_table(connection, table, [column for _, column in columns])
+        if said is not None:
+            yield policies.place(at), said
 
 
 def _placed(place: str, message: str) -> Mistake:

@@ -22,14 +22,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from logging import DEBUG, ERROR, INFO, WARNING
 from typing import Final, TextIO
 from urllib.parse import quote
 
 __all__ = [
     "DEBUG", "ERROR", "INFO", "WARNING", "Lines", "StateLog", "clean", "close", "conceal",
-    "configure", "dropped", "event", "redact",
+    "configure", "dropped", "event", "event_of", "redact",
 ]  # fmt: skip
 
 # A line must stay readable in a terminal and cheap to index; an address, a name and the beginning
@@ -392,11 +392,17 @@ def event(level: int, name: str, /, **fields: object) -> None:
 
     A field `error` that is an exception is written with its traceback, as `trace`.
     """
+    event_of(level, name, lambda: fields)
+
+
+def event_of(level: int, name: str, facts: Callable[[], Mapping[str, object]]) -> None:
+    """Do the same, where the fields cost something: they are asked for if the line leaves."""
     if not _events.isEnabledFor(level):
         return
     # Asked before a record is made, so that a storm costs a look at three buckets per event.
     suppressed = 0 if _writer is None else _writer.admit(name)
     if suppressed >= 0:
+        fields = facts()
         error = fields.get("error")
         trace = error if isinstance(error, BaseException) else None
         _events.log(level, name, exc_info=trace, extra={"fields": fields, "suppressed": suppressed})

@@ -19,6 +19,10 @@ SQL_TYPES: Mapping[str, str] = {
 }  # fmt: skip
 
 
+# Fields that one changed row may mean; of one that means more the whole key is read again.
+MOST_FIELDS = 16
+
+
 class Parameter(NamedTuple):
     """One parameter of a statement, in the place of its number."""
 
@@ -70,11 +74,41 @@ class Writing(NamedTuple):
     journal_bytes: int
 
 
+class Present(NamedTuple):
+    """A statement about rows as they are now, for many changed rows at once.
+
+    Its parameters are arrays of text, one element for each changed row; each row that it gives
+    begins with the number of the changed row that it is of, from 1.
+    """
+
+    statement: Statement
+    columns: tuple[str, ...]  # of the table, one for each parameter: where its elements are taken
+
+
+class Patch(NamedTuple):
+    """Which fields of a hash a changed row means."""
+
+    present: Present  # number, field, value
+    counts: tuple[bytes, bytes] | None  # around a value: the field that counts the fields with it
+    greatest: frozenset[bytes]  # fields that keep the greater of two numbers
+
+
 class Dependency(NamedTuple):
     """A keyspace whose keys become stale when rows of a table change."""
 
     keyspace: int
     columns: tuple[str, ...]  # of the table, one for each segment of the key in its order
+    patch: Patch | None = None  # where a hash can be kept in step instead
+
+
+class News(NamedTuple):
+    """What is published on a channel when rows of a table change."""
+
+    channel: str  # its name in the policies
+    pattern: tuple[bytes | Segment, ...]  # of the names of channels
+    cluster: int
+    columns: tuple[str, ...]  # of the table, one for each segment of the pattern in its order
+    present: Present  # number, message
 
 
 class Watch(NamedTuple):
@@ -176,14 +210,16 @@ class Plans(NamedTuple):
     by_keyspace: Mapping[int, Plan] = {}
     by_table: Mapping[str, tuple[Dependency, ...]] = {}  # by name as written, schema included
     lost: tuple[tuple[int, str], ...] = ()  # cluster and name of what nobody can bring back
+    news: Mapping[str, tuple[News, ...]] = {}  # by table, as above
 
 
 NONE = Plans()
 
 # What stands beside a key in its slot: who fetches it at present, that there is no such row, and
-# the fencing token of a lock.
+# as of when it was last kept in step, the fencing token of a lock.
 LEASE = b"sidecache:lease:"
 ABSENT = b"sidecache:none:"
+PATCHED = b"sidecache:patched:"
 TOKEN = b"sidecache:token:"
 
 # Where locks are that no table of the application has.

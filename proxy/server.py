@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from proxy import errors, log, wire
 from proxy.config import Config, Limits, User
@@ -96,7 +97,7 @@ class Server:
         self.libraries = Shelf(MOST_LIBRARIES, LIBRARY_BYTES)
         self.scans = Scans()
         self.sessions: dict[int, Session] = {}
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.tasks: set[asyncio.Future[Any]] = set()
         self.capacity, self.room_for_pins = shares(
             config.limits, descriptors() - RESERVED_DESCRIPTORS
         )
@@ -336,6 +337,8 @@ class Server:
             maxmemory_policy=clusters[self.router.ruleset.default_cluster].maxmemory_policy,
             clusters=clusters,
             rules=self.rule_statistics(),
+            postgres=_word_of(self.postgres),
+            behind="" if self.behind is None else self.behind.state,
         )
 
     def reset_statistics(self) -> None:
@@ -354,6 +357,12 @@ class Server:
 def version() -> str:
     """Return the version of the distribution, written once in pyproject.toml."""
     return metadata.version("sidecache")
+
+
+def _word_of(postgres: Postgres | None) -> str:
+    if postgres is None:
+        return ""
+    return "up" if postgres.up else "down"
 
 
 def _same_secret(old: User, new: User) -> bool:

@@ -16,7 +16,8 @@ import asyncio
 import select
 import time
 from collections.abc import Awaitable, Mapping
-from typing import Protocol, cast
+from functools import partial
+from typing import Any, Protocol, cast
 
 from proxy import errors, handlers, log, wire
 from proxy.handlers import Holding, Mode, backed
@@ -57,7 +58,9 @@ class Server(handlers.Server, Protocol):
     @property
     def metrics(self) -> Metrics: ...
     @property
-    def tasks(self) -> set[asyncio.Task[None]]: ...
+    def tasks(self) -> set[asyncio.Future[Any]]:
+        """Return what is waited for before the process ends, whoever has gone meanwhile."""
+
     def admit(self, session: "Session") -> bytes | None:
         """Take a new session in, or return the error line with which it is turned away."""
 
@@ -139,7 +142,7 @@ class Session(asyncio.BufferedProtocol):
     @property
     def amid_request(self) -> bool:
         """Return whether the client has sent the beginning of a request."""
-        return self.downstream.held_bytes > 0
+        return self.downstream.held_bytes > 0 or self.downstream.passing
 
     @property
     def unread_bytes(self) -> int:
@@ -332,21 +335,32 @@ class Session(asyncio.BufferedProtocol):
             else:
                 reply = self.mode.take(self, request)
         except Exception as error:
-            log.event(log.ERROR, "handler_failed", error=error, command=request.name.decode())
-            reply = errors.INTERNAL
+            reply = _failed(request, error)
         if isinstance(reply, bytes):
             self.downstream.answer(request, reply)
             return
-        task = self._loop.create_task(self._answer_later(request, reply))
+        if isinstance(reply, asyncio.Future):
+            # Ten thousand may wait for the same; a task for each would cost more than the answer.
+            reply.add_done_callback(partial(self._answer_told, request))
+            task: asyncio.Future[Any] = reply
+        else:
+            task = self._loop.create_task(self._answer_later(request, reply))
         self.server.tasks.add(task)
         task.add_done_callback(self.server.tasks.discard)
+
+    def _answer_told(self, request: wire.Request, reply: asyncio.Future[bytes]) -> None:
+        if reply.cancelled():
+            return
+        if (error := reply.exception()) is None:
+            self.downstream.answer(request, reply.result())
+        else:
+            self.downstream.answer(request, _failed(request, error))
 
     async def _answer_later(self, request: wire.Request, reply: Awaitable[bytes]) -> None:
         try:
             line = await reply
         except Exception as error:
-            log.event(log.ERROR, "handler_failed", error=error, command=request.name.decode())
-            line = errors.INTERNAL
+            line = _failed(request, error)
         self.downstream.answer(request, line)
 
     def flush(self) -> None:
@@ -409,6 +423,12 @@ class Session(asyncio.BufferedProtocol):
         if self._ended or self.closing or downstream.closing:
             # The transport sends what it still holds before it closes.
             self._transport.close()
+
+
+def _failed(request: wire.Request, error: BaseException) -> bytes:
+    """Log what a handler raised, which it never should, and return the line for its client."""
+    log.event(log.ERROR, "handler_failed", error=error, command=request.name.decode())
+    return errors.INTERNAL
 
 
 def _address(name: object) -> str:

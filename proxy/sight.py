@@ -10,7 +10,7 @@ A line of the access log, and of /slowlog, is a JSON object:
   reply; node, where one answered; policy_us, queue_us, upstream_us, write_us: see `glimpse.Parts`.
 Always true: every line is printable ASCII and within the limits of `log`; names of keys and values
 are told only where the configuration says so, secrets never; nothing here is done for a command
-that was neither sampled nor slow.
+that was neither sampled nor slow, and for one that was slow little, until somebody reads of it.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol, TextIO
+from typing import Any, Final, NamedTuple, Protocol, TextIO
 from urllib.parse import parse_qs
 
 from proxy import log, wire
@@ -35,6 +35,7 @@ from proxy.handlers.glimpse import Parts, SlowLog, words_shown
 from proxy.keys import client_name
 from proxy.metrics import Metrics
 from proxy.units import parse_percentage
+from proxy.wire.rules import Keyspace
 
 # Half of what was seen of keys counts after this: an hour's habit gives way within minutes.
 HALF_LIFE: Final = 60.0  # seconds
@@ -53,6 +54,35 @@ class Client(Named, Protocol):
     def id(self) -> int: ...
 
 
+class Seen(NamedTuple):
+    """A command and what became of it, without the rules that it was judged by."""
+
+    when: float  # Unix time of its last byte
+    user: str
+    client: int
+    command: masks.Command
+    row: str
+    keyspace: str
+    size: int
+    reply_size: int
+    outcome: str
+    error: bytes
+    node: str
+    parts: Parts
+
+    @classmethod
+    def of(cls, client: Client, trace: wire.Trace, written: float) -> "Seen":
+        command = _command(trace)
+        return cls(
+            time.time() - (written - trace.received), client.user, client.id, command,
+            command.name.decode() or "unknown",
+            _name_of(trace.keyspace, trace.ruleset.keyspaces),
+            trace.size, trace.reply_size, wire.OUTCOMES[trace.outcome], trace.error or b"",
+            trace.node.endpoint.address if trace.node is not None else "",
+            Parts.of(trace, written),
+        )  # fmt: skip
+
+
 class Sight:
     """What is seen of the traffic of a process."""
 
@@ -63,14 +93,14 @@ class Sight:
         self._config = config
         self._access = config.access_log
         self._batch = batch
-        self._names = [space.name for space in router.ruleset.keyspaces]
+        self._spaces = router.ruleset.keyspaces
         self._lines_written = metrics.access_lines
         self._lines: log.Lines | None = None
         self._file: TextIO | None = None
         self._started = self._aged = time.monotonic()
         self._weight = 0.0  # seconds that count in the counts of keys, at the last ageing
         self.sketches = wire.Sketches(
-            os.urandom(16), len(self._names), config.hot_keys.keys == "plain"
+            os.urandom(16), len(self._spaces), config.hot_keys.keys == "plain"
         )
         batch.sketches = self.sketches
         batch.slow_after = config.slow_log.slower_than
@@ -134,46 +164,40 @@ class Sight:
                 self._note_slow(client, trace, written)
             if trace.sampled and self._lines is not None and self._lines.admit():
                 access = self._access
-                told = self._told(client, trace, written, access.keys, access.values)
-                self._lines.write(told)
+                seen = Seen.of(client, trace, written)
+                self._lines.write(self._told(seen, access.keys, access.values))
                 self._lines_written.count("written")
 
     def _note_slow(self, client: Client, trace: wire.Trace, written: float) -> None:
-        command = _command(trace)
-        parts = Parts.of(trace, written)
-        told = self._told(client, trace, written, self._config.slow_log.keys, "hidden")
+        seen = Seen.of(client, trace, written)
+        command = seen.command
         words = words_shown(command.words, command.sizes, command.total)
         if masks.is_secret(command.name):
             words = [words[0], b"(redacted)"]
-        self.slowlog.note(client, words, parts, told)
-        shown = {name: value for name, value in told.items() if not isinstance(value, list | dict)}
-        del shown["time"]
-        log.event(log.INFO, "slow_command", **shown | {"command": _joined(told["command"])})
+        told = partial(self._told, seen, self._config.slow_log.keys, "hidden")
+        self.slowlog.note(client, words, seen.parts, told)
+        log.event_of(log.INFO, "slow_command", partial(_slow_line, told))
 
-    def _told(
-        self, client: Client, trace: wire.Trace, written: float, keys: str, values: str
-    ) -> dict[str, object]:
+    def _told(self, seen: Seen, keys: str, values: str) -> dict[str, object]:
         told = masks.tell(
-            _command(trace), log.clean if keys == "plain" else self.hash_of, values == "plain"
+            seen.command, log.clean if keys == "plain" else self.hash_of, values == "plain"
         )
-        row = trace.ruleset.commands[trace.row].name.decode() if trace.row >= 0 else "unknown"
         document: dict[str, object] = {
-            "time": _moment(time.time() - (written - trace.received)),
-            "user": log.clean(client.user),
-            "client": client.id,
+            "time": _moment(seen.when),
+            "user": log.clean(seen.user),
+            "client": seen.client,
             "command": told.words,
             "lengths": told.lengths,
-            "name": row,
-            "keyspace": _name_of(trace.keyspace, [s.name for s in trace.ruleset.keyspaces]),
+            "name": seen.row,
+            "keyspace": seen.keyspace,
             "keys": told.keys,
-            "in": trace.size,
-            "out": trace.reply_size,
-            "outcome": wire.OUTCOMES[trace.outcome],
-            "error": log.clean(trace.error) if trace.error else "",
-            "node": trace.node.endpoint.address if trace.node is not None else "",
+            "in": seen.size,
+            "out": seen.reply_size,
+            "outcome": seen.outcome,
+            "error": log.clean(seen.error) if seen.error else "",
+            "node": seen.node,
         }
-        parts = Parts.of(trace, written)
-        document |= {f"{name}_us": value for name, value in parts._asdict().items()}
+        document |= {f"{name}_us": value for name, value in seen.parts._asdict().items()}
         return {name: value for name, value in document.items() if value not in ("", {}, [])}
 
     def hash_of(self, key: bytes) -> str:
@@ -192,10 +216,10 @@ class Sight:
 
     def adopt(self, ruleset: wire.Ruleset) -> None:
         """Follow rules that have changed: what is known of a keyspace stays with its name."""
-        names = [space.name for space in ruleset.keyspaces]
-        places = {name: place for place, name in enumerate(names)}
-        self.sketches.adopt([places.get(name, -1) for name in self._names], len(names))
-        self._names = names
+        places = {space.name: place for place, space in enumerate(ruleset.keyspaces)}
+        moves = [places.get(space.name, -1) for space in self._spaces]
+        self.sketches.adopt(moves, len(ruleset.keyspaces))
+        self._spaces = ruleset.keyspaces
 
     # What the admin port shows. Asked from its threads: only reads.
 
@@ -207,7 +231,7 @@ class Sight:
     def slow_page(self) -> str:
         """Return the slow log, a JSON object per line, the newest first."""
         return _json_lines(
-            {"number": entry.number, **entry.told} for entry in list(self.slowlog.entries)
+            {"number": entry.number, **entry.told()} for entry in list(self.slowlog.entries)
         )
 
     def hot_page(self) -> str:
@@ -222,7 +246,7 @@ class Sight:
         keys = [
             {
                 "key": self._key(hash_, name),
-                "keyspace": _name_of(space, self._names),
+                "keyspace": _name_of(space, self._spaces),
                 "per_second": round((looks - error / 2) * scale, 3),
                 "error": round((error / 2 + 2 * math.sqrt(looks)) * scale, 3),
             }
@@ -236,7 +260,7 @@ class Sight:
         keys = [
             {
                 "key": self._key(hash_, name),
-                "keyspace": _name_of(space, self._names),
+                "keyspace": _name_of(space, self._spaces),
                 "bytes": size,
                 "of": "reply" if replied else "request",
                 "seconds_ago": round(now - when, 1),
@@ -272,13 +296,17 @@ def _command(trace: wire.Trace) -> masks.Command:
     return masks.Command(name, words, trace.sizes, trace.total, trace.keys)
 
 
-def _name_of(keyspace: int, names: Sequence[str]) -> str:
+def _name_of(keyspace: int, spaces: Sequence[Keyspace]) -> str:
     """Return the name of a keyspace as in metrics; its number may be of rules that are gone."""
-    return names[keyspace] if 0 <= keyspace < len(names) else "none"
+    return spaces[keyspace].name if 0 <= keyspace < len(spaces) else "none"
 
 
-def _joined(words: Any) -> str:
-    return " ".join(words)
+def _slow_line(told: Callable[[], dict[str, Any]]) -> dict[str, object]:
+    """Return the facts of a slow command that its line in the log has."""
+    document = told()
+    shown = {name: fact for name, fact in document.items() if not isinstance(fact, list | dict)}
+    del shown["time"]
+    return shown | {"command": " ".join(document["command"])}
 
 
 def _json_lines(documents: Iterable[dict[str, object]]) -> str:

@@ -358,6 +358,16 @@ class InvalidationMetrics:
         self.changes = tally(
             "sidecache_invalidation_changes", "Changes that were read from the outbox."
         )
+        self.patched = tally(
+            "sidecache_invalidation_patched", "Hashes that were kept in step field by field."
+        )
+        self.published = tally(
+            "sidecache_changes_published", "Messages about changed rows that a node has taken."
+        )
+        self.unpublished = tally(
+            "sidecache_changes_unpublished",
+            "Messages about changed rows that no node has taken, or that were too many.",
+        )
         self.replays = tally(
             "sidecache_invalidation_replays",
             "Times that changes were read again because a shard did not have them.",

@@ -29,7 +29,11 @@ Locate = Callable[[Location, bool], tuple[str, int, int]]
 class Strict(BaseModel):
     """A block of a file: unknown fields are mistakes, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    # A block is mostly part of another, which is built with all of its parts, and only when first
+    # asked: most programs of ours start without reading a file.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True, defer_build=True
+    )
 
 
 def locator(path: str, node: Node) -> Locate:

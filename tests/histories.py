@@ -36,7 +36,6 @@ class Operation:
     token: int | None = None  # asked with, or told by a grant
     seconds: float = 0.0  # how long a grant holds from the moment at which it was decided
     holder: str | None = None  # told by status
-    asked: int | None = None  # the token asked with, where another was told
     error: str = ""  # told instead of an outcome: nothing was done
 
     @property
@@ -185,15 +184,6 @@ def _is_refusal(operation: Operation) -> bool:
     if operation.kind == "acquire":
         return operation.outcome in REFUSALS
     return operation.kind in ("extend", "release", "confirm") and operation.outcome == "refused"
-
-
-def stale_extensions(history: Iterable[Operation]) -> list[Operation]:
-    """Return what was extended although its owner named the token of another grant."""
-    return [
-        each
-        for each in history
-        if each.kind == "extend" and each.grants and each.asked not in (None, each.token)
-    ]
 
 
 def sold_twice(history: Iterable[Operation]) -> list[tuple[Operation, Operation]]:

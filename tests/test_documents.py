@@ -92,7 +92,7 @@ def test_what_is_no_file_is_told(tmp_path: Path) -> None:
     assert told[""] == "is not a regular file"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(text=st.text(alphabet="ab:-{}[],&*!|>'\"#%@ \n\t?\0é0", max_size=40))
 def test_any_text_is_a_tree_or_mistakes(
     tmp_path_factory: pytest.TempPathFactory, text: str

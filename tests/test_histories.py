@@ -49,7 +49,6 @@ def found(history: list[Operation]) -> dict[str, int]:
         "repeated": histories.repeated(history),
         "false": histories.false_refusals(history, certain),
         "sold": histories.sold_twice(history),
-        "stale": histories.stale_extensions(history),
         "hoards": list(histories.hoards(certain, 1)),
     }
     return {kind: len(each) for kind, each in kinds.items() if each}
@@ -108,13 +107,6 @@ def test_a_fault_is_found(kind: str, fault: Callable[[], list[Operation]]) -> No
         assert list(histories.hoards(certain, 2)) == []
     else:
         assert kind in found(history)
-
-
-def test_an_extension_by_a_stale_token_is_found() -> None:
-    """Who names the token of a grant of before, and is told of another, was not asked for it."""
-    later = replace(grant("a", 1.0, 2, outcome="extended"), asked=2)
-    assert found([grant("a", 0.0, 2), later]) == {}
-    assert found([grant("a", 0.0, 2), replace(later, asked=1)]) == {"stale": 1}
 
 
 def test_a_shorter_time_makes_a_hold_shorter() -> None:

@@ -39,10 +39,26 @@ async def test_mistakes_have_the_places_of_the_files(postgres: str, tmp_path: Pa
         "    origin: {read: SELECT * FROM gone WHERE id = :id}\n"
         "    invalidate:\n"
         "      - {table: gone, key: {id: id}}\n"
+        "      - table: pg_class\n"
+        "        key: {id: relname}\n"
+        "        patch:\n"
+        "          columns: [size]\n"
+        "          sql: SELECT relname AS field FROM pg_class WHERE relname = :id OR 'x' = :size\n"
+        "channels:\n"
+        "  c:\n"
+        "    channel: c\n"
+        "    changes:\n"
+        "      - {table: lost, columns: [x], sql: SELECT :x AS text}\n"
     )
-    assert await said(postgres, tmp_path) == [
+    found = await said(postgres, tmp_path)
+    columns = found[2].partition("it has: ")[2]
+    assert found == [
         f'{file}:5:14: PostgreSQL refuses it: relation "gone" does not exist',
         f'{file}:7:9: there is no table "gone"',
+        f'{file}:8:9: the table "pg_class" has no column "size"; it has: {columns}',
+        f"{file}:12:11: PostgreSQL refuses it: column sidecache_now.value does not exist",
+        f'{file}:17:9: there is no table "lost"',
+        f"{file}:17:37: PostgreSQL refuses it: column sidecache_now.message does not exist",
     ]
 
 

@@ -12,9 +12,9 @@ import asyncpg
 
 from proxy import log, wire
 from proxy.control.lease import FAILURES, Connect, leading
-from proxy.handlers.mirror import Mirror
 from proxy.plans import Plan, plans_in
 from proxy.tallies import LockMetrics
+from proxy.upstream.mirror import Mirror
 
 # How often it is swept, in seconds; a seat is on sale again within a second of its expiry.
 PERIOD = 0.25

@@ -1,16 +1,16 @@
 """What changes in PostgreSQL takes the keys that were made of it out of Redis.
 
 One `Applier` per cluster in every sidecar; of those in front of one cluster one leads and reads the
-outbox, the others wait for its lease. Each page of changes becomes keys, each key a script on the
-node of its slot: it deletes the value, the marker that there is none, and the lease of whoever
-fetches it. That is all that other sidecars need: `fill.lua` stores nothing without its lease, so a
-fetch that began before the change answers those who wait for it and leaves nothing behind.
+outbox, the others wait for its lease. Each page of changes becomes keys (`work`), each key a script
+on the node of its slot (`delivery`): it deletes the value, the marker that there is none, and the
+lease of whoever fetches it. That is all that other sidecars need: `fill.lua` stores nothing without
+its lease, so a fetch that began before the change answers those who wait for it and leaves nothing
+behind. Where the policies say what a changed row means, fields of the value are set instead.
 
 Always true:
   * a position is written only when everything before it is acknowledged by all shards;
-  * what could not be sent is owed and tried again; a shard that does not answer holds up others
-    for twice SENDING at most, and memory is bounded: beyond OWED keys the outbox is read again
-    instead;
+  * what could not be sent is owed and tried again; where too much is owed to be remembered the
+    outbox is read again instead;
   * who leads is no question of safety: two appliers cost time, and their positions agree;
   * what cannot be repaired here is reported: data that was lost, keyspaces that are not to be
     trusted because their changes are not in the outbox any more, or never said which keys.
@@ -20,7 +20,7 @@ import asyncio
 import contextlib
 import random
 import secrets
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,23 +28,21 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from proxy import log, plans, wire
+from proxy.control.delivery import AsOf, Delivery
 from proxy.control.lease import FAILURES, Connect, leading
-from proxy.control.positions import INVALIDATE, Found, Position, Positions, beside
+from proxy.control.news import Newsroom
+from proxy.control.positions import Found, Position, Positions
+from proxy.control.work import orders_of, work_of
 from proxy.errors import SidecacheError
 from proxy.origin import outbox
-from proxy.origin.outbox import Change, Outbox, Snapshot
+from proxy.origin.codecs import set_codecs
+from proxy.origin.outbox import Outbox, Snapshot
 from proxy.settings import Pace
 from proxy.tallies import InvalidationMetrics
 from proxy.upstream.errands import Errands
-from proxy.wire.rules import Segment
 
-# How long the answers to a page of keys are waited for, in seconds, and then how long what is owed
-# is repaid. A node answers within a millisecond; who takes longer, or is owed much, gets the rest
-# later, so that other shards are not held up.
-SENDING = 0.25
-
-# Keys that are remembered while their shard is away, some ten megabytes.
-OWED = 50_000
+# How soon it is looked again while there is news that somebody may be listening to, in seconds.
+FOLLOWING = 0.015
 
 # How often positions are written, and so looked at, when nothing changes, in seconds.
 HEARTBEAT = 0.25
@@ -117,6 +115,9 @@ class Applier:
         self._name = surroundings.clusters[cluster]
         self._loop = asyncio.get_running_loop()
         self._errands = Errands(surroundings.router, surroundings.batch)
+        self._news = Newsroom(
+            surroundings.router, self._errands, (cluster, self._name), surroundings.metrics
+        )
         self.positions = Positions(surroundings.router, self._errands, cluster)
         self._turn = asyncio.Lock()
         self._leading = False
@@ -126,8 +127,10 @@ class Applier:
         self._floor = 0
         self._applied = 0.0  # time of the loop when nothing was left to do
         self._said = (0, 0.0)  # the position that was written last, and when
-        self._owed: set[bytes] = set()
-        self._overflowed = False
+        self._delivery = Delivery(
+            surroundings.router, self._errands, cluster,
+            partial(surroundings.metrics.patched.count, self._name),
+        )  # fmt: skip
         self._changes = self._replays = 0
         self._cleaned = 0.0
         surroundings.metrics.lag(self._name, lambda: self.lag)
@@ -144,7 +147,7 @@ class Applier:
 
     def statistics(self) -> Statistics:
         return Statistics(self._name, self._leading, self.lag, self._changes, self._replays,
-                          len(self._owed), self._said[0])  # fmt: skip
+                          len(self._delivery.owed), self._said[0])  # fmt: skip
 
     @contextlib.asynccontextmanager
     async def still(self) -> AsyncIterator[bool]:
@@ -177,7 +180,8 @@ class Applier:
         known = plans.plans_in(ruleset)
         spaces = {plan.keyspace for plan in known.by_keyspace.values()}
         spaces |= {each.keyspace for rows in known.by_table.values() for each in rows}
-        return any(ruleset.keyspaces[index].cluster == self._cluster for index in spaces)
+        keys = any(ruleset.keyspaces[index].cluster == self._cluster for index in spaces)
+        return keys or self._news.concerned()
 
     async def _lead(self) -> None:
         # Sidecars in front of other clusters of the same name have nothing to do with this lease.
@@ -186,6 +190,7 @@ class Applier:
         self._identity = identity or self._identity
         lease = f"invalidation {self._identity.decode()}"
         async with leading(lease, self._around.connect) as connection:
+            await set_codecs(connection)
             async with self._turn:
                 reader = await self._begin(connection)
                 self._leading, self._applied = True, self._loop.time()
@@ -194,9 +199,10 @@ class Applier:
             self._cleaned = 0.0
             while self._concerned():
                 async with self._turn:
-                    await self._round(connection, reader)
+                    told = await self._round(connection, reader)
                 if reader.complete:
-                    await asyncio.sleep(self._around.pace.poll)
+                    poll = self._around.pace.poll
+                    await asyncio.sleep(min(poll, FOLLOWING) if told else poll)
 
     # Where to begin.
 
@@ -204,8 +210,8 @@ class Applier:
         """Return a reader that begins where the oldest of the shards is."""
         now = await outbox.moment(connection)
         self._history, self._floor = now.history, now.floor
-        self._owed.clear()
-        self._overflowed = self.current = False
+        self._delivery.forget()
+        self.current = False
         self.positions.withheld.clear()
         latest = now.snapshot.xmin
         reader = Outbox(connection, Snapshot.before(latest))
@@ -283,19 +289,28 @@ class Applier:
 
     # One round.
 
-    async def _round(self, connection: "asyncpg.Connection[Any]", reader: Outbox) -> None:
-        changes, behind = await reader.read(), bool(self._owed)
-        await self._send(self._names_of(changes))
-        if behind:
+    async def _round(self, connection: "asyncpg.Connection[Any]", reader: Outbox) -> int:
+        """Apply a page of changes; return how many messages were told of them."""
+        changes, owed = await reader.read(), bool(self._delivery.owed)
+        work = work_of(self._around.router.ruleset, self._cluster, changes)
+        for reason, keyspaces in work.doubtful.items():
+            self._distrust(frozenset(keyspaces), reason)
+        told = await self._news.tell(connection, changes, reader.now)
+        moment = AsOf(self._history, reader.finished)
+        await self._delivery.send(await orders_of(connection, work), moment)
+        if owed:
             # News first: most shards are not those that are owed, and would wait for these.
-            await self._catch_up(reader)
+            await self._delivery.catch_up(moment)
+            if self._delivery.overflowed and not self._delivery.owed:
+                self._delivery.overflowed = False
+                reader.rewind(self._said[0])
         self._changes += len(changes)
         self._around.metrics.changes.count(self._name, amount=len(changes))
-        self._around.metrics.owed.labels(self._name).set(len(self._owed))
+        self._around.metrics.owed.labels(self._name).set(len(self._delivery.owed))
         now, busy = self._loop.time(), self._around.busy(self._cluster)
         self.current = reader.complete and not busy
         # While keyspaces are cleaned the position stays: whoever leads if we die cleans them again.
-        if self.current and not self._owed:
+        if self.current and not self._delivery.owed:
             self._applied = now
             xid, at = self._said
             if reader.position != xid or now - at >= HEARTBEAT:
@@ -303,6 +318,7 @@ class Applier:
                 await self._say(connection, reader)
         if now - self._cleaned > HOUSEKEEPING:
             await self._keep_house(connection, reader)
+        return told
 
     async def _say(self, connection: "asyncpg.Connection[Any]", reader: Outbox) -> None:
         position = Position(reader.position, reader.now, self._history)
@@ -316,7 +332,8 @@ class Applier:
         """Delete old rows, and look whether changes are noted at all."""
         if await reader.clean(self._around.pace.retention) < outbox.CLEANED:
             self._cleaned = self._loop.time()
-        tables = plans.plans_in(self._around.router.ruleset).by_table
+        known = plans.plans_in(self._around.router.ruleset)
+        tables = dict.fromkeys((*known.by_table, *known.news))
         blind = [table for table in tables if not await outbox.noting(connection, table)]
         self._around.metrics.unwatched.labels(self._name).set(len(blind))
         self._around.states.change(
@@ -325,99 +342,11 @@ class Applier:
             **({"tables": " ".join(blind), "remedy": "sidecache sql install"} if blind else {}),
         )  # fmt: skip
 
-    # Keys.
-
-    def _names_of(self, changes: Iterable[Change]) -> set[bytes]:
-        """Return the keys of this cluster, as nodes name them, that changes make stale."""
-        ruleset = self._around.router.ruleset
-        by_table = plans.plans_in(ruleset).by_table
-        names: set[bytes] = set()
-        whole: dict[str, set[int]] = {"truncated": set(), "unmapped": set()}
-        for change in changes:
-            for row in by_table.get(change.table, ()):
-                keyspace = ruleset.keyspaces[row.keyspace]
-                if keyspace.cluster != self._cluster or keyspace.name == change.origin:
-                    continue
-                if change.everything:
-                    whole["truncated"].add(row.keyspace)
-                    continue
-                if not change.key.keys() >= set(row.columns):
-                    # The triggers were installed for other policies.
-                    whole["unmapped"].add(row.keyspace)
-                    continue
-                key = _key_of(keyspace.pattern, row.columns, change)
-                # A column may hold anything: what is no key of this keyspace is nobody's, or that
-                # of another.
-                if key is not None and ruleset.find_keyspace(key) == row.keyspace:
-                    names.add(ruleset.upstream_name(key))
-        for reason, keyspaces in whole.items():
-            self._distrust(frozenset(keyspaces), reason)
-        return names
-
-    async def _send(self, names: Collection[bytes]) -> None:
-        """Invalidate keys; those for which nobody answers in time are owed."""
-        waiting = set(names)
-        done = asyncio.Event()
-
-        def heard(name: bytes, reply: bytes) -> None:
-            if reply[:1] == b":":
-                waiting.discard(name)
-                if not waiting:
-                    done.set()
-
-        for name in names:
-            first, *others = beside(name)
-            self._errands.run(INVALIDATE, self._cluster, first, (), partial(heard, name), others)
-        if waiting:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(SENDING):
-                    await done.wait()
-        room = OWED - len(self._owed)
-        self._overflowed = self._overflowed or len(waiting) > room
-        self._owed.update(list(waiting)[:room])
-
-    async def _catch_up(self, reader: Outbox) -> None:
-        """Send what is owed, to each node one key first, to see whether there is any use in more.
-
-        Of a slot that moves, keys are sent one by one: a node refuses commands with several of
-        which it has only some.
-        """
-        slots = self._around.router.slots
-        owed: dict[int, list[bytes]] = {}
-        for name in self._owed:
-            slot = slots.place_of(self._cluster, name).slot
-            owed.setdefault(slots.owner(self._cluster, slot), []).append(name)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(SENDING):
-                await asyncio.gather(*(self._repay(names) for names in owed.values()))
-        if self._overflowed and not self._owed:
-            self._overflowed = False
-            reader.rewind(self._said[0])
-
-    async def _repay(self, names: Iterable[bytes]) -> None:
-        for name in names:
-            for key in beside(name):
-                reply = await self._errands.ask(INVALIDATE, self._cluster, [key])
-                if reply[:1] != b":":
-                    return
-            self._owed.discard(name)
-
     def _tell(self, level: int, state: str, **fields: object) -> None:
         self._around.states.change(
             level, f"invalidation {self._name}", state, f"invalidation_{state}",
             cluster=self._name, **fields,
         )  # fmt: skip
-
-
-def _key_of(
-    pattern: Iterable[bytes | Segment], columns: Iterable[str], change: Change
-) -> bytes | None:
-    """Return the client's key for a changed row, or None where it has none."""
-    values = iter(columns)
-    parts = [part if isinstance(part, bytes) else change.key[next(values)] for part in pattern]
-    if any(part is None for part in parts):
-        return None
-    return b"".join(part.encode() if isinstance(part, str) else part or b"" for part in parts)
 
 
 class Invalidation:

@@ -1,8 +1,8 @@
 """In which state each cluster and each of its shards is, as one value made of what is known.
 
-The application makes one `States`. Handlers ask `of`, the admin port and INFO ask `said`; changes
-are told in the log and in the metrics. A shard is a primary with its slots; slots without one are a
-shard too, one that is down.
+The application makes one `States`. The admin port and INFO ask `said`; changes are told in the log
+and in the metrics. A shard is a primary with its slots; slots without one are a shard too, one that
+is down.
 
 Always true: a state is worked out when it is asked for and kept nowhere, so it cannot outlive its
 reasons; one shard's state says nothing of another's; a cluster's is the worst of its shards.
@@ -94,11 +94,6 @@ class States:
         pools.changed = self.look_soon
         if origin is not None:
             origin.watch(lambda up: self.look_soon())
-
-    def of(self, cluster: int, slot: int) -> str:
-        """Return the state of a slot's shard, one of SHARD_STATES."""
-        pool = self._pools.clusters[cluster]
-        return self._state(pool, pool.owner_of(slot if pool.sharded else 0))
 
     def counts(self, pool: ClusterPool) -> Counter[str]:
         """Return how many shards of a cluster are in which state."""

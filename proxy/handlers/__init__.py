@@ -31,6 +31,29 @@ from proxy.wire.rules import Pause
 REDIS_VERSION = "7.0.15"
 
 
+class Applied(Protocol):
+    """How far what changes in PostgreSQL has come to one cluster."""
+
+    @property
+    def leading(self) -> bool:
+        """Return whether this sidecar invalidates for all; of another's work nothing is known."""
+
+    @property
+    def lag(self) -> float:
+        """Return for how many seconds something has been left to do."""
+
+    @property
+    def owed(self) -> int:
+        """Return how many keys wait for their shards."""
+
+    @property
+    def position(self) -> int: ...
+    @property
+    def changes(self) -> int: ...
+    @property
+    def replays(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class ClusterStatistics:
     """One cluster as INFO shows it."""
@@ -40,6 +63,7 @@ class ClusterStatistics:
     state: str  # "up", or what it is and how many of its shards are
     nodes: int
     maxmemory_policy: str
+    invalidation: Applied | None = None  # None where no database is configured
 
 
 @dataclass(frozen=True)
@@ -65,6 +89,8 @@ class Statistics:
     maxmemory_policy: str  # of the default cluster
     clusters: tuple[ClusterStatistics, ...]
     rules: RuleStatistics = RuleStatistics()
+    postgres: str = ""  # "up" or "down"; nothing where no database is configured
+    behind: str = ""  # what is written behind: see `origin.behind`; nothing without a journal
 
 
 class Monitors(Protocol):

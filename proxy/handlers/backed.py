@@ -26,7 +26,8 @@ MARGIN = 5.0
 def take(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
     """Answer a Request of a keyspace that PostgreSQL stands behind, within a deadline."""
     reply = _taken(session, request)
-    return reply if isinstance(reply, bytes) else _in_time(session, request, reply)
+    # What a future waits for, a node or a fetch, has a deadline of its own.
+    return reply if isinstance(reply, bytes | asyncio.Future) else _in_time(session, request, reply)
 
 
 async def _in_time(session: Session, request: wire.Request, reply: Awaitable[bytes]) -> bytes:

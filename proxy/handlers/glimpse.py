@@ -6,7 +6,7 @@ whatever its size, and what is left out is counted in Redis' own words.
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
@@ -98,7 +98,7 @@ class Entry(NamedTuple):
     peer: str
     name: bytes
     user: str
-    told: dict[str, object]  # the same for who may not see data: see `sight`
+    told: Callable[[], dict[str, object]]  # the same for who may not see data: see `sight`
 
     @property
     def microseconds(self) -> int:
@@ -113,9 +113,13 @@ class SlowLog:
         self._number = 0
 
     def note(
-        self, client: Client, words: Sequence[bytes], parts: Parts, told: dict[str, object]
+        self,
+        client: Client,
+        words: Sequence[bytes],
+        parts: Parts,
+        told: Callable[[], dict[str, object]],
     ) -> None:
-        """Take in a command that its client has waited long for."""
+        """Take in a command that its client has waited long for; told is asked when it is read."""
         entry = Entry(
             self._number, int(time.time()), parts, words, client.peer, client.name, client.user,
             told,

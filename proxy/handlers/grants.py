@@ -18,13 +18,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from proxy.errors import OriginBusy, OriginDown, OriginError
-from proxy.handlers.mirror import Mirror
 from proxy.origin.batching import segments_of
 from proxy.origin.budget import share_of
 from proxy.origin.postgres import Argument, Postgres, Record
 from proxy.origin.render import rendered
 from proxy.plans import Locking, Plan, Statement
 from proxy.tallies import LockMetrics
+from proxy.upstream.mirror import Mirror
 
 # How long an answer that was lost is asked for again, in seconds, and how often.
 RESOLVE = 2.0

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from proxy import resp, wire
-from proxy.handlers import REDIS_VERSION, Handler, Session, Statistics
+from proxy.handlers import REDIS_VERSION, Applied, Handler, Session, Statistics
 
 Fields = Mapping[str, object]
 
@@ -241,7 +241,21 @@ def _sidecache(session: Session, statistics: Statistics) -> Fields:
         fields[f"cluster_{cluster.name}"] = (
             f"state={cluster.state},nodes={cluster.nodes},maxmemory_policy={cluster.maxmemory_policy}"
         )
+    if statistics.postgres:
+        fields["postgres"] = f"state={statistics.postgres}"
+    if statistics.behind:
+        fields["behind"] = f"state={statistics.behind}"
+    for cluster in statistics.clusters:
+        if cluster.invalidation is not None:
+            fields[f"invalidation_{cluster.name}"] = _applied(cluster.invalidation)
     return fields
+
+
+def _applied(of: Applied) -> str:
+    return (
+        f"leading={int(of.leading)},lag={of.lag:.3f},owed={of.owed},position={of.position},"
+        f"changes={of.changes},replays={of.replays}"
+    )
 
 
 _SECTIONS: Mapping[str, Callable[[Session, Statistics], Fields]] = {

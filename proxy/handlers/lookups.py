@@ -7,7 +7,9 @@ Always true: what cannot be had is an error of PostgreSQL's or of Redis', never 
 than a policy lets clients see is not shown, but where PostgreSQL cannot answer.
 """
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Awaitable, Mapping
+from functools import partial
 
 from proxy import errors, resp, wire
 from proxy.errors import OriginError
@@ -34,11 +36,22 @@ _ANSWERED = ANSWERED | {b"mget"}
 _WHOLE = ("string", "json", "counter", None)
 
 
-async def look_up(session: Session, request: wire.Request, reads: Reads, target: Target) -> bytes:
+def look_up(
+    session: Session, request: wire.Request, reads: Reads, target: Target
+) -> bytes | Awaitable[bytes]:
     """Answer a look-up by what PostgreSQL has."""
     assert request.reply is not None
-    if request.reason == Reason.AWAY:
-        return await _away(session, request, reads, target, request.reply)
+    if request.reason != Reason.AWAY:
+        return _missed(session, request, reads, target)
+    # Without Redis everybody comes here: who waits for the same fetch costs no task.
+    told: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    reads.tell_away(target, partial(_tell, told, session, request, reads, target))
+    return told.result() if told.done() else told
+
+
+async def _missed(session: Session, request: wire.Request, reads: Reads, target: Target) -> bytes:
+    """Answer a look-up of what Redis lacks, or has too old."""
+    assert request.reply is not None
     found = await reads.value(target)
     if isinstance(found, There):
         return await _again(session, request, reads, target)
@@ -75,8 +88,37 @@ async def time_left(session: Session, request: wire.Request, reads: Reads, targe
 async def _away(
     session: Session, request: wire.Request, reads: Reads, target: Target, reply: bytes
 ) -> bytes:
-    """Answer without Redis, or as the data plane has it where the policy wants an error."""
-    found = await reads.away(target)
+    """Answer without Redis."""
+    return _said_away(session, request, reads, target, reply, await reads.away(target))
+
+
+def _tell(
+    told: asyncio.Future[bytes],
+    session: Session,
+    request: wire.Request,
+    reads: Reads,
+    target: Target,
+    found: Found | OriginError | None,
+) -> None:
+    """Give a client the answer to a look-up without Redis; a fault is this client's alone."""
+    assert request.reply is not None
+    if told.done():
+        return  # the process ends and has given up on it
+    try:
+        told.set_result(_said_away(session, request, reads, target, request.reply, found))
+    except Exception as error:
+        told.set_exception(error)
+
+
+def _said_away(
+    session: Session,
+    request: wire.Request,
+    reads: Reads,
+    target: Target,
+    reply: bytes,
+    found: Found | OriginError | None,
+) -> bytes:
+    """Return what is found without Redis, or the node's error where the policy wants one."""
     if found is None:
         reads.metrics.answer(target.plan.name, "error")
         return reply

@@ -13,11 +13,13 @@ import asyncio
 import math
 import random
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from proxy.errors import OriginBusy, OriginError
 from proxy.handlers import leases
-from proxy.handlers.flights import Flight, Flights
+from proxy.handlers.flights import Flight, Flights, heard
 from proxy.handlers.gutter import SECONDS, Gutter
 from proxy.handlers.leases import Leases
 from proxy.handlers.targets import Target
@@ -109,26 +111,34 @@ class Reads:
 
     async def bypass(self, target: Target) -> Found | OriginError:
         """Return what a key holds without a look at Redis, and without filling it."""
-
-        async def fetch(flight: Flight[Found | There]) -> Found | OriginError:
-            return await self._kept(target, flight)
-
         # A fetch that may find the key in Redis is no answer here, so these are others.
-        found = await self._flights.join((target.key,), fetch)
-        return OriginBusy("its fetch found another") if isinstance(found, There) else found
+        return _past(await self._flights.join((target.key,), partial(self._kept, target)))
 
     async def away(self, target: Target) -> Found | OriginError | None:
         """Return what a key holds while no node can be asked; None: the policy wants an error."""
+        return await heard(partial(self.tell_away, target))
+
+    def tell_away(self, target: Target, tell: Callable[[Found | OriginError | None], None]) -> None:
+        """Call tell with the same: at once, or when the one fetch for all who wait is over."""
         plan, now = target.plan, self._loop.time()
         if plan.read is None or plan.detour.reads == "error":
-            return None
-        copy = self._gutter.get(target.key, now)
-        if copy is not None:
-            return Found(copy.value, copy.read, "gutter")
-        found = await self.bypass(target) if plan.detour.reads == "origin" else None
-        if isinstance(found, Found):
-            return found
-        return self._stale(target) or found
+            tell(None)
+        elif (copy := self._gutter.get(target.key, now)) is not None:
+            tell(Found(copy.value, copy.read, "gutter"))
+        elif plan.detour.reads == "stale":
+            tell(self._stale(target))
+        else:
+            fetch = partial(self._kept, target)
+            self._flights.hear((target.key,), fetch, partial(self._tell_fetched, target, tell))
+
+    def _tell_fetched(
+        self,
+        target: Target,
+        tell: Callable[[Found | OriginError | None], None],
+        found: Found | There | OriginError,
+    ) -> None:
+        """Tell what a fetch past Redis has brought, or what is at hand where it has failed."""
+        tell(found if isinstance(found, Found) else self._stale(target) or _past(found))
 
     def count(self, plan: Plan, found: Found | OriginError) -> None:
         """Count an answer by where it came from."""
@@ -263,6 +273,11 @@ class Reads:
         seconds = max(SECONDS, (plan.ttl_ms + plan.age.error_ms) / 1000)
         copy = self._gutter.get(target.key, self._loop.time(), seconds)
         return None if copy is None else Found(copy.value, copy.read, "stale")
+
+
+def _past(found: Found | There | OriginError) -> Found | OriginError:
+    """Return what a fetch has brought that did not look at Redis."""
+    return OriginBusy("its fetch found another") if isinstance(found, There) else found
 
 
 def _may_be_kept(plan: Plan) -> bool:

@@ -118,14 +118,7 @@ async def _acquire(order: Order) -> bytes:
 
 
 async def _extend(order: Order) -> bytes:
-    """`owner` keeps locks for `seconds` from now, at most as long as the policy says.
-
-    A lock that was granted with another `token` than the one named is not its own any more.
-    """
-    if order.value("token") and len(order.keys) == 1:
-        row = await order.grants.held(order.plan, order.keys[0])
-        if row is None or (row.owner, row.token) != (order.owner, order.token):
-            return order.reply(outcome="lost")
+    """`owner` keeps locks for `seconds` from now, at most as long as the policy says."""
     claim = Claim(order.owner, _seconds(order))
     return _told(order, await order.grants.take(order.plan, order.keys, claim, mine=True))
 
@@ -193,8 +186,9 @@ async def _queue(order: Order) -> bytes:
 
 
 async def _mine(order: Order) -> bytes:
-    """Tell `owner` which locks it holds within `scope`: name, token, milliseconds, for each."""
-    held = await order.grants.mine(order.plan, order.owner, order.values.get("scope", ""))
+    """Tell which locks `owner` holds within the other argument: name, token, milliseconds each."""
+    scope = next((text for name, text in order.values.items() if name != "owner"), "")
+    held = await order.grants.mine(order.plan, order.owner, scope)
     return resp.array(
         [
             resp.array([resp.bulk(each.columns[-1].encode()), resp.integer(each.token),

@@ -109,6 +109,14 @@ class Snapshot(NamedTuple):
     def xmin(self) -> int:
         return int(self.text.partition(":")[0])
 
+    @property
+    def finished(self) -> int:
+        """Return how many transactions it shows: never fewer than an earlier one, as many only if
+        they are the same, because one that begins raises both what is added here and what is taken.
+        """
+        _, xmax, open_ones = self.text.split(":")
+        return int(xmax) - len(open_ones.split(",")) * bool(open_ones)
+
 
 class Change(NamedTuple):
     """One key of a table of which rows have changed, or all of them."""
@@ -157,6 +165,7 @@ class Outbox:
         self._ahead = ""  # snapshot of the look whose pages are being read
         self._last = (0, 0)
         self.now = 0  # milliseconds since the epoch, at the last page
+        self.finished = start.finished  # transactions that the last page shows
 
     @property
     def position(self) -> int:
@@ -183,6 +192,7 @@ class Outbox:
         self.now = int(rows[0]["now"])
         found = [row for row in rows if row["xid"] is not None]
         ahead = self._ahead or rows[0]["snapshot"]
+        self.finished = Snapshot(ahead).finished
         if len(found) < PAGE:
             self._behind, self._ahead, self._last = Snapshot(ahead), "", (0, 0)
         else:

@@ -20,6 +20,7 @@ from proxy import log
 from proxy.config import Database
 from proxy.errors import OriginBusy, OriginDown, OriginError, OriginMisfit, OriginRefused
 from proxy.origin.codecs import set_codecs
+from proxy.origin.deadlines import until
 from proxy.secret import Secret
 
 # Only for who checks types: the class itself takes no parameter.
@@ -82,7 +83,7 @@ async def connect(url: Secret, database: Database, name: str = "sidecache") -> C
             "lock_timeout": str(round(database.lock_timeout * 1000)),
         }
     try:
-        async with asyncio.timeout(database.connect_timeout):
+        async with until(asyncio.get_running_loop().time() + database.connect_timeout):
             return await asyncpg.connect(
                 url.reveal(),
                 statement_cache_size=100 if database.prepared else 0,
@@ -131,7 +132,7 @@ class Pool:
         """
         connection, sound = None, False
         try:
-            async with asyncio.timeout_at(deadline):
+            async with until(deadline):
                 connection = await self._take()
                 yield connection
             sound = True

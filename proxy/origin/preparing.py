@@ -10,7 +10,7 @@ import asyncpg
 
 from proxy.origin.pool import Connection
 from proxy.origin.render import TTL, VALUE
-from proxy.plans import SQL_TYPES, Plan, Statement
+from proxy.plans import SQL_TYPES, Plan, Present, Statement
 
 # A complaint: place of the policy as file:line:column, what is wrong.
 Finding = tuple[str, str]
@@ -43,6 +43,13 @@ async def findings(connection: Connection, plan: Plan) -> AsyncIterator[Finding]
         names = await _names(connection, statement)
         for text in [names] if isinstance(names, str) else _about_restore(plan, names):
             yield statement.place, text
+
+
+async def about_present(connection: Connection, present: Present) -> AsyncIterator[Finding]:
+    """Yield what is wrong with a statement about changed rows."""
+    names = await _names(connection, present.statement)
+    for text in [names] if isinstance(names, str) else _about_columns(names):
+        yield present.statement.place, text
 
 
 async def about_table(connection: Connection, table: str, columns: Sequence[str]) -> str | None:
@@ -93,7 +100,7 @@ async def _typed(connection: Connection, statement: Statement) -> str | None:
 
 
 def _about_read(plan: Plan, columns: _Columns) -> Iterator[str]:
-    yield from _about_columns(plan, columns)
+    yield from _about_columns(columns)
     names = [name for name, _, _ in columns]
     wanted = [column for _, column in plan.columns]
     for column in wanted:
@@ -108,7 +115,7 @@ def _about_read(plan: Plan, columns: _Columns) -> Iterator[str]:
 
 
 def _about_restore(plan: Plan, columns: _Columns) -> Iterator[str]:
-    yield from _about_columns(plan, columns)
+    yield from _about_columns(columns)
     types = {name: type for name, type, _ in columns}
     for segment in plan.segments:
         if segment.name not in types:
@@ -119,7 +126,7 @@ def _about_restore(plan: Plan, columns: _Columns) -> Iterator[str]:
         yield f'nothing is left for the value; call it "{VALUE}"'
 
 
-def _about_columns(plan: Plan, columns: _Columns) -> Iterator[str]:
+def _about_columns(columns: _Columns) -> Iterator[str]:
     seen: set[str] = set()
     for name, type, kind in columns:
         if kind not in _SCALAR:

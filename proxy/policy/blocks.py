@@ -289,6 +289,33 @@ class Write(Strict):
     )  # fmt: skip
 
 
+def _counts(value: str) -> str:
+    if value.count("{value}") != 1 or value == "{value}":
+        raise ValueError("expects a name with {value} in it, such as {value}_count")
+    return value
+
+
+class Patch(Strict):
+    """Which fields of a hash a changed row means, so that the rest of it need not be read again."""
+
+    columns: tuple[Name, ...] = Field(
+        (), description="Columns of the changed row that the statement is given by name, beside "
+        "the segments of the key."
+    )  # fmt: skip
+    sql: Text = Field(
+        description="SELECT of one changed row as it is now: columns field and value, as the hash "
+        "has them. A row that is gone takes the key away."
+    )
+    counts: Annotated[Text, AfterValidator(_counts)] | None = Field(
+        None, description="Field that says how many fields have a value: {value}_count. It moves "
+        "with them."
+    )  # fmt: skip
+    greatest: tuple[Text, ...] = Field(
+        (), description="Fields that are numbers and keep the greater one, such as last_updated. "
+        "They are not counted."
+    )  # fmt: skip
+
+
 class Invalidation(Strict):
     """A table whose changes make keys stale."""
 
@@ -298,6 +325,26 @@ class Invalidation(Strict):
     )
     also: dict[str, dict[Name, Name]] = Field(
         {}, description="Other keyspaces that become stale too: their segments to columns."
+    )
+    patch: Patch | None = Field(
+        None, description="Keep the fields of a hash in step instead of taking the key away."
+    )
+
+
+class Publication(Strict):
+    """A table whose changes are told on a channel."""
+
+    table: Text = Field(description="Table that is watched.")
+    key: dict[Name, Name] = Field(
+        {}, description="Segment of the channel's name to the column that holds its value."
+    )
+    columns: tuple[Name, ...] = Field(
+        (), description="Columns of the changed row that the statement is given by name, beside "
+        "the segments of the channel."
+    )  # fmt: skip
+    sql: Text = Field(
+        description="SELECT of one changed row as it is now: the column message is published. Of a "
+        "row that is gone nothing is told."
     )
 
 

@@ -5,7 +5,7 @@ here: this is where a policy that would sell a seat twice is stopped. What depen
 is left to those who can see it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from proxy.policy import sql
 from proxy.policy.blocks import HashTagWord, RateLimit
 from proxy.policy.lifetimes import ENDS, TIMED
 from proxy.policy.model import Keyspace, Policies
-from proxy.policy.patterns import confused, parse_characters
+from proxy.policy.patterns import Pattern, confused, parse_characters
 from proxy.policy.rights import Vocabulary
 from proxy.units import show_size
 from proxy.validation import Location
@@ -88,7 +88,7 @@ def _lock(own: Keyspace) -> Iterator[Complaint]:
                         " ever: ttl: {default: 600s}", "ttl")  # fmt: skip
     if own.lock is None:
         return
-    columns = [*_mapping(own, ("lock", "key"), own.lock.key, complete=own.lock.table is not None)]
+    columns = [*mapped(own.key, ("lock", "key"), own.lock.key, complete=own.lock.table is not None)]
     yield from columns
     if own.decided and own.lock.table is not None and own.restore is None and not columns:
         yield Complaint(("lock", "table"), "what a row of it looks like as a key is said by the "
@@ -96,7 +96,7 @@ def _lock(own: Keyspace) -> Iterator[Complaint]:
                         "restore")  # fmt: skip
     per_owner = own.lock.per_owner
     if per_owner is not None and per_owner.scope not in own.key.names:
-        yield _no_segment(own, ("lock", "per_owner", "scope"), per_owner.scope)
+        yield _no_segment(own.key, ("lock", "per_owner", "scope"), per_owner.scope)
     if own.lock.max_hold and own.ttl.default and own.lock.max_hold < own.ttl.default:
         yield Complaint(("lock", "max_hold"), "is shorter than ttl.default")
 
@@ -130,7 +130,7 @@ def _hash_tag(own: Keyspace) -> Iterator[Complaint]:
     if isinstance(own.hash_tag, HashTagWord):
         return
     if own.hash_tag not in own.key.names:
-        yield _no_segment(own, ("hash_tag",), own.hash_tag)
+        yield _no_segment(own.key, ("hash_tag",), own.hash_tag)
         return
     before = own.key.parts[: own.key.position(own.hash_tag)]
     if any(isinstance(part, bytes) and b"{" in part for part in before):
@@ -178,7 +178,7 @@ def _types(own: Keyspace) -> Iterator[Complaint]:
 def _origin(own: Keyspace) -> Iterator[Complaint]:
     if own.origin is not None:
         at = ("origin", "read")
-        yield from _parameters(own, at, own.origin.read, own.key.names)
+        yield from known_parameters(own.key, at, own.origin.read, own.key.names)
         if not sql.reads(own.origin.read):
             yield Complaint(at, "must only read: it begins with SELECT, WITH, VALUES or TABLE")
         return
@@ -204,7 +204,7 @@ def _write(own: Keyspace) -> Iterator[Complaint]:
         # The fields of a hash are parameters too, and only the database knows them.
         if own.type in ("string", "json", "counter"):
             names = (*own.key.names, "value", "ttl", "version")
-            yield from _parameters(own, ("write", "sql"), write.sql, names)
+            yield from known_parameters(own.key, ("write", "sql"), write.sql, names)
         elif not sql.single(write.sql):
             yield Complaint(("write", "sql"), "must be one statement")
     if write.mode == "behind" and own.ttl.default and own.ttl.default < _BEHIND_TTL:
@@ -296,7 +296,7 @@ def check_names(policies: Policies, vocabulary: Vocabulary) -> Iterator[Complain
     for name, role in policies.roles.items():
         for index, keyspace in enumerate(role.keyspaces or ()):
             if keyspace not in policies.keyspaces:
-                yield _no_keyspace(policies, ("roles", name, "keyspaces", index), keyspace)
+                yield no_keyspace(policies, ("roles", name, "keyspaces", index), keyspace)
         yield from _limits(("roles", name, "rate"), role.rate, ())
     yield from _check_channels(policies)
 
@@ -376,28 +376,6 @@ def check_overlaps(policies: Policies, place: Callable[[str], str]) -> Iterator[
         )
 
 
-def check_invalidation(policies: Policies) -> Iterator[Complaint]:
-    """Yield invalidations whose keys cannot be derived, or which would lose what is not in SQL."""
-    for name, own in policies.keyspaces.items():
-        for index, rule in enumerate(own.invalidate):
-            at: Location = ("keyspaces", name, "invalidate", index)
-            if own.durable:
-                yield Complaint(at, f"would delete keys of kind {own.kind}, which nothing can "
-                                "bring back; leave it out")  # fmt: skip
-            for complaint in _mapping(own, ("key",), rule.key, complete=True):
-                yield complaint._replace(location=(*at, *complaint.location))
-            for other, mapping in rule.also.items():
-                target = policies.keyspaces.get(other)
-                if target is None:
-                    yield _no_keyspace(policies, (*at, "also", other), other)
-                    continue
-                if target.durable:
-                    yield Complaint((*at, "also", other), f"would delete keys of kind "
-                                    f"{target.kind}, which nothing can bring back")  # fmt: skip
-                for complaint in _mapping(target, ("also", other), mapping, complete=True):
-                    yield complaint._replace(location=(*at, *complaint.location))
-
-
 def check_budgets(policies: Policies, vocabulary: Vocabulary) -> Iterator[Complaint]:
     """Yield for each cluster the budget with which all up to it are more than its memory."""
     clusters = vocabulary.clusters or ()
@@ -413,37 +391,38 @@ def check_budgets(policies: Policies, vocabulary: Vocabulary) -> Iterator[Compla
                             f"its memory is {show_size(memory)}")  # fmt: skip
 
 
-def _mapping(
-    own: Keyspace, at: Location, mapping: dict[str, str], *, complete: bool
+def mapped(
+    key: Pattern, at: Location, mapping: Mapping[str, str], *, complete: bool
 ) -> Iterator[Complaint]:
-    """Yield segments that a key does not have, and those that are missing."""
+    """Yield segments that a pattern does not have, and those that are missing."""
     for segment in mapping:
-        if segment not in own.key.names:
-            yield _no_segment(own, (*at, segment), segment)
-    missing = [name for name in own.key.names if name not in mapping]
+        if segment not in key.names:
+            yield _no_segment(key, (*at, segment), segment)
+    missing = [name for name in key.names if name not in mapping]
     if complete and missing:
         have = "segment {} of {} has" if len(missing) == 1 else "segments {} of {} have"
-        named = have.format(", ".join(missing), own.key.text)
+        named = have.format(", ".join(missing), key.text)
         yield Complaint(at, f"the key cannot be derived: the {named} no column")
 
 
-def _no_segment(own: Keyspace, at: Location, name: str) -> Complaint:
-    allowed = ", ".join(own.key.names) or "none, the key has no segment"
-    return Complaint(at, f"{quote(name)} is no segment of {own.key.text}; allowed: {allowed}"
-                     f"{suggest(name, own.key.names)}")  # fmt: skip
+def _no_segment(key: Pattern, at: Location, name: str) -> Complaint:
+    allowed = ", ".join(key.names) or "none, the key has no segment"
+    return Complaint(at, f"{quote(name)} is no segment of {key.text}; allowed: {allowed}"
+                     f"{suggest(name, key.names)}")  # fmt: skip
 
 
-def _no_keyspace(policies: Policies, at: Location, name: str) -> Complaint:
+def no_keyspace(policies: Policies, at: Location, name: str) -> Complaint:
     hint = suggest(name, policies.keyspaces)
     return Complaint(at, f"there is no keyspace {quote(name)}{hint}", name, "keyspaces")
 
 
-def _parameters(
-    own: Keyspace, at: Location, text: str, allowed: tuple[str, ...]
+def known_parameters(
+    key: Pattern, at: Location, text: str, allowed: Sequence[str]
 ) -> Iterator[Complaint]:
+    """Yield parameters of a statement that nothing gives, and more than one statement."""
     for name in sql.parameters(text):
         if name not in allowed:
-            yield Complaint(at, f"the parameter :{name} is no segment of {own.key.text}; allowed: "
+            yield Complaint(at, f"the parameter :{name} is no segment of {key.text}; allowed: "
                             f"{', '.join(allowed)}{suggest(name, allowed)}")  # fmt: skip
     if not sql.single(text):
         yield Complaint(at, "must be one statement")

@@ -285,6 +285,8 @@ def _unpickled(source: pickle.Unpickler) -> Iterator[Any]:
 
 def write() -> None:
     """Make the draft that is ordered on standard input, and send its pieces; the process's work."""
+    # Nothing of what comes to be here is garbage before the end: a fifth of the work is saved.
+    gc.disable()
     order = Order(*pickle.load(sys.stdin.buffer))  # noqa: S301
     # One pickler for all pieces: what they share is sent once.
     pickler = pickle.Pickler(sys.stdout.buffer)

@@ -15,7 +15,7 @@ from typing import Any
 
 from proxy.documents import Mistake, MistakesFound, Node, read_far
 from proxy.errors import PolicyError
-from proxy.policy import attachments, checks, schemas, scripts
+from proxy.policy import attachments, checks, dependencies, schemas, scripts
 from proxy.policy.aliases import check_aliases
 from proxy.policy.model import EMPTY, Defaults, File, GlobalCommands, Policies
 from proxy.policy.rights import Vocabulary
@@ -248,7 +248,7 @@ def _all(policies: Policies, vocabulary: Vocabulary, owners: _Owners) -> Iterato
 
     yield from checks.check_overlaps(policies, place)
     yield from checks.check_names(policies, vocabulary)
-    yield from checks.check_invalidation(policies)
+    yield from dependencies.check_dependencies(policies)
     yield from checks.check_budgets(policies, vocabulary)
     yield from scripts.check_scripts(policies, vocabulary)
     yield from attachments.check_files(policies, lambda at: Path(owners.find(at).path))

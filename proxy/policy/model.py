@@ -34,6 +34,7 @@ from proxy.policy.blocks import (
     Near,
     NewName,
     Origin,
+    Publication,
     RateLimit,
     Restore,
     Text,
@@ -238,6 +239,9 @@ class Channel(Strict):
     cluster: Text = Field("cache", description="Cluster on which they are published.")
     publish: tuple[Text, ...] | None = Field(None, description="Roles that may publish.")
     subscribe: tuple[Text, ...] | None = Field(None, description="Roles that may subscribe.")
+    changes: tuple[Publication, ...] = Field(
+        (), description="Which changes of which tables are told on it, whoever made them."
+    )
 
 
 class Script(Strict):

@@ -4,16 +4,20 @@ Used by the compiler. Statements get numbered parameters here: their text is fix
 loaded, and what a client sends is never part of it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from proxy.plans import (
+    MOST_FIELDS,
     SQL_TYPES,
     Age,
     Dependency,
     Detour,
+    News,
     Parameter,
+    Patch,
     Plan,
     Plans,
+    Present,
     Restoring,
     Statement,
     Watch,
@@ -23,6 +27,7 @@ from proxy.policy import sql
 from proxy.policy.blocks import Origin
 from proxy.policy.locking import locking_of
 from proxy.policy.model import Keyspace, Policies
+from proxy.policy.patterns import Pattern
 from proxy.validation import Location
 
 
@@ -38,7 +43,7 @@ def plans_of(policies: Policies, cluster_of: Callable[[str], int]) -> Plans:
         for name, own in policies.effective.items()
         if own.on_loss == "lost"
     )
-    return Plans(by_keyspace, _by_table(policies), lost)
+    return Plans(by_keyspace, _by_table(policies), lost, _news(policies, cluster_of))
 
 
 def _plan(index: int, name: str, own: Keyspace, policies: Policies, cluster: int) -> Plan:
@@ -129,22 +134,88 @@ def numbered(name: str, text: str, own: Keyspace, place: str = "") -> Statement:
     return Statement(name, sql.replaced(text, written).strip(), parameters, place)
 
 
+def present(
+    name: str, text: str, key: Pattern, columns: Mapping[str, str], gives: Sequence[str],
+    most: int, place: str,
+) -> Present:  # fmt: skip
+    """Return a statement about one row as one about many; columns has that of each parameter.
+
+    Names of parameters become columns of a row whose names nobody would choose.
+    """
+    names = sql.parameters(text)
+    kinds = {segment.name: segment.kind for segment in key.segments}
+
+    def written(each: str) -> str:
+        return f"sidecache_row.p{names.index(each)}::{SQL_TYPES.get(kinds.get(each, ''), 'text')}"
+
+    arrays = ", ".join(f"${number}::text[]" for number in range(1, len(names) + 1))
+    row = ", ".join([*(f"p{number}" for number in range(len(names))), "n"])
+    now = ", ".join(f"sidecache_now.{each}" for each in gives)
+    inner = sql.replaced(text, written).strip().removesuffix(";")
+    whole = f"""\
+SELECT sidecache_row.n, {now}
+  FROM unnest({arrays}) WITH ORDINALITY AS sidecache_row({row})
+ CROSS JOIN LATERAL (SELECT * FROM (
+{inner}
+) AS rows LIMIT {most}) AS sidecache_now ORDER BY 1"""  # noqa: S608
+    parameters = tuple(Parameter(each, kinds.get(each, "text")) for each in names)
+    return Present(
+        Statement(name, whole, parameters, place), tuple(columns[each] for each in names)
+    )
+
+
+def _patch(policies: Policies, name: str, index: int) -> Patch | None:
+    own = policies.effective[name]
+    rule = own.invalidate[index]
+    said = rule.patch
+    if said is None:
+        return None
+    at: Location = ("keyspaces", name, "invalidate", index, "patch", "sql")
+    columns = {**{column: column for column in said.columns}, **rule.key}
+    before, _, behind = (said.counts or "").partition("{value}")
+    return Patch(
+        present(f"{name} patch", said.sql, own.key, columns, ("field", "value"),
+                MOST_FIELDS + 1, policies.place(at)),
+        (before.encode(), behind.encode()) if said.counts else None,
+        frozenset(each.encode() for each in said.greatest),
+    )  # fmt: skip
+
+
 def _by_table(policies: Policies) -> dict[str, tuple[Dependency, ...]]:
     places = {name: index for index, name in enumerate(policies.effective)}
     found: dict[str, list[Dependency]] = {}
 
-    def note(table: str, keyspace: str, columns: dict[str, str]) -> None:
+    def note(
+        table: str, keyspace: str, columns: dict[str, str], patch: Patch | None = None
+    ) -> None:
         segments: Sequence[str] = policies.effective[keyspace].key.names
-        row = Dependency(places[keyspace], tuple(columns[segment] for segment in segments))
+        row = Dependency(places[keyspace], tuple(columns[segment] for segment in segments), patch)
         if row not in (rows := found.setdefault(table, [])):
             rows.append(row)
 
     for name, own in policies.effective.items():
-        for rule in own.invalidate:
-            note(rule.table, name, rule.key)
+        for index, rule in enumerate(own.invalidate):
+            note(rule.table, name, rule.key, _patch(policies, name, index))
             for other, columns in rule.also.items():
                 note(rule.table, other, columns)
     return {table: tuple(rows) for table, rows in found.items()}
+
+
+def _news(policies: Policies, cluster_of: Callable[[str], int]) -> dict[str, tuple[News, ...]]:
+    found: dict[str, tuple[News, ...]] = {}
+    for name, own in policies.channels.items():
+        for index, rule in enumerate(own.changes):
+            place = policies.place(("channels", name, "changes", index, "sql"))
+            columns = {**{column: column for column in rule.columns}, **rule.key}
+            asked = present(
+                f"{name} changes", rule.sql, own.channel, columns, ("message",), 1, place
+            )
+            told = News(
+                name, own.channel.parts, cluster_of(own.cluster),
+                tuple(rule.key[segment] for segment in own.channel.names), asked,
+            )  # fmt: skip
+            found[rule.table] = (*found.get(rule.table, ()), told)
+    return found
 
 
 def locks_of(policies: Policies) -> tuple[Plan, ...]:
@@ -154,19 +225,41 @@ def locks_of(policies: Policies) -> tuple[Plan, ...]:
 
 
 def watches_of(policies: Policies) -> tuple[Watch, ...]:
-    """Return every table that an invalidation names, with all columns that any of them needs."""
+    """Return every table whose changes mean something, with all columns that anybody needs."""
     found: dict[str, tuple[str, dict[str, str]]] = {}
-    for name, own in policies.effective.items():
-        for index, rule in enumerate(own.invalidate):
-            at: Location = ("keyspaces", name, "invalidate", index)
-            _, columns = found.setdefault(rule.table, (policies.place((*at, "table")), {}))
-            for field, mapping in [
-                (("key",), rule.key),
-                *((("also", o), m) for o, m in rule.also.items()),
-            ]:
-                for segment, column in mapping.items():
-                    columns.setdefault(column, policies.place((*at, *field, segment)))
+    for table, at, columns in named(policies):
+        _, known = found.setdefault(table, (policies.place((*at, "table")), {}))
+        for field, column in columns:
+            known.setdefault(column, policies.place((*at, *field)))
     return tuple(
         Watch(table, tuple(sorted(columns.items())), place)
         for table, (place, columns) in sorted(found.items())
     )
+
+
+# A column and where below a rule it is named.
+_Named = tuple[Location, str]
+
+
+def named(policies: Policies) -> Iterator[tuple[str, Location, Iterable[_Named]]]:
+    """Yield the table of each rule, where the rule stands, and the columns that it names."""
+    for name, own in policies.effective.items():
+        for index, rule in enumerate(own.invalidate):
+            columns = [*_mapped(("key",), rule.key)]
+            for other, mapping in rule.also.items():
+                columns += _mapped(("also", other), mapping)
+            if rule.patch is not None:
+                columns += _listed(("patch", "columns"), rule.patch.columns)
+            yield rule.table, ("keyspaces", name, "invalidate", index), columns
+    for name, channel in policies.channels.items():
+        for index, told in enumerate(channel.changes):
+            columns = [*_mapped(("key",), told.key), *_listed(("columns",), told.columns)]
+            yield told.table, ("channels", name, "changes", index), columns
+
+
+def _mapped(at: Location, mapping: Mapping[str, str]) -> Iterable[_Named]:
+    return [((*at, segment), column) for segment, column in mapping.items()]
+
+
+def _listed(at: Location, columns: Sequence[str]) -> Iterable[_Named]:
+    return [((*at, index), column) for index, column in enumerate(columns)]

@@ -77,12 +77,14 @@ class Errands:
 
     async def tell(self, place: wire.Location, words: Sequence[bytes]) -> bytes:
         """Send a command to the node of a place; return its reply, or an error line."""
+        return await self._answer(lambda deliver: self.post(place, words, deliver))
+
+    def post(
+        self, place: wire.Location, words: Sequence[bytes], deliver: Callable[[bytes], None]
+    ) -> None:
+        """Send a command to the node of a place; deliver gets the reply, at once or later."""
         self._side.receive_data(b"", self._loop.time())
-        return await self._answer(
-            lambda deliver: self._side.submit(
-                place, wire.pack(words), -1, self._loop.time(), deliver
-            )
-        )
+        self._side.submit(place, wire.pack(words), -1, self._loop.time(), deliver)
 
     async def _answer(self, send: Callable[[Callable[[bytes], None]], None]) -> bytes:
         answer: asyncio.Future[bytes] = self._loop.create_future()

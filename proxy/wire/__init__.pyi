@@ -378,6 +378,7 @@ class Downstream(Sink):
     following: int  # commands of rules behind the client's that are not answered yet
     blocked: bool  # parsing waits: for replies, a slow command, a new topology or room to send
     closing: bool  # no further command is taken: after `finish` or a protocol error
+    passing: bool  # the rest of a request that is refused already is passed over as it comes
     def __init__(self, router: Router, batch: Batch, lane: int) -> None: ...
     @property
     def held_bytes(self) -> int:

@@ -79,6 +79,7 @@ cdef class Downstream(Sink):
     cdef Patterns matcher           # of the patterns of keys, or None: all
     cdef Py_ssize_t key_bytes
     cdef ArgumentBounds limits     # of arguments, or None
+    cdef readonly bint passing     # the rest of a request that is refused already is passed over
     cdef bint awake                # in the batch's list already
     cdef bint must_drain           # parsing waits until nothing is pending
     cdef int held

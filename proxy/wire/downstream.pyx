@@ -30,7 +30,7 @@ from proxy.wire.bounds cimport ArgumentBounds
 from proxy.wire.edits cimport Edit, edit_write, put_length
 from proxy.wire.frames cimport (
     COMPLETE, INCOMPLETE, Bounds, Octets, Progress, Word, Words, fault_line, octets_append,
-    octets_consume, octets_free, pack, progress_reset, scan_request,
+    octets_consume, octets_free, pack, pass_request, progress_reset, scan_request,
 )
 from proxy.wire.frames import split_inline
 from proxy.wire.growth cimport growth_follows, judge_growth, put_trim
@@ -44,7 +44,8 @@ from proxy.wire.rules import AWAY_WORDS
 from proxy.wire.sketches cimport COUNTED, MOST_WORDS, SAMPLED, WORD_BYTES, Sketches, Trace
 from proxy.wire.tables cimport (
     ABANDONED, AWAY, BARRIER, BOUNDS_DUTY, BOUNDS_RULE, COLLECTION_DUTY, COLLECTION_RULE, COMMANDS_DUTY,
-    COMMANDS_RULE, CONTAINER, ENTRY_WORDS, ERROR, EXPIRED, FITTING_VALUES, FOLLOWED, KEYS_GEORADIUS,
+    COMMANDS_RULE, CONTAINER, ENTRY_WORDS, ERROR, EXPIRED, FITTING_VALUES, FOLLOWED, FORWARD,
+    KEYS_GEORADIUS,
     KEYS_NONE, KEYS_NUMKEYS, KEYS_RANGE, KEYS_RENDERED, KEYS_SORT, KEYS_STREAMS, KEY_RULE,
     LEAVES_NUMBER, LEAVES_PART, LITERAL_TAG, LOCAL, MAKES_CARRIED, MAKES_FIRST, MAKES_SECOND, MISS, MISSING_REJECT,
     NAME_BYTES, NEXT_WORDS, NO_TAG, OK, ORIGIN, ORIGIN_DUTY, PATH_REFUSED, PLACED_WORDS, RATE_DUTY,
@@ -75,6 +76,8 @@ cdef enum:
     EMPTY_PER_SECOND = 1000
     # Of an error's code in what is told of a command; Redis' longest has 11.
     ERROR_BYTES = 32
+    # What of a request is looked at before it is whole: an ordinary one is whole by then.
+    AHEAD_BYTES = 64 * 1024
     # Before AUTH (Redis: 10 words of 16 KiB). A kilobyte holds any secret that is typed in.
     STRANGER_WORDS = 10
     STRANGER_WORD_BYTES = 1024
@@ -106,6 +109,7 @@ include "words.pxi"
 include "requests.pxi"
 include "parsing.pxi"
 include "judging.pxi"
+include "foreseeing.pxi"
 include "lookups.pxi"
 include "charging.pxi"
 include "sending.pxi"
@@ -226,10 +230,18 @@ cdef class Downstream(Sink):
                     or (self.pending and (self.serial or self.pending >= self._window()))):
                 self.blocked = True
                 break
+            if self.passing:
+                position += _pass(self, data + position, size - position)
+                if self.passing or self.closing:
+                    break
+                continue
             if data[position] == c"*":
                 end = _frame(self, data + position, size - position)
                 if end <= 0:
-                    break
+                    if not self.passing:
+                        break
+                    position += self.progress.position
+                    continue
                 if not WORDS.count:
                     verdict = _empty(self, now)
                 elif self.batch.sketches.passes(end):

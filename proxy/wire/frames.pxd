@@ -54,6 +54,8 @@ cdef void octets_free(Octets* octets) noexcept nogil
 
 cdef int scan_request(const char* data, Py_ssize_t size, const Bounds* bounds,
                       Progress* progress, Words* words) except? -100
+cdef int pass_request(const char* data, Py_ssize_t size, const Bounds* bounds,
+                      Progress* progress) noexcept nogil
 cdef int scan_reply(const char* data, Py_ssize_t size, Progress* progress) noexcept nogil
 cdef void progress_reset(Progress* progress) noexcept nogil
 cpdef bytes fault_line(int status)

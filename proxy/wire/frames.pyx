@@ -169,6 +169,48 @@ cdef int scan_request(const char* data, Py_ssize_t size, const Bounds* bounds,
     return COMPLETE
 
 
+cdef int pass_request(const char* data, Py_ssize_t size, const Bounds* bounds,
+                      Progress* progress) noexcept nogil:
+    """Pass over a request of which nothing is kept; progress.position is how far data is passed.
+
+    Begins at the head of a word, or where it stopped before; progress.left counts words to come,
+    progress.need the bytes of the present one that are, its CR LF included.
+    """
+    cdef Py_ssize_t position = 0
+    cdef Py_ssize_t at
+    cdef int64_t number = 0
+    cdef int status = INCOMPLETE
+    progress.position = 0
+    while progress.left > 0:
+        if progress.need == 0:
+            if position >= size:
+                return INCOMPLETE
+            if data[position] != b"$":
+                return BAD_TYPE
+            at = position + 1
+            status = _number(data, size, &at, &number, False)
+            if status != COMPLETE:
+                return BAD_LENGTH if status == BAD_COUNT else status
+            if number > bounds.word_bytes:
+                return TOO_LONG_WORD
+            progress.need = number + 2
+            position = at
+        if progress.need > 2:
+            at = min(progress.need - 2, size - position)
+            position += at
+            progress.need -= at
+        while 0 < progress.need <= 2 and position < size:
+            if data[position] != (c"\r" if progress.need == 2 else c"\n"):
+                return BAD_TERMINATOR
+            position += 1
+            progress.need -= 1
+        progress.position = position
+        if progress.need > 0:
+            return INCOMPLETE
+        progress.left -= 1
+    return COMPLETE
+
+
 cdef int scan_reply(const char* data, Py_ssize_t size, Progress* progress) noexcept nogil:
     """Scan one RESP2 or RESP3 reply from data[0]; progress.position is its end when COMPLETE."""
     cdef Py_ssize_t position

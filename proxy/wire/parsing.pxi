@@ -9,9 +9,13 @@ cdef bytes SPEAKS_HTTP = b"-ERR Protocol error: this port speaks the Redis proto
 
 
 cdef Py_ssize_t _frame(Downstream client, const char* data, Py_ssize_t size) except -100:
-    """Return the size of the multibulk request at data and fill WORDS, 0 while it is not whole."""
+    """Return the size of the multibulk request at data and fill WORDS, 0 while it is not whole.
+
+    One that is refused before it is whole makes the client pass over the rest of it.
+    """
     cdef int status
     cdef bint again = client.progress.left >= 0
+    cdef Py_ssize_t before = client.progress.need
     WORDS.count = 0
     status = scan_request(data, size, &client.bounds, &client.progress, NULL if again else &WORDS)
     if status == COMPLETE and again:
@@ -24,7 +28,21 @@ cdef Py_ssize_t _frame(Downstream client, const char* data, Py_ssize_t size) exc
         return size
     if status < 0:
         _fail(client, fault_line(status))
+    elif client.progress.need != before and client.progress.need > AHEAD_BYTES:
+        _foresee(client, data, size)
     return 0
+
+
+cdef Py_ssize_t _pass(Downstream client, const char* data, Py_ssize_t size) except -100:
+    """Return how many bytes at data belong to the request that is passed over."""
+    cdef int status = pass_request(data, size, &client.bounds, &client.progress)
+    cdef Py_ssize_t passed = client.progress.position
+    if status != INCOMPLETE:
+        client.passing = False
+        progress_reset(&client.progress)
+    if status < 0:
+        _fail(client, fault_line(status))
+    return passed
 
 
 cdef Py_ssize_t _line(Downstream client, const char* data, Py_ssize_t size) except -100:

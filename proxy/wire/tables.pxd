@@ -239,6 +239,7 @@ cdef class Ruleset:
         self.patterns.match(key, size, found)
     cdef bint refuses(self, int keyspace, int rule) noexcept
     cdef bint applies(self, int keyspace, int rule) noexcept
+    cdef bint in_force(self, int keyspace) noexcept
     cdef bytes name_for_node(self, const uint8_t* key, Py_ssize_t size, Match* found)
     cdef int slot_for(self, const uint8_t* key, Py_ssize_t size, Match* found) noexcept
 
@@ -248,6 +249,7 @@ cdef class SlotMap:
     cdef bint* sharded
     cdef readonly int clusters
     cdef readonly tuple nodes
+    cdef _check_owners(self, const int16_t[::1] rows)
     cdef inline int owner_of(self, int cluster, int slot) noexcept:
         # Before the topology is known, rules name clusters that no map has.
         return self.owners[cluster * SLOTS + slot] if cluster < self.clusters else -1

@@ -435,6 +435,14 @@ cdef class Ruleset:
         """Whether a rule changes a command. A rule in full force breaks nothing by being met."""
         return self.spaces[keyspace].enforced[rule] >= 100 or self.refuses(keyspace, rule)
 
+    cdef bint in_force(self, int keyspace) noexcept:
+        """Whether none of a keyspace's rules is on trial: what breaks one is refused."""
+        cdef int rule
+        for rule in range(RULE_COUNT):
+            if self.spaces[keyspace].enforced[rule] < 100:
+                return False
+        return True
+
     cdef int find(self, const char* name, Py_ssize_t size) noexcept:
         cdef int place, row
         cdef Py_ssize_t i
@@ -517,15 +525,20 @@ cdef class SlotMap:
             if rows.shape[0] != (SLOTS if sharded else 1):
                 raise ValueError("a sharded cluster has an owner for every slot, another has one")
             memcpy(self.owners + cluster * SLOTS, &rows[0], rows.shape[0] * sizeof(int16_t))
-            for owner in set(owners):
-                if owner != -1 and not self._has_connections(owner):
-                    raise ValueError(f"owner {owner} is no node with connections of both protocols")
+            self._check_owners(rows)
 
-    def _has_connections(self, Py_ssize_t owner):
-        if not 0 <= owner < len(self.nodes):
-            return False
-        lanes = self.nodes[owner]
-        return len(lanes) == 2 and all(lanes)
+    cdef _check_owners(self, const int16_t[::1] rows):
+        """Raise ValueError for an owner that is not among the nodes, or lacks a connection."""
+        # A table first: sixteen thousand slots as Python numbers would hold up the loop.
+        cdef bytes connected = bytes([len(lanes) == 2 and all(lanes) for lanes in self.nodes])
+        cdef const unsigned char* table = connected
+        cdef Py_ssize_t count = len(connected)
+        cdef Py_ssize_t slot
+        cdef int owner
+        for slot in range(rows.shape[0]):
+            owner = rows[slot]
+            if owner != -1 and not (0 <= owner < count and table[owner]):
+                raise ValueError(f"owner {owner} is no node with connections of both protocols")
 
     def __dealloc__(self):
         free(self.owners)

@@ -66,6 +66,7 @@ class Bench:
         loop = asyncio.get_running_loop()
         latencies = wire.Latencies(1)
         flusher = Flusher(loop)
+        self.batch = flusher.batch
         nodes = tuple(NodeURL("127.0.0.1", n.port, None, None, False) for n in cluster.primaries)
         config = ClusterConfig("cache", "cluster", nodes, None, None, 1.0, 1)
         self.url = url

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from proxy import wire
-from proxy.control import invalidation
+from proxy.control import delivery, invalidation
 from proxy.control.invalidation import Lost, Untrusted
 from proxy.embedded.node import NodeOptions
 from proxy.embedded.postgres import Postgres
@@ -457,7 +457,7 @@ async def test_more_debts_than_are_remembered_are_read_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Memory is bounded; the outbox remembers the rest."""
-    monkeypatch.setattr(invalidation, "OWED", 5)
+    monkeypatch.setattr(delivery, "OWED", 5)
     own = await start_cluster(shape=Shape(3, 0))
     async with sidecar(own, ruleset, url) as bench:
         await leads(bench)

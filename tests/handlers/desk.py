@@ -181,7 +181,10 @@ class Desk:
             for upstream in pair:
                 upstream.available = True
         slots = wire.SlotMap(
-            [(True, array("h", [first] * 8192 + [first + 1] * 8192)) for first in (0, 2)],
+            [
+                (True, array("h", [first]) * 8192 + array("h", [first + 1]) * 8192)
+                for first in (0, 2)
+            ],
             [[(upstream,) for upstream in pair] for pair in pairs],
         )
         limits = Limits(100, 0.0, 5.0, 1 << 20, 1 << 24, 10.0, 10, 10, 60.0, 100, 1000)

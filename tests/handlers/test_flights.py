@@ -122,3 +122,19 @@ async def test_a_fault_ends_the_wait(caplog: pytest.LogCaptureFixture) -> None:
     assert isinstance(outcome, OriginError)
     assert outcome.line == errors.INTERNAL
     assert [record.message for record in caplog.records] == ["fetch_failed"]
+
+
+async def test_many_are_told_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between those who wait for one key the loop has a turn for others; nobody is forgotten."""
+    monkeypatch.setattr(flights, "TOLD_PER_TURN", 4)
+    runway, heard = Runway(), list[str | OriginError]()
+    for _ in range(10):
+        runway.flights.hear("k", runway.fetch, heard.append)
+    await asyncio.sleep(0)
+    runway.land("value")
+    counts = [0]
+    while len(heard) < 10:
+        await asyncio.sleep(0)
+        counts.append(len(heard))
+    assert sorted(set(counts)) == [0, 4, 8, 10]
+    assert runway.flights.waiting == 0

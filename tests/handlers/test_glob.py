@@ -49,7 +49,7 @@ marks = st.lists(
 
 
 @given(marks, st.lists(st.sampled_from([b"a", b"b", b"c", b"]", b"\n", b"-"])).map(b"".join))
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_expression_fits_what_the_pattern_fits(pattern: bytes, text: bytes) -> None:
     """For keys a pattern means the same as for names, but for case."""
     assert bool(expression(pattern).fullmatch(text)) is matches(pattern, text)

@@ -1,8 +1,11 @@
 """INFO."""
 
+from dataclasses import dataclass, replace
+
 import pytest
 
 from proxy.handlers.information import human, percentile
+from tests.handlers.backed_desk import nobody
 from tests.handlers.desk import Client, Desk
 
 # What client libraries and frameworks look for in INFO when they start.
@@ -23,6 +26,36 @@ async def test_info_has_what_clients_look_for(words: bytes) -> None:
     lines = set(text.split(b"\r\n"))
     assert lines >= LOOKED_FOR
     assert any(line.startswith(b"run_id:") and len(line) == 47 for line in lines)
+
+
+@dataclass(frozen=True)
+class Far:
+    """How far an applier has come."""
+
+    leading: bool = True
+    lag: float = 0.0126
+    owed: int = 3
+    position: int = 4711
+    changes: int = 20
+    replays: int = 1
+
+
+async def test_info_tells_of_postgresql() -> None:
+    """Where a database is configured, whether it is there, and how far its changes have come."""
+    desk = Desk()
+    client = desk.connect()
+    assert (
+        not {b"postgres", b"behind", b"invalidation_cache"} & _fields(client, b"sidecache").keys()
+    )
+    cache, locks = desk.server.cluster_statistics()
+    desk.server.cluster_statistics = lambda: (replace(cache, invalidation=Far()), locks)
+    desk.server.postgres = nobody()
+    fields = _fields(client, b"sidecache")
+    assert fields[b"postgres"] == b"state=down"
+    assert fields[b"invalidation_cache"] == (
+        b"leading=1,lag=0.013,owed=3,position=4711,changes=20,replays=1"
+    )
+    assert b"invalidation_locks" not in fields
 
 
 async def test_info_of_sections() -> None:

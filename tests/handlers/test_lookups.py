@@ -1,8 +1,11 @@
 """Look-ups that Redis has no answer for, and questions of time."""
 
+import asyncio
+
 import pytest
 
 from proxy import errors
+from proxy.handlers import lookups
 from proxy.plans import Age
 from tests.handlers.backed_desk import BackedDesk, plan
 from tests.handlers.desk import Client
@@ -97,3 +100,32 @@ async def test_what_nobody_can_answer_is_degraded(table: BackedDesk) -> None:
     table.away()
     client.send(b"HRANDFIELD", b"user:\xff")
     assert await client.reply() == errors.DEGRADED
+
+
+async def test_who_waits_without_redis_costs_no_task(table: BackedDesk) -> None:
+    """All who ask for a key while no node is there wait for one fetch, and for nothing else."""
+    clients = [table.connect() for _ in range(50)]
+    table.away()
+    before = asyncio.all_tasks()
+    for client in clients:
+        client.send(b"HGETALL", b"user:1")
+    assert len(asyncio.all_tasks() - before) == 1
+    assert {await client.reply() for client in clients} == {errors.ORIGIN_DOWN}
+
+
+async def test_a_fault_is_one_clients_alone(
+    table: BackedDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those who wait for one fetch, one whose answer cannot be made gets an error of its own."""
+    first, second = table.connect(), table.connect()
+    table.away()
+
+    def fail(*arguments: object) -> bytes:
+        monkeypatch.undo()
+        raise ZeroDivisionError
+
+    first.send(b"HGETALL", b"user:1")
+    second.send(b"HGETALL", b"user:1")
+    monkeypatch.setattr(lookups, "_said", fail)
+    assert await first.reply() == errors.INTERNAL
+    assert await second.reply() == errors.ORIGIN_DOWN

@@ -13,7 +13,7 @@ async def test_slow_commands_are_listed() -> None:
     client.value(b"CLIENT", b"SETNAME", b"worker")
     log = desk.server.slowlog
     for number in range(12):
-        log.note(client.session, [b"GET", b"k%d" % number], Parts(0, 0, 250_000, 0), {})
+        log.note(client.session, [b"GET", b"k%d" % number], Parts(0, 0, 250_000, 0), dict)
     assert client.value(b"SLOWLOG", b"LEN") == 12
     entries = client.value(b"SLOWLOG", b"GET")
     assert len(entries) == 10
@@ -31,7 +31,7 @@ async def test_what_others_sent_is_theirs() -> None:
     desk = Desk(USERS)
     app, other, boss = (signed_in(desk, name) for name in (b"app", b"other", b"boss"))
     for client, key in ((app, b"mine"), (other, b"secret")):
-        desk.server.slowlog.note(client.session, [b"GET", key], Parts(0, 0, 250_000, 0), {})
+        desk.server.slowlog.note(client.session, [b"GET", key], Parts(0, 0, 250_000, 0), dict)
     assert [entry[3] for entry in app.value(b"SLOWLOG", b"GET")] == [[b"GET", b"mine"]]
     assert app.value(b"SLOWLOG", b"LEN") == 1
     assert len(boss.value(b"SLOWLOG", b"GET")) == 2

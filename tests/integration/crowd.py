@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from tests.histories import Operation
 from tests.integration.rig import Caller
-from tests.integration.seats import Line, Seat, Unanswered, ask, ask_plainly
+from tests.integration.tickets import Line, Seat, Unanswered, ask, ask_plainly
 
 # Of a group, so many seats are on offer at once. More than half as many as it has clients that may
 # hold several: all want what others have.
@@ -161,7 +161,7 @@ class Client:
         if dice < 0.35:
             seconds = plan.longer if dice < 0.2 else None
             return await ask(line, "extend", seat, self.owner, hold=plan.hold,
-                             token=belief.token, seconds=seconds)  # fmt: skip
+                             seconds=seconds)  # fmt: skip
         if dice < 0.45:
             return await ask(line, "status", seat, self.owner, hold=plan.hold)
         kind = "confirm" if dice < 0.47 else "release"

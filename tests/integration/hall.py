@@ -27,7 +27,7 @@ from tests.detour import divert
 from tests.faults import Relay
 from tests.integration.chaos import Wires
 from tests.integration.crowd import Plan
-from tests.integration.seats import COMMANDS, Seat, booking
+from tests.integration.tickets import Seat, booking
 
 SHIPPED = Path(str(files("proxy") / "policies"))
 
@@ -97,24 +97,8 @@ def rules_in(folder: Path, **changes: Any) -> Path:
     space["lock"] |= changes
     if space["lock"].get("queue") is None:
         space["lock"].pop("queue", None)
-    _offer(path, document)
     (path / "seats.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
     return path
-
-
-def _offer(path: Path, document: dict[str, Any]) -> None:
-    """Offer COMMANDS, by scripts that nothing runs: PostgreSQL decides about locks."""
-    (path / "lua").mkdir(exist_ok=True)
-    document["scripts"] = {}
-    for operation, (name, arguments) in COMMANDS.items():
-        words = ", ".join(f"ARGV[{number}]" for number in range(1, len(arguments) + 1))
-        (path / "lua" / f"{operation}.lua").write_text(
-            f"-- KEYS  1 the lock\nreturn redis.error_reply('{name}' .. #KEYS .. #{{{words}}})\n"
-        )
-        document["scripts"][f"seat_{operation}"] = {
-            "name": name, "file": f"{operation}.lua", "keys": ["seat_lock:{event}:{seat}"],
-            "arguments": list(arguments), "lock": operation, "on_unavailable": "origin",
-        }  # fmt: skip
 
 
 async def furnish(dsn: str, seats: Iterable[Seat], owners: Iterable[str], rules: Path) -> None:

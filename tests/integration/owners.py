@@ -12,7 +12,7 @@ from tests.histories import Operation
 from tests.integration.crowd import Plan
 from tests.integration.hall import Hall
 from tests.integration.rig import Caller, is_error, wait_for
-from tests.integration.seats import COMMANDS, Seat, ask, ask_plainly, booking
+from tests.integration.tickets import COMMANDS, Seat, ask, ask_plainly, booking
 from tests.replies import pack
 from tests.wallclock import WallClock
 
@@ -81,7 +81,10 @@ async def _attempt(
     owner, token = grant
     kind = dice.choice(("extend", "release", "confirm", "DEL", "UNLINK", "EXPIRE", "SET", "EVAL"))
     if kind in COMMANDS:
-        name, wrong = dice.choice((("usr_1", token), (owner, token - 1), ("usr_1", token + 1)))
+        thieves = [("usr_1", token), ("usr_1", token + 1)]
+        if "token" in COMMANDS[kind][1]:
+            thieves.append((owner, token - 1))
+        name, wrong = dice.choice(thieves)
         told = await ask(thief, kind, seat, name, hold=1.0, token=wrong, seconds=1)
         return [str(told)] if told.outcome != "refused" else []
     other = json.dumps({"user_id": "usr_1"})

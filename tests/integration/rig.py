@@ -54,8 +54,10 @@ class Caller:
         self.replies = hiredis.Reader()
 
     @classmethod
-    async def open(cls, port: int) -> "Caller":
-        return cls(*await asyncio.open_connection("127.0.0.1", port))
+    async def open(cls, port: int, source: str | None = None) -> "Caller":
+        """Connect, from an address of ours (all of 127.0.0.0/8 are) if one is given."""
+        here = None if source is None else (source, 0)
+        return cls(*await asyncio.open_connection("127.0.0.1", port, local_addr=here))
 
     async def pipeline(self, commands: Sequence[Sequence[Word]]) -> list[Any]:
         self.writer.write(b"".join(pack(*words) for words in commands))

@@ -1,155 +1,95 @@
-"""Seats, and how a client asks for them: the commands, and what their replies mean.
+"""The booking database behind a proxy with the shipped policies, and seats that change by SQL."""
 
-How commands are spelt stands in one table. An `Operation` of `tests.histories` is what is noted.
-"""
+import contextlib
+import random
+from collections.abc import AsyncIterator, Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any
 
-import json
-import math
-import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+import asyncpg
 
-from tests.histories import NEVER, Operation
-from tests.integration.rig import Word, is_error
+from proxy.embedded import sample
+from proxy.embedded.postgres import Postgres
+from proxy.embedded.redis import Cluster
+from proxy.embedded.sidecar import Sidecar
+from proxy.origin import installing
+from proxy.origin.batching import Connection
+from proxy.policy import compiler
+from proxy.policy.planning import watches_of
+from tests.integration.rig import StartProxy
 
-# The words of a command behind its name, by what they are.
-COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "acquire": ("SEAT.ACQUIRE", ("event", "seat", "owner", "booking", "session")),
-    "extend": ("SEAT.EXTEND", ("event", "seat", "owner", "token", "seconds")),
-    "release": ("SEAT.RELEASE", ("event", "seat", "owner", "token")),
-    "confirm": ("SEAT.CONFIRM", ("event", "seat", "owner", "token", "booking")),
-    "status": ("SEAT.STATUS", ("event", "seat")),
-}
+SHIPPED = Path(__file__).parents[2] / "policies"
+STATUSES = ("available", "locked", "booked", "reserved", "blocked")
+
+_NUMBERS = count()
 
 
-class Seat(NamedTuple):
-    """One seat of one event."""
+class Seats:
+    """All seats of the sample, and a proxy that tells of them."""
 
-    event: str
-    name: str
+    def __init__(self, proxy: Sidecar, database: Connection, seats: list[tuple[str, str]]) -> None:
+        self.proxy = proxy
+        self.database = database
+        self.all = seats
 
     @property
-    def key(self) -> str:
-        return f"seat_lock:{self.event}:{self.name}"
+    def events(self) -> list[str]:
+        return sorted({event for event, _ in self.all})
 
-    def __str__(self) -> str:
-        return f"{self.event}/{self.name}"
+    async def change(self, chance: random.Random, seat: tuple[str, str] | None = None) -> str:
+        """Give a seat, any unless it is named, a status by chance; return the status."""
+        event, name = seat or chance.choice(self.all)
+        status = chance.choice(STATUSES)
+        await self.database.execute(
+            "UPDATE seat_booking_state SET status = $3, updated_at = clock_timestamp(), "
+            "locked_by = CASE $3 WHEN 'locked' THEN 'usr_1' END, "
+            "locked_until = CASE $3 WHEN 'locked' THEN clock_timestamp() + interval '1 hour' END "
+            "WHERE event_id = $1 AND seat_id = $2",
+            event, name, status,
+        )  # fmt: skip
+        return status
 
+    async def truth(self, event: str) -> Mapping[bytes, bytes]:
+        """Return what the availability of an event is, counted here."""
+        rows = await self.database.fetch(
+            "SELECT seat_id, extract(epoch FROM updated_at)::bigint AS at, CASE WHEN status = "
+            "'locked' AND locked_until <= clock_timestamp() THEN 'available' ELSE status END AS s "
+            "FROM seat_booking_state WHERE event_id = $1",
+            event,
+        )
+        fields: dict[str, Any] = {row["seat_id"]: row["s"] for row in rows}
+        counts = {f"{s}_count": sum(row["s"] == s for row in rows) for s in STATUSES}
+        fields |= counts | {
+            "total_capacity": len(rows), "last_updated": max(row["at"] for row in rows)
+        }  # fmt: skip
+        return {name.encode(): str(value).encode() for name, value in fields.items()}
 
-class Line(Protocol):
-    """What sends a command and returns its reply: a connection to a proxy, or what stands for it.
-
-    Raises OSError or TimeoutError where there is no reply: the outcome is unknown then.
-    """
-
-    async def call(self, *words: Word) -> Any: ...
-
-
-class Answer(NamedTuple):
-    """What a reply means."""
-
-    outcome: str
-    token: int | None = None
-    seconds: float = 0.0
-    holder: str | None = None
-    error: str = ""
-
-
-def pairs(reply: Any) -> dict[bytes, Any]:
-    """Return a flat array or a map by its fields."""
-    if isinstance(reply, Mapping):
-        return dict(reply)
-    if isinstance(reply, Sequence) and len(reply) % 2 == 0:
-        return dict(zip(reply[::2], reply[1::2], strict=True))
-    raise AssertionError(f"neither a map nor a flat array: {reply!r}")
-
-
-def read(kind: str, reply: Any) -> Answer:
-    """Return the meaning of a reply to one of COMMANDS."""
-    if is_error(reply):
-        text = str(reply)
-        return Answer("unknown") if "unknown" in text.lower() else Answer("refused", error=text)
-    fields = pairs(reply)
-    outcome = fields[b"outcome"].decode()
-    match kind:
-        case "status":
-            holder = fields[b"owner"].decode() if outcome == "locked" else None
-            return Answer("told", holder=holder)
-        case "release" | "confirm":
-            return Answer(outcome if outcome in ("released", "confirmed") else "refused")
-    if outcome in ("acquired", "extended"):
-        return Answer(outcome, int(fields[b"token"]), int(fields[b"expires_in_ms"]) / 1000)
-    if kind == "extend":
-        return Answer("refused")
-    return Answer("queued" if outcome == "queue" else outcome)
+    async def metric(self, beginning: str) -> float:
+        """Return the sum of the lines of /metrics that begin so."""
+        _, page = await self.proxy.get("/metrics")
+        lines = [line for line in page.splitlines() if line.startswith(beginning)]
+        return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 
-async def ask(
-    line: Line, kind: str, seat: Seat, owner: str, *, hold: float, token: int | None = None,
-    seconds: int | None = None,
-) -> Operation:  # fmt: skip
-    """Ask one of COMMANDS about a seat; return the question with what was told.
-
-    A grant holds for `hold` seconds where no other time is asked for. Raises Unanswered.
-    """
-    name, words = COMMANDS[kind]
-    given = {
-        "event": seat.event, "seat": seat.name, "owner": owner, "session": f"session_{owner}",
-        "booking": booking(owner, seat.event), "token": token, "seconds": seconds or "",
-    }  # fmt: skip
-    command = [name, *(str(given[word]) for word in words)]
-    each = Operation(str(seat), owner, kind, time.monotonic(), token=token, seconds=seconds or hold)
-    return await _noted(line, command, each, lambda reply: read(kind, reply))
-
-
-def booking(owner: str, event: str) -> str:
-    return f"bkg_{owner}_{event}"
-
-
-async def ask_plainly(line: Line, kind: str, seat: Seat, owner: str, *, hold: float) -> Operation:
-    """Ask for a seat, give it back or look at it by SET NX EX, DEL or GET."""
-    each = Operation(str(seat), owner, kind, time.monotonic(), seconds=hold)
-    value = json.dumps({"user_id": owner, "booking_id": booking(owner, seat.event)})
-    command: dict[str, list[Word]] = {
-        "acquire": ["SET", seat.key, value, "NX", "EX", math.ceil(hold)],
-        "release": ["DEL", seat.key],
-        "status": ["GET", seat.key],
-    }
-
-    def meaning(reply: Any) -> Answer:
-        if is_error(reply):
-            at_limit = kind == "acquire" and "as many locks as it may" in str(reply)
-            return Answer("limit") if at_limit else read(kind, reply)
-        match kind:
-            case "acquire":
-                return Answer("granted" if reply else "refused", seconds=math.ceil(hold))
-            case "release":
-                return Answer("released" if reply == 1 else "refused")
-        return Answer("told", holder=json.loads(reply)["user_id"] if reply else None)
-
-    return await _noted(line, command[kind], each, meaning)
-
-
-class Unanswered(ConnectionError):
-    """No reply came; the operation may have happened."""
-
-    def __init__(self, operation: Operation) -> None:
-        super().__init__("no reply")
-        self.operation = operation
-
-
-async def _noted(
-    line: Line, command: Sequence[Word], each: Operation, meaning: Callable[[Any], Answer]
-) -> Operation:
+@contextlib.asynccontextmanager
+async def seats(
+    server: Postgres, clusters: Mapping[str, Cluster], start: StartProxy, folder: Path
+) -> AsyncIterator[Seats]:
+    """Start a proxy with the shipped policies, in front of the sample's database."""
+    name = f"seats{next(_NUMBERS)}"
+    dsn = await server.create_database(name)
+    await sample.load(dsn, 1)
+    watches = watches_of(compiler.read(SHIPPED, tuple(clusters)))
+    await installing.run(dsn, watches, apply=True, remove=False)
+    connection = await asyncpg.connect(dsn)
     try:
-        reply = await line.call(*command)
-    except (OSError, TimeoutError) as error:
-        raise Unanswered(each) from error
-    answer = meaning(reply)
-    each.outcome, each.holder, each.error = answer.outcome, answer.holder, answer.error
-    each.told = NEVER if answer.outcome == "unknown" else time.monotonic()
-    if each.grants:
-        each.asked = each.token
-        each.token = answer.token if answer.token is not None else each.token
-        each.seconds = answer.seconds or each.seconds
-    return each
+        rows = await connection.fetch("SELECT event_id, seat_id FROM seat_booking_state")
+        proxy = await start(
+            clusters, policies=str(SHIPPED), database={"url": dsn},
+            journal={"directory": str(folder / "journal")},
+        )  # fmt: skip
+        yield Seats(proxy, connection, [(row["event_id"], row["seat_id"]) for row in rows])
+    finally:
+        await connection.close()
+        await server.drop_database(name)

@@ -112,6 +112,22 @@ async def test_a_header_allocates_nothing(proxy: Sidecar, bomb: str) -> None:
     assert max(latencies) <= 0.1
 
 
+async def test_what_is_refused_is_not_kept(proxy: Sidecar) -> None:
+    """200 MiB for a key that nobody may write are refused at their beginning and cost no memory."""
+    caller, size = await Caller.open(proxy.port), 200 * MIB
+    before = most = resident_bytes(proxy.pid)
+    caller.writer.write(b"*3\r\n$3\r\nSET\r\n$16\r\nsidecache:lease:\r\n$%d\r\n" % size)
+    assert is_error(await caller.next())
+    for _ in range(size // MIB):
+        caller.writer.write(b"x" * MIB)
+        await caller.writer.drain()
+        most = max(most, resident_bytes(proxy.pid))
+    caller.writer.write(b"\r\n" + pack("PING"))
+    assert await caller.next() == b"PONG"
+    print(f"\n200 MiB: {(most - before) / MIB:+.1f} MiB")
+    assert most - before <= 2 * MIB
+
+
 async def unread(sidecar: Sidecar, nodes: list[Node], clients: int) -> tuple[int, int]:
     """Let clients ask for 2,000 MiB each and read nothing; return what grew here and in Redis."""
     caller = await Caller.open(sidecar.port)

@@ -1,5 +1,7 @@
 """What an operator sees of traffic, through a proxy in front of real clusters."""
 
+import asyncio
+import ipaddress
 import json
 import time
 from collections import Counter
@@ -11,12 +13,16 @@ import pytest
 
 from proxy.embedded.redis import Servers
 from proxy.embedded.sidecar import Sidecar
-from tests.integration.rig import Caller, StartProxy, resident_bytes, wait_for
+from tests.integration.rig import Caller, StartProxy, is_error, resident_bytes, wait_for
 
 pytestmark = pytest.mark.integration
 
 PARTS = ("policy_us", "queue_us", "upstream_us", "write_us")
 MIB = 1 << 20
+
+# Who may log in, and how often an address may fail before its next attempts have to wait.
+KNOWN = {f"known{number}": {"password": f"right{number}"} for number in range(50)}
+GUESSES = 10
 
 # Tables that fill, and what the allocator keeps.
 MOST_GROWN = 8 * MIB
@@ -110,8 +116,8 @@ async def scrape(sidecar: Sidecar) -> tuple[int, int, float]:
 def flood_of(count: int) -> Iterator[list[tuple[str | int, ...]]]:
     """Yield pipelines of ever new keys, commands and names, so many of each.
 
-    Users are few, as whoever fails to log in is made to wait; so are errors of nodes, which keep
-    each script that they have run.
+    Users are few, as whoever fails to log in is made to wait (`guessed` has many); so are errors
+    of nodes, which keep each script that they have run.
     """
     for start in range(0, count, 100):
         numbers = range(start, min(start + 100, count))
@@ -181,3 +187,82 @@ async def test_nothing_grows_with_what_clients_send(
     )
     (hot,) = await page(sidecar, "/hotkeys")
     assert len(hot["keys"]) == 100
+
+
+async def guess(port: int, number: int) -> None:
+    """Fail to log in under ten new names, from an address that nobody else has."""
+    source = ipaddress.IPv4Address("127.1.0.0") + number
+    caller = await Caller.open(port, str(source))
+    names = [f"stranger{number * GUESSES + place}" for place in range(GUESSES)]
+    replies = await caller.pipeline(
+        [("AUTH", name, "hunter22") for name in names[::2]]
+        + [("HELLO", 3, "AUTH", name, "hunter22") for name in names[1::2]]
+    )
+    assert all(str(reply).startswith("WRONGPASS") for reply in replies), replies
+    caller.close()
+
+
+async def guess_on(port: int, numbers: range) -> None:
+    for number in numbers:
+        await guess(port, number)
+
+
+async def log_in(port: int) -> None:
+    """Log in as each of those who may, in both ways."""
+    caller = await Caller.open(port)
+    for number, name in enumerate(KNOWN):
+        assert await caller.call("AUTH", name, f"right{number}") == b"OK"
+        assert not is_error(await caller.call("HELLO", 3, "AUTH", name, f"right{number}"))
+    caller.close()
+
+
+async def guessed(
+    start: StartProxy, clusters: dict[str, Servers], folder: Path, count: int
+) -> Sidecar:
+    """Try to log in under so many names, from a tenth as many addresses; nothing kept may grow."""
+    file = folder / "access.log"
+    sidecar = await start(
+        clusters, users={"default": {"nopass": True}} | KNOWN,
+        access_log={"sample": "100%", "file": str(file)},
+    )  # fmt: skip
+    begun, last = time.monotonic(), count // GUESSES
+    await log_in(sidecar.port)
+    warm = 500  # addresses; the table of those who failed fills in the rest
+    await guess_on(sidecar.port, range(warm))
+    before, memory = await scrape(sidecar), resident_bytes(sidecar.pid)
+    await asyncio.gather(
+        *(guess_on(sidecar.port, range(warm + first, last, 20)) for first in range(20))
+    )
+    await log_in(sidecar.port)
+    seconds = time.monotonic() - begun
+    after, grown = await scrape(sidecar), resident_bytes(sidecar.pid) - memory
+    log, text = (sidecar.directory / "sidecache.log").read_text(), file.read_text()
+    print(
+        f"{count} names in {seconds:.1f} s: series {before[0]} -> {after[0]}, scrape {before[1]} "
+        f"-> {after[1]} bytes; access log {len(text.splitlines()) / seconds:.0f} lines/s; log "
+        f"{len(log.splitlines()) / seconds:.0f} lines/s; memory {grown / MIB:+.1f} MiB"
+    )
+    assert grown <= MOST_GROWN
+    assert after[0] == before[0] <= 1500
+    assert after[1] <= before[1] + 1000  # longer numbers
+    assert len(text.splitlines()) <= 100 * (seconds + 1)
+    assert len(log.splitlines()) <= 100 * (seconds + 1)
+    for word in ("hunter22", "stranger", "right"):
+        assert word not in text
+        assert word not in log
+    caller = await Caller.open(sidecar.port)
+    assert len(await caller.call("ACL", "LOG", count)) == 128
+    return sidecar
+
+
+async def test_nothing_grows_with_who_fails_to_log_in(
+    proxy_process: StartProxy, both_clusters: dict[str, Servers], tmp_path: Path
+) -> None:
+    """Thousands of names add no series or lines, and each address has its budget of failures."""
+    sidecar = await guessed(proxy_process, both_clusters, tmp_path, 20_000)
+    caller = await Caller.open(sidecar.port, "127.0.0.2")
+    begun = time.monotonic()
+    await caller.pipeline([("AUTH", f"more{number}", "hunter22") for number in range(3 * GUESSES)])
+    # Behind the first ten or eleven, ten a second.
+    assert time.monotonic() - begun >= (2 * GUESSES - 1) * 0.1 - 0.05
+    assert await (await Caller.open(sidecar.port, "127.0.0.3")).call("PING") == b"PONG"

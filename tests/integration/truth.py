@@ -7,7 +7,7 @@ from typing import Any
 from tests.histories import GRANTS, Operation
 from tests.integration.hall import Hall
 from tests.integration.rig import Caller, is_error, wait_for
-from tests.integration.seats import Seat, pairs
+from tests.integration.tickets import Seat, pairs
 
 # How long an expired lock may be written as locked: the sweep of whoever leads.
 SWEPT_WITHIN = 2.0  # seconds

@@ -62,7 +62,6 @@ def judge(history: Sequence[Operation], limit: int) -> Verdict:
         verdict.add("refusals of an owner", histories.false_refusals(operations, certain))
         _order(verdict, operations)
     verdict.add("tokens given twice", histories.repeated(history))
-    verdict.add("extensions by a stale token", histories.stale_extensions(history))
     verdict.add("seats sold twice", histories.sold_twice(history))
     for event, certain in scopes.items():
         verdict.add("owners over the limit", (

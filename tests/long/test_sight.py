@@ -9,7 +9,7 @@ import pytest
 from proxy import wire
 from proxy.embedded.redis import Servers
 from tests.integration.rig import StartProxy
-from tests.integration.test_sight import flooded
+from tests.integration.test_sight import flooded, guessed
 from tests.replies import pack
 from tests.wire.stage import Stage
 from tests.wire.test_sketches import zipf
@@ -25,6 +25,14 @@ async def test_a_million_of_everything(
 ) -> None:
     """1,000,000 keys, commands and names add no series and no memory; lines stay within limits."""
     await flooded(proxy_process, both_clusters, tmp_path, 1_000_000)
+
+
+@pytest.mark.integration
+async def test_a_million_names_that_fail_to_log_in(
+    proxy_process: StartProxy, both_clusters: dict[str, Servers], tmp_path: Path
+) -> None:
+    """1,000,000 names in AUTH and HELLO add no series and no memory; lines stay within limits."""
+    await guessed(proxy_process, both_clusters, tmp_path, 1_000_000)
 
 
 def test_the_hottest_keys_among_the_sampled() -> None:

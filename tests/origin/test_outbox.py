@@ -220,3 +220,9 @@ async def test_a_reader_needs_no_more_than_its_tables(url: str, writer: Connecti
             assert await outbox.noting(connection, "event")
     finally:
         await writer.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+@pytest.mark.parametrize(("text", "finished"), [("5:5:", 5), ("5:9:5", 8), ("5:9:5,7", 7)])
+def test_a_snapshot_that_shows_more_counts_more(text: str, finished: int) -> None:
+    """Transactions before its end that are not open are finished."""
+    assert Snapshot(text).finished == finished

@@ -50,8 +50,64 @@ def test_tables_name_the_keys_that_their_rows_make_stale() -> None:
     found = {names[row.keyspace]: row.columns for row in plans.by_table["events"]}
     assert found["event"] == ("id",)
     assert found["org"] == ("organization_id",)
-    assert Dependency(names.index("event"), ("event_id",)) in plans.by_table["seat_booking_state"]
+    by_seat = plans.by_table["seat_booking_state"]
+    assert Dependency(names.index("event"), ("event_id",)) in by_seat
+    (patched,) = (row for row in by_seat if row.patch is not None)
+    assert names[patched.keyspace] == "event_availability"
+    assert patched.patch is not None
+    assert patched.patch.present.columns == ("event_id", "seat_id")
+    assert patched.patch.counts == (b"", b"_count")
     assert (CLUSTERS.index("locks"), "cart") in plans.lost
+
+
+def test_a_patch_asks_for_many_rows_at_once(tmp_path: Path) -> None:
+    """Each parameter becomes an array of text, cast to the type of its segment within."""
+    (tmp_path / "a.yaml").write_text(
+        "keyspaces:\n"
+        "  a:\n"
+        "    key: a:{id:int}\n"
+        "    type: hash\n"
+        "    origin: {read: SELECT 1}\n"
+        "    invalidate:\n"
+        "      - table: t\n"
+        "        key: {id: number}\n"
+        "        patch:\n"
+        "          columns: [n]\n"
+        "          sql: SELECT x AS field, y AS value FROM t WHERE n = :n AND number = :id;\n"
+    )
+    policies = compiler.read(tmp_path, CLUSTERS)
+    ruleset, _ = compiler.from_files(tmp_path, CLUSTERS)
+    ((row,),) = plans_in(ruleset).by_table.values()
+    assert row.patch is not None
+    assert row.patch.present.columns == ("n", "number")
+    assert row.patch.counts is None
+    assert row.patch.present.statement.text == (
+        "SELECT sidecache_row.n, sidecache_now.field, sidecache_now.value\n"
+        "  FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS sidecache_row(p0, p1, n)\n"
+        " CROSS JOIN LATERAL (SELECT * FROM (\n"
+        "SELECT x AS field, y AS value FROM t WHERE n = sidecache_row.p0::text "
+        "AND number = sidecache_row.p1::bigint\n"
+        ") AS rows LIMIT 17) AS sidecache_now ORDER BY 1"
+    )
+    assert row.patch.present.statement.place.endswith("a.yaml:11:11")
+    (watch,) = watches_of(policies)
+    assert [column for column, _ in watch.columns] == ["n", "number"]
+
+
+def test_channels_that_tell_of_a_table() -> None:
+    """All channels of a table, with their cluster; what they need is noted by its triggers."""
+    policies = compiler.read(SHIPPED, CLUSTERS)
+    ruleset, _ = compiler.from_files(SHIPPED, CLUSTERS)
+    news = plans_in(ruleset).news
+    seats = {told.channel: told for told in news["seat_booking_state"]}
+    assert list(seats) == ["seat_updates", "all_seat_updates"]
+    assert seats["seat_updates"].columns == ("event_id",)
+    assert seats["all_seat_updates"].columns == ()
+    assert seats["all_seat_updates"].present.columns == ("event_id", "seat_id")
+    assert {told.cluster for rules in news.values() for told in rules} == {CLUSTERS.index("cache")}
+    noted = {watch.table: [column for column, _ in watch.columns] for watch in watches_of(policies)}
+    assert noted["bookings"] == ["booking_id"]
+    assert noted["seat_booking_state"] == ["event_id", "seat_id"]
 
 
 def test_text_around_parameters_stays() -> None:

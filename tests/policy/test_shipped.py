@@ -289,8 +289,7 @@ SEGMENTS = {"event_id": "evt_1", "venue_id": "venue_1", "org_id": "org_1", "user
 
 # What a copy of a row holds, as the plan draws it; of an event as its code writes it.
 FIELDS = {
-    "event_availability": "available locked booked reserved blocked last_updated total_capacity "
-    "available_count",
+    "event_availability": "field value",
     "user_prefs": "favorite_venues notification_settings payment_methods booking_limits "
     "accessibility_needs last_updated",
     "event": "title venue_id organization_id event_date doors_open sales_start sales_end status "
@@ -320,8 +319,9 @@ async def test_the_statements_fit_the_tables(postgres_server: Postgres, policies
                 assert first["value"]
             if own.origin is not None:
                 text, parameters = numbered(own.origin.read)
-                (row,) = await connection.fetch(text, *(SEGMENTS[part] for part in parameters))
-                assert list(row.keys()) == FIELDS[name].split()
+                rows = await connection.fetch(text, *(SEGMENTS[part] for part in parameters))
+                assert list(rows[0].keys()) == FIELDS[name].split()
+                assert len(rows) == 1 or own.origin.max_rows > 1
                 assert await connection.fetch(text, *("nobody" for _ in parameters)) == []
             tables = [(rule.table, rule.key) for rule in own.invalidate]
             if own.lock is not None and own.lock.table is not None:

@@ -81,7 +81,7 @@ def test_what_is_accepted_is_what_is_allowed(
     """At 1 %, 100 % and 1,000 % load any window accepts within 1 % of its load or the limit."""
     limit = wire.Rate(row(amount=amount, burst=max(1, amount // 100), algorithm=algorithm))
     gap = 60 / (amount * load)
-    sent = [START + number * gap for number in range(round(max(20, 1 / load) * amount * load))]
+    sent = [START + number * gap for number in range(round(max(6, 1 / load) * amount * load))]
     accepted = [at for at in sent if limit.take(b"a", at) == 0]
     # Windows that begin with a command, and those between them.
     for start in (at + shift for at in sent if at + 60 <= sent[-1] for shift in (0, gap / 3)):

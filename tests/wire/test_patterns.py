@@ -88,7 +88,7 @@ def expression(pattern: list[bytes | Segment]) -> re.Pattern[bytes]:
 
 
 @given(st.lists(shapes, min_size=1, max_size=12), st.lists(literals, min_size=1, max_size=20))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_as_an_expression_would(shapes: list[list[bytes]], keys: list[bytes]) -> None:
     """A key has a keyspace exactly where one of the patterns fits all of it."""
     patterns: dict[re.Pattern[bytes], list[bytes | Segment]] = {}

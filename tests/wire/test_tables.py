@@ -12,7 +12,7 @@ from proxy.wire.rules import Segment
 from tests.wire import model
 from tests.wire.stage import SLOTS, Stage, evenly, keyspace, ruleset
 
-quick = settings(max_examples=500, deadline=None)
+quick = settings(max_examples=200, deadline=None)
 texts = st.binary(max_size=24) | st.text("{}a:", max_size=12).map(str.encode)
 
 

@@ -1,0 +1,35 @@
+-- Take a seat for an owner, or keep it longer; where Redis decides (authority: redis). Where
+-- PostgreSQL does, the proxy takes the same path in the database and none of this runs.
+-- KEYS  1 the seat's lock   2 what its owner holds in the event   3 the event's availability
+-- ARGV  1 event   2 seat   3 owner   4 booking   5 session
+-- Reply outcome, acquired extended held or limit, and with it token, expires_in_ms or held
+local HOLD, MOST = 600000, 10 -- milliseconds, seats
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local known = redis.call('GET', KEYS[1])
+local lock = known and cjson.decode(known)
+if lock and lock.user_id ~= ARGV[3] then
+  return {'outcome', 'held', 'expires_in_ms', redis.call('PTTL', KEYS[1])}
+end
+-- Of what is held by time, not by a list that nobody is taken off.
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
+local held = redis.call('ZCARD', KEYS[2])
+if not lock and held >= MOST then
+  return {'outcome', 'limit', 'held', held}
+end
+-- The slot's clock in microseconds: greater with every grant as long as no clock goes back, which
+-- is all that Redis alone can promise.
+local token = lock and lock.token or time[1] .. string.format('%06d', time[2])
+redis.call('SET', KEYS[1], cjson.encode({
+  user_id = ARGV[3], booking_id = ARGV[4], session_id = ARGV[5], token = token,
+  locked_at = lock and lock.locked_at or tonumber(time[1]), expires_at = math.floor((now + HOLD) / 1000),
+}), 'PX', HOLD)
+redis.call('ZADD', KEYS[2], now + HOLD, ARGV[2])
+redis.call('PEXPIRE', KEYS[2], HOLD)
+-- Only what is there is kept in step: a part of an availability would be taken for all of it.
+if redis.call('EXISTS', KEYS[3]) == 1 and redis.call('HGET', KEYS[3], ARGV[2]) == 'available' then
+  redis.call('HSET', KEYS[3], ARGV[2], 'locked', 'last_updated', time[1])
+  redis.call('HINCRBY', KEYS[3], 'available_count', -1)
+  redis.call('HINCRBY', KEYS[3], 'locked_count', 1)
+end
+return {'outcome', lock and 'extended' or 'acquired', 'token', token, 'expires_in_ms', HOLD}

@@ -1,0 +1,18 @@
+-- Make a lock a sale; where Redis decides. What is sold stays sold: the key keeps no time.
+-- KEYS  1 the seat's lock   2 what its owner holds in the event   3 the event's availability
+-- ARGV  1 event   2 seat   3 owner   4 token   5 booking
+-- Reply outcome, confirmed or lost
+local known = redis.call('GET', KEYS[1])
+local lock = known and cjson.decode(known)
+if not lock or lock.user_id ~= ARGV[3] or lock.token ~= ARGV[4] then
+  return {'outcome', 'lost'}
+end
+lock.booking_id, lock.booked, lock.expires_at = ARGV[5], true, nil
+redis.call('SET', KEYS[1], cjson.encode(lock))
+redis.call('ZREM', KEYS[2], ARGV[2])
+if redis.call('HGET', KEYS[3], ARGV[2]) == 'locked' then
+  redis.call('HSET', KEYS[3], ARGV[2], 'booked', 'last_updated', redis.call('TIME')[1])
+  redis.call('HINCRBY', KEYS[3], 'locked_count', -1)
+  redis.call('HINCRBY', KEYS[3], 'booked_count', 1)
+end
+return {'outcome', 'confirmed'}
