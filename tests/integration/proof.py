@@ -14,6 +14,9 @@ from tests.integration.rig import Caller
 from tests.integration.verdicts import Verdict, judge
 from tests.quiet import without_collector
 
+# What a client may be told while something is away, or of a lock that another connection took.
+EXCUSED = {"PGDOWN", "TRYAGAIN", "DEGRADED", "CLUSTERDOWN", "LOCKOWNER"}
+
 
 def through_sidecars(hall: Hall) -> Connect:
     """Return how a client gets a line: to a sidecar of its own, and to the next when it is lost."""
@@ -53,9 +56,22 @@ async def prove(hall: Hall, plan: Plan, troubles: Troubles) -> Verdict:
     print("\n".join(chaos.log))
     print(f"{crowd.answered} answered in {seconds:.1f} s: {crowd.answered / seconds:.0f}/s")
     print(f"{dict(sorted(crowd.outcomes.items()))}\ntroubles {dict(chaos.counts)}")
+    answered(crowd, verdict)
     await compare(hall, crowd, verdict)
     print(verdict)
     return verdict
+
+
+def answered(crowd: Crowd, verdict: Verdict) -> None:
+    """Add to a verdict what shows that too little was asked, or not what was meant."""
+    odd = {
+        each.error
+        for each in crowd.history
+        if each.error and each.error.split(" ")[0] not in EXCUSED
+    }
+    verdict.add("errors that no trouble explains", odd)
+    if not crowd.enough:
+        verdict.add("seats too few", [f"only {crowd.answered} operations were answered"])
 
 
 async def compare(hall: Hall, crowd: Crowd, verdict: Verdict) -> None:
