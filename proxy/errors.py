@@ -371,30 +371,21 @@ def no_row(keyspace: str) -> bytes:
 NOT_THE_OWNER = line("LOCKOWNER this lock is held, and not by this connection")
 
 
-def no_lock_command(keyspace: str) -> bytes:
-    """Return the line for a command that means nothing to a lock."""
-    rule = "a lock is taken by SET NX, read, extended by EXPIRE and released by DEL"
-    return line(f"POLICY command refused by keyspace '{keyspace}': {rule}")
-
-
 NOT_TEXT = line("ERR a name of an owner, a lock or a booking is text, and not empty")
+TOO_MANY_LOCKS = line("ERR so many locks are not taken at a time")
+
+_LOCK_RULES = {
+    "command": "a lock is taken by SET NX, read, extended by EXPIRE and released by DEL",
+    "queue": "its locks have no queue",
+    "value": "it names no owner of the lock",
+    "limit": "its owner holds as many locks as it may",
+}
 
 
-def too_many_locks(most: int) -> bytes:
-    return line(f"ERR at most {most} locks are taken at a time")
-
-
-def no_queue(keyspace: str) -> bytes:
-    return line(f"POLICY command refused by keyspace '{keyspace}': its locks have no queue")
-
-
-def no_lock_owner(keyspace: str) -> bytes:
-    return line(f"POLICY value refused by keyspace '{keyspace}': it names no owner of the lock")
-
-
-def lock_limit(keyspace: str, most: int) -> bytes:
-    rule = f"its owner holds as many locks as it may, {most}"
-    return line(f"POLICY write refused by keyspace '{keyspace}': {rule}")
+def lock_refused(keyspace: str, what: str) -> bytes:
+    """Return the line for what means nothing to a lock, or goes too far: of _LOCK_RULES."""
+    refused = {"queue": "command", "limit": "write"}.get(what, what)
+    return line(f"POLICY {refused} refused by keyspace '{keyspace}': {_LOCK_RULES[what]}")
 
 
 def no_statement(keyspace: str) -> bytes:

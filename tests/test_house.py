@@ -273,6 +273,7 @@ def test_errors_are_not_swallowed_by_the_way() -> None:
         "proxy/session.py",  # a handler that fails
         "proxy/upstream/connection.py",  # one of many whose turn it is to send
         "proxy/app.py",  # a task that fails
+        "proxy/handlers/lookups.py",  # one of many who wait for one fetch
     }
     broad = [
         f"{name_of(path)}:{node.lineno}"

@@ -53,10 +53,10 @@ def take(
     if grants is None:
         return errors.ORIGIN_DOWN
     if any(target.plan.locking is None for target in targets):
-        return errors.no_lock_command(plan.name)
+        return errors.lock_refused(plan.name, "command")
     handler = _HANDLERS.get(request.name)
     if handler is None:
-        return errors.no_lock_command(plan.name)
+        return errors.lock_refused(plan.name, "command")
     return answered(handler(session, request, grants, targets))
 
 
@@ -74,7 +74,7 @@ def scripted(
 ) -> bytes | Awaitable[bytes]:
     """Answer a script about locks; what else has a handler of its own means nothing to them."""
     if request.name not in _SCRIPTS:
-        return errors.no_lock_command(targets[0].plan.name)
+        return errors.lock_refused(targets[0].plan.name, "command")
     grants, words = session.server.grants, request.arguments
     if grants is None:
         return errors.ORIGIN_DOWN
@@ -85,7 +85,7 @@ def scripted(
     rest = words[3 + len(targets) :]
     wanted = {Does.EXTEND: 2, Does.LENGTHEN: 3}.get(form.does, 1) if form is not None else 0
     if form is None or len(rest) < wanted or any(t.plan.locking is None for t in targets):
-        return errors.no_lock_command(targets[0].plan.name)
+        return errors.lock_refused(targets[0].plan.name, "command")
     return answered(_run(grants, form, targets, rest))
 
 
@@ -99,7 +99,7 @@ async def _set(
     words = resp.decode(request.routed or request.command)
     value, seconds = request.arguments[2], _time_of(words[3:], targets[0].plan)
     if seconds is None:
-        return errors.no_lock_command(targets[0].plan.name)
+        return errors.lock_refused(targets[0].plan.name, "command")
     reply = await _grant(session, grants, targets[0], value, seconds)
     return reply if isinstance(reply, bytes) else resp.OK if reply else resp.null(session.protocol)
 
@@ -119,13 +119,12 @@ async def _grant(
     plan = target.plan
     claim = claim_of(plan, value, seconds)
     if claim is None:
-        return errors.no_lock_owner(plan.name)
+        return errors.lock_refused(plan.name, "value")
     taken = await grants.take(plan, [target.key], claim)
     if taken.outcome == "missing":
         return errors.no_row(plan.name)
     if taken.outcome == "limit":
-        assert plan.locking is not None
-        return errors.lock_limit(plan.name, plan.locking.most)
+        return errors.lock_refused(plan.name, "limit")
     if taken.granted:
         if session.gone and taken.outcome == "acquired":
             await grants.vanish(plan, [target.key], claim.owner, taken.tokens[0])
@@ -235,7 +234,7 @@ async def _expire(
     target, words = targets[0], resp.decode(request.routed or request.command)
     name = words[0].lower()
     if len(words) > 3 or not words[2].isdigit():
-        return errors.no_lock_command(target.plan.name)
+        return errors.lock_refused(target.plan.name, "command")
     seconds = int(words[2]) * (0.001 if name.startswith(b"p") else 1.0)
     if name.endswith(b"at"):
         seconds -= time.time()

@@ -81,7 +81,7 @@ def named(
     if operation in _SEVERAL:
         locks = list(dict.fromkeys([keys[0], *(_beside(keys[0], seat) for seat in more)]))
         if len(locks) > MOST:
-            return errors.too_many_locks(MOST)
+            return errors.TOO_MANY_LOCKS
         if any(request.ruleset.find_keyspace(key) != plan.keyspace for key in locks):
             return errors.key_refused(plan.name, "it is no name of a lock")
     found = [target for key in locks if (target := target_of(request.ruleset, key)) is not None]
@@ -175,7 +175,7 @@ async def _queue(order: Order) -> bytes:
     if order.more and not leaving:
         return errors.SYNTAX
     if not order.plan.locking or not order.plan.locking.heartbeat:
-        return errors.no_queue(order.plan.name)
+        return errors.lock_refused(order.plan.name, "queue")
     waiting = await order.grants.queue(order.plan, order.keys[0], order.owner, leaving=leaving)
     if waiting.outcome not in ("waiting", "offered"):
         return order.reply(outcome=waiting.outcome)
