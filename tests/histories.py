@@ -61,7 +61,7 @@ class Hold:
     end: float  # it was given back, or can have run out
 
     def __str__(self) -> str:
-        return f"{self.owner} #{self.token} {self.begin:.4f}..{self.end:.4f}"
+        return f"{self.lock} {self.owner} #{self.token} {self.begin:.4f}..{self.end:.4f}"
 
 
 def by_lock(history: Iterable[Operation]) -> dict[str, list[Operation]]:

@@ -98,7 +98,7 @@ def _acquire(lock: Lock, each: Operation, now: float) -> Iterator[Step]:
     if each.outcome in ("acquired", "granted", "unknown"):
         yield from _granted(lock, each, now)
     # Who asks again for an answer that was lost is told of a grant of before as if it were new.
-    again = each.outcome == "acquired" and each.token == lock.token and each.token is not None
+    again = each.outcome == "acquired" and lock.token in (None, each.token)
     if again or each.outcome in ("extended", "granted", "unknown"):
         yield from _extended(lock, each, now)
     if each.outcome == "booked" and lock.booked:

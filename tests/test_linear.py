@@ -207,6 +207,8 @@ def test_what_is_asked_again_may_be_told_again() -> None:
     again = replace(first, sent=1.0, told=1.1)
     sale = Operation("seat", "a", "confirm", 2.0, 2.1, "confirmed", 1)
     assert linear.check([first, again, sale, replace(sale, sent=3.0, told=3.1)], STRICT) is None
+    plain = replace(first, outcome="granted", token=None)
+    assert linear.check([plain, again], STRICT) is None
     assert linear.check([first, replace(again, owner="b")], STRICT) is not None
     assert linear.check([first, sale, replace(sale, owner="b", sent=3.0, told=3.1)], STRICT)
 

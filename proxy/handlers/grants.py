@@ -8,7 +8,7 @@ Always true:
   * an answer that was lost is asked for again until RESOLVE: every function may be called twice by
     the same owner, and does the same. Who still does not know says so;
   * the gate refuses only what PostgreSQL has refused within BELIEVED, and only while Redis shows
-    somebody else as the holder: a lock that Redis shows by mistake costs others that long.
+    the holder that PostgreSQL named: a lock that Redis shows by mistake costs others that long.
 """
 
 import asyncio
@@ -98,7 +98,8 @@ class Grants:
         self._mirror = mirror
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
-        self._believed: dict[bytes, float] = {}  # key to when the gate is not believed any more
+        # Key to when the gate is not believed any more, and who held it as PostgreSQL said.
+        self._believed: dict[bytes, tuple[float, str | None]] = {}
 
     async def take(
         self, plan: Plan, keys: Sequence[bytes], claim: Claim, *, mine: bool = False
@@ -129,9 +130,11 @@ class Grants:
             taken = taken._replace(outcome="acquired")
         self._metrics.count(taken.outcome)
         if taken.granted:
+            for key in keys:
+                self._believed.pop(key, None)
             self._show(plan, keys, taken, claim)
         elif taken.outcome == "held" and locking.gate:
-            self._believe(keys[0])
+            self._believe(keys[0], taken.holder)
         return taken
 
     async def release(
@@ -262,9 +265,9 @@ class Grants:
 
     async def _shut(self, plan: Plan, key: bytes, owner: str) -> Taken | None:
         """Return a refusal where the gate may give one."""
-        until = self._believed.get(key)
-        if until is None:
+        if key not in self._believed:
             return None
+        until, known = self._believed[key]
         if self._loop.time() > until:
             del self._believed[key]
             return None
@@ -272,14 +275,15 @@ class Grants:
         if shown is None:
             return None
         holder = owner_of(_locking(plan), shown.value)
-        if holder is None or holder == owner:
+        # What Redis shows may be of before: who holds the lock is never turned away by it.
+        if holder is None or holder == owner or holder != known:
             return None
         return Taken("held", (), (shown.left_ms / 1000,), holder)
 
-    def _believe(self, key: bytes) -> None:
+    def _believe(self, key: bytes, holder: str | None) -> None:
         if len(self._believed) >= BELIEVED_LOCKS:
             self._believed.clear()
-        self._believed[key] = self._loop.time() + BELIEVED
+        self._believed[key] = (self._loop.time() + BELIEVED, holder)
 
     def _show(self, plan: Plan, keys: Sequence[bytes], taken: Taken, claim: Claim) -> None:
         value = claim.value
