@@ -9,6 +9,7 @@ from pathlib import Path
 
 from proxy.embedded.sidecar import Sidecar, free_address
 from tests.histories import Operation
+from tests.integration.chaos import Chaos
 from tests.integration.crowd import Plan
 from tests.integration.hall import Hall
 from tests.integration.rig import Caller, is_error, wait_for
@@ -17,6 +18,11 @@ from tests.replies import pack
 from tests.wallclock import WallClock
 
 AT_ONCE = 30
+
+# How long somebody is waited for who says nothing, in the policies of a hall with a queue. An
+# outage of PostgreSQL must be shorter.
+QUEUE_SECONDS = 20.0
+QUEUE = {"heartbeat": f"{QUEUE_SECONDS:.0f}s", "offer": "10s"}
 
 WAITING = """
 SELECT count(*) FROM pg_stat_activity
@@ -138,6 +144,66 @@ async def _ask_and_go(made: Hall, seat: Seat) -> None:
         await wait_for(waits, "the request to wait")
         leaver.close()
         await transaction.rollback()
+
+
+async def queued(made: Hall, plan: Plan, chaos: Chaos) -> list[list[str]]:
+    """Let five wait for a seat while servers end and come back, and the holder give it up.
+
+    Return who waits, in order: at first, after the troubles, when the first has taken the seat, and
+    when nothing was heard of the others for longer than they are waited for.
+    """
+    seat = plan.seats_of(3)[2]
+    lines = [await Caller.open(made.sidecars[n % 3].port) for n in range(6)]
+    waiters = [f"usr_{number}" for number in range(1, 6)]
+    held = await ask(lines[0], "acquire", seat, "usr_0", hold=plan.hold)
+
+    async def wait() -> None:
+        for line, owner in zip(lines[1:], waiters, strict=True):
+            await line.call("SEAT.QUEUE", *seat, owner)
+
+    await wait()
+    seen = [await _queue_of(made, seat)]
+    await asyncio.gather(chaos.restart(), chaos.kill())
+    # Whoever waits tells so now and then; the outage was shorter than they are waited for.
+    await wait()
+    seen.append(await _queue_of(made, seat))
+    await ask(lines[0], "release", seat, "usr_0", hold=plan.hold, token=held.token)
+    later = await ask(lines[2], "acquire", seat, "usr_2", hold=plan.hold)
+    assert later.outcome in ("queued", "held"), later
+    first = await ask(lines[1], "acquire", seat, "usr_1", hold=plan.hold)
+    assert first.grants, first
+    seen.append(await _queue_of(made, seat))
+    async with made.database() as database:
+
+        async def silent() -> bool:
+            return not await database.fetchval("SELECT count(*) FROM sidecache_lock_queue")
+
+        await wait_for(silent, "those to leave of whom nothing is heard", QUEUE_SECONDS + 5.0)
+    seen.append(await _queue_of(made, seat))
+    for line in lines:
+        line.close()
+    return seen
+
+
+async def _queue_of(made: Hall, seat: Seat) -> list[str]:
+    """Return who waits for a seat by PostgreSQL, when every sidecar tells the same."""
+    key, rows = f"lock_queue:{seat.event}:{seat.name}", "SELECT owner FROM sidecache_lock_queue"
+    lines = [await Caller.open(sidecar.port) for sidecar in made.sidecars]
+    owners: list[str] = []
+    async with made.database() as database:
+
+        async def alike() -> bool:
+            owners[:] = [row[0] for row in await database.fetch(f"{rows} ORDER BY pos")]
+            told = [await line.call("LRANGE", key, 0, -1) for line in lines]
+            return all(
+                not is_error(items) and [json.loads(item)["user_id"] for item in items] == owners
+                for items in told
+            )
+
+        await wait_for(alike, "all to tell the same queue", 20.0)
+    for line in lines:
+        line.close()
+    return owners
 
 
 async def freed_after_a_jump(

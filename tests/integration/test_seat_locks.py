@@ -86,7 +86,7 @@ async def test_who_may_what(seed: int, tmp_path: Path) -> None:
     back a seat; who goes away before the answer leaves what it had, and nothing new; and a wall
     clock that jumps by an hour frees none early, and none late."""
     plan = Plan(operations=2_000, seed=seed, limit=10, hold=6.0)
-    async with hall(plan) as made:
+    async with hall(plan, queue=owners.QUEUE) as made:
         assert await owners.granted_at_once(made, plan, times=50) == {10: 50}
         assert await owners.stolen(made, plan, attempts=1_000) == []
         assert await owners.left_by_who_has_gone(made, plan) == ("usr_0", None)
@@ -95,3 +95,7 @@ async def test_who_may_what(seed: int, tmp_path: Path) -> None:
             print(f"jump of {seconds} s: free {early:.3f} s at least, {late:.3f} s at most late")
             assert early >= 0
             assert late <= 2.0
+        chaos = Chaos(made.cluster, made.postgres, made.wires, seed)
+        waiters = [f"usr_{number}" for number in range(1, 6)]
+        queues = await owners.queued(made, plan, chaos)
+        assert queues == [waiters, waiters, waiters[1:], []]
