@@ -7,8 +7,9 @@ Always true:
   * granted means committed: whoever is told "acquired" holds the lock until it expires;
   * an answer that was lost is asked for again until RESOLVE: every function may be called twice by
     the same owner, and does the same. Who still does not know says so;
-  * the gate refuses only what PostgreSQL has refused within BELIEVED, and only while Redis shows
-    the holder that PostgreSQL named: a lock that Redis shows by mistake costs others that long.
+  * the gate refuses only what PostgreSQL has refused within BELIEVED. Of a seat that is held, only
+    while Redis shows somebody else as the holder; of one that is sold or blocked, without asking.
+    So a lock that Redis shows by mistake, or a sale that is cancelled, costs others that long.
 """
 
 import asyncio
@@ -32,6 +33,9 @@ AGAIN = 0.05
 
 # Two transactions that want rows in another order than ours, and one that PostgreSQL gave up.
 RETRIES = 2
+
+# What concerns one owner and nobody else, or may be otherwise in a moment.
+_OWN = frozenset(("queue", "limit", "missing", "lost"))
 
 # How long the gate may refuse without asking PostgreSQL again, in seconds, and for how many locks.
 BELIEVED = 1.0
@@ -98,8 +102,7 @@ class Grants:
         self._mirror = mirror
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
-        # Key to when the gate is not believed any more, and who held it as PostgreSQL said.
-        self._believed: dict[bytes, tuple[float, str | None]] = {}
+        self._believed: dict[bytes, tuple[float, Taken]] = {}  # key to until when, and the answer
 
     async def take(
         self, plan: Plan, keys: Sequence[bytes], claim: Claim, *, mine: bool = False
@@ -133,8 +136,8 @@ class Grants:
             for key in keys:
                 self._believed.pop(key, None)
             self._show(plan, keys, taken, claim)
-        elif taken.outcome == "held" and locking.gate:
-            self._believe(keys[0], taken.holder)
+        elif locking.gate and len(keys) == 1 and taken.outcome not in _OWN:
+            self._believe(keys[0], taken)
         return taken
 
     async def release(
@@ -265,25 +268,27 @@ class Grants:
 
     async def _shut(self, plan: Plan, key: bytes, owner: str) -> Taken | None:
         """Return a refusal where the gate may give one."""
-        if key not in self._believed:
+        until, taken = self._believed.get(key, (0.0, None))
+        if taken is None:
             return None
-        until, known = self._believed[key]
         if self._loop.time() > until:
             del self._believed[key]
             return None
+        if taken.outcome != "held":
+            return taken
         shown = await self._mirror.look(plan, key)
         if shown is None:
             return None
         holder = owner_of(_locking(plan), shown.value)
         # What Redis shows may be of before: who holds the lock is never turned away by it.
-        if holder is None or holder == owner or holder != known:
+        if holder is None or holder == owner or holder != taken.holder:
             return None
         return Taken("held", (), (shown.left_ms / 1000,), holder)
 
-    def _believe(self, key: bytes, holder: str | None) -> None:
+    def _believe(self, key: bytes, taken: Taken) -> None:
         if len(self._believed) >= BELIEVED_LOCKS:
             self._believed.clear()
-        self._believed[key] = (self._loop.time() + BELIEVED, holder)
+        self._believed[key] = (self._loop.time() + BELIEVED, taken)
 
     def _show(self, plan: Plan, keys: Sequence[bytes], taken: Taken, claim: Claim) -> None:
         value = claim.value
