@@ -22,6 +22,9 @@ _TRIED = ("int", "uuid", "date")
 _SCALAR = ("scalar", "array")
 _NUMBERS = frozenset({"int2", "int4", "int8", "numeric", "float4", "float8"})
 
+# Locks are taken by functions, which are not there before this.
+_INSTALL = "`sidecache sql install` makes what locks need"
+
 _COLUMNS = """
 SELECT attname FROM pg_attribute
  WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped
@@ -50,6 +53,12 @@ async def about_present(connection: Connection, present: Present) -> AsyncIterat
     names = await _names(connection, present.statement)
     for text in [names] if isinstance(names, str) else _about_columns(names):
         yield present.statement.place, text
+    if plan.locking is not None:
+        for statement in plan.locking.calls:
+            refused = await _names(connection, statement)
+            if isinstance(refused, str):
+                yield statement.place, f"{refused}; {_INSTALL}"
+                return
 
 
 async def about_table(connection: Connection, table: str, columns: Sequence[str]) -> str | None:
