@@ -46,6 +46,12 @@ async def findings(connection: Connection, plan: Plan) -> AsyncIterator[Finding]
         names = await _names(connection, statement)
         for text in [names] if isinstance(names, str) else _about_restore(plan, names):
             yield statement.place, text
+    if plan.locking is not None:
+        for statement in plan.locking.calls:
+            refused = await _names(connection, statement)
+            if isinstance(refused, str):
+                yield statement.place, f"{refused}; {_INSTALL}"
+                return
 
 
 async def about_present(connection: Connection, present: Present) -> AsyncIterator[Finding]:
@@ -53,12 +59,6 @@ async def about_present(connection: Connection, present: Present) -> AsyncIterat
     names = await _names(connection, present.statement)
     for text in [names] if isinstance(names, str) else _about_columns(names):
         yield present.statement.place, text
-    if plan.locking is not None:
-        for statement in plan.locking.calls:
-            refused = await _names(connection, statement)
-            if isinstance(refused, str):
-                yield statement.place, f"{refused}; {_INSTALL}"
-                return
 
 
 async def about_table(connection: Connection, table: str, columns: Sequence[str]) -> str | None:
