@@ -14,7 +14,7 @@ from proxy.embedded.postgres import Postgres
 from proxy.embedded.redis import Cluster, Shape
 from tests.conftest import StartCluster
 from tests.integration.holds import Hall, hall, held_by
-from tests.integration.rig import Caller, StartProxy, is_error, wait_for
+from tests.integration.rig import Caller, is_error, wait_for
 from tests.replies import pack
 
 pytestmark = pytest.mark.integration
@@ -26,13 +26,21 @@ RELEASE = (
 )
 
 
-@pytest.fixture
-async def stage(
-    postgres_server: Postgres, locks_cluster: Cluster, proxy_process: StartProxy, tmp_path: Path
+@pytest.fixture(scope="module")
+async def house(
+    postgres_server: Postgres, locks_cluster: Cluster, server_directory: Path
 ) -> AsyncIterator[Hall]:
-    await locks_cluster.flush()
-    async with hall(postgres_server, locks_cluster, proxy_process, tmp_path) as made:
+    folder = server_directory / "house"
+    folder.mkdir()
+    async with hall(postgres_server, locks_cluster, folder) as made:
         yield made
+
+
+@pytest.fixture
+async def stage(house: Hall) -> Hall:
+    """A hall in which nobody holds anything."""
+    await house.clear()
+    return house
 
 
 async def test_one_of_many_takes_a_seat(stage: Hall) -> None:
@@ -167,10 +175,10 @@ async def test_what_makes_no_sense_is_refused(stage: Hall) -> None:
 
 async def test_a_booked_seat_is_not_locked(stage: Hall) -> None:
     """Whatever the row says that is not available or expired is a nil."""
-    await stage.database.execute("UPDATE seats SET status = 'booked' WHERE seat = 's1'")
-    caller = await stage.caller()
-    assert await caller.call("SET", KEY, held_by("u"), "NX", "EX", 5) is None
-    assert await caller.call("GET", KEY) is None
+    await stage.database.execute("UPDATE seats SET status = 'booked' WHERE seat = 's9'")
+    caller, key = await stage.caller(), "seat_lock:e1:s9"
+    assert await caller.call("SET", key, held_by("u"), "NX", "EX", 5) is None
+    assert await caller.call("GET", key) is None
 
 
 async def test_scripts_of_libraries_release(stage: Hall) -> None:
@@ -245,14 +253,11 @@ async def test_expired_locks_come_back_by_themselves(stage: Hall) -> None:
 
 
 async def test_locks_go_on_without_redis(
-    postgres_server: Postgres,
-    start_cluster: StartCluster,
-    proxy_process: StartProxy,
-    tmp_path: Path,
+    postgres_server: Postgres, start_cluster: StartCluster, tmp_path: Path
 ) -> None:
     """With every node of Redis killed, locks are granted, refused, read and released as before."""
     cluster = await start_cluster(shape=Shape(3, 0))
-    async with hall(postgres_server, cluster, proxy_process, tmp_path) as stage:
+    async with hall(postgres_server, cluster, tmp_path) as stage:
         one, other = await stage.caller(), await stage.caller()
         assert await one.call("SET", KEY, held_by("u"), "NX", "EX", 30) == b"OK"
         for node in cluster.nodes:
