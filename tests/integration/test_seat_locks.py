@@ -34,6 +34,7 @@ async def test_no_seat_is_held_by_two(seed: int) -> None:
     assert not verdict.wrong, f"seed {seed}: {verdict}"
 
 
+@pytest.mark.long
 async def test_the_proof_finds_double_grants(seed: int) -> None:
     """Where Redis decides and PostgreSQL does while it is away, two hold one seat: it is seen."""
     plan = Plan(operations=8_000, seed=seed)
@@ -87,8 +88,8 @@ async def test_who_may_what(seed: int, tmp_path: Path) -> None:
     clock that jumps by an hour frees none early, and none late."""
     plan = Plan(operations=2_000, seed=seed, limit=10, hold=6.0)
     async with hall(plan, queue=owners.QUEUE) as made:
-        assert await owners.granted_at_once(made, plan, times=50) == {10: 50}
-        assert await owners.stolen(made, plan, attempts=1_000) == []
+        assert await owners.granted_at_once(made, plan, times=15) == {10: 15}
+        assert await owners.stolen(made, plan, attempts=300) == []
         assert await owners.left_by_who_has_gone(made, plan) == ("usr_0", None)
         for seconds in (3600, -3600):
             early, late = await owners.freed_after_a_jump(made, plan, seconds, tmp_path)
