@@ -86,7 +86,7 @@ async def test_who_may_what(seed: int, tmp_path: Path) -> None:
     """Of thirty requests at once a limit of ten grants ten; nobody but the owner keeps or gives
     back a seat; who goes away before the answer leaves what it had, and nothing new; and a wall
     clock that jumps by an hour frees none early, and none late."""
-    plan = Plan(operations=2_000, seed=seed, limit=10, hold=6.0)
+    plan = Plan(operations=2_000, seed=seed, limit=10, hold=4.0)
     async with hall(plan, queue=owners.QUEUE) as made:
         assert await owners.granted_at_once(made, plan, times=15) == {10: 15}
         assert await owners.stolen(made, plan, attempts=300) == []
