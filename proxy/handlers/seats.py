@@ -84,6 +84,10 @@ def named(
             return errors.TOO_MANY_LOCKS
         if any(request.ruleset.find_keyspace(key) != plan.keyspace for key in locks):
             return errors.key_refused(plan.name, "it is no name of a lock")
+        # The first has been judged with the command.
+        for key in locks[1:]:
+            if isinstance(line := session.downstream.locate(key, request.row), bytes):
+                return line
     found = [target for key in locks if (target := target_of(request.ruleset, key)) is not None]
     if (line := misspelled(found)) is not None:
         return line
