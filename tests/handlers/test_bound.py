@@ -148,3 +148,13 @@ async def test_a_reset_is_an_end_too(desk: BoundDesk) -> None:
     desk.wrote(client, b":1\r\n", b"SADD", KEY, b"a")
     client.send(b"RESET")
     assert await desk.errands() == [[b"SREM", KEY, b"a"]]
+
+
+async def test_what_was_under_way_counts_as_done(desk: BoundDesk) -> None:
+    """A write whose reply comes after its client has gone, or never, is taken away too."""
+    client = desk.connect()
+    client.send(b"SADD", KEY, b"a")
+    assert desk.home.commands() == [[b"SADD", KEY, b"a"]]
+    close(client)
+    desk.home.answer(b":1\r\n")
+    assert await desk.errands() == [[b"SREM", KEY, b"a"]]
