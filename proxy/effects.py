@@ -115,6 +115,12 @@ _GROWS: Mapping[Grows, str] = {
     Grows.HASH: "hset hmset hsetnx hsetex hincrby hincrbyfloat",
 }
 
+# Commands that set whole values or add members, and those that take them away again: what is
+# remembered of keyspaces that are bound to connections.
+BINDING = frozenset(
+    b"set setex psetex setnx getset mset msetnx del unlink getdel sadd srem".split()
+)
+
 # Types that a command of each family works on, by the names that policies have for them.
 TYPES = ("string", "hash", "list", "set", "zset", "stream")
 _BIT = {name: 1 << number for number, name in enumerate(TYPES)}

@@ -24,6 +24,7 @@ from proxy import errors, log, wire
 from proxy.config import Config, Limits, User
 from proxy.handlers import ClusterStatistics, Handler, RuleStatistics, Statistics
 from proxy.handlers.blocked import TIMEOUT, blocked_by
+from proxy.handlers.bonds import Bonds
 from proxy.handlers.budget import FailureBudget
 from proxy.handlers.cursors import Scans
 from proxy.handlers.flow import Pauses
@@ -98,6 +99,7 @@ class Server:
         self.scans = Scans()
         self.sessions: dict[int, Session] = {}
         self.tasks: set[asyncio.Future[Any]] = set()
+        self.bonds = Bonds(router, batch, self.tasks)
         self.capacity, self.room_for_pins = shares(
             config.limits, descriptors() - RESERVED_DESCRIPTORS
         )

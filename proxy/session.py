@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any, Protocol, cast
 
 from proxy import errors, handlers, log, wire
-from proxy.handlers import Holding, Mode, backed
+from proxy.handlers import Holding, Mode, backed, bound
 from proxy.handlers.runs import Runs
 from proxy.metrics import Metrics
 from proxy.wire.rules import Reason
@@ -241,6 +241,8 @@ class Session(asyncio.BufferedProtocol):
             return
         self._transport = None
         self.downstream.connection_lost()
+        for request in self.downstream.take_deferred():
+            bound.note(self, request)
         self._release()
         self.server.dismiss(self, self._reason)
 
@@ -327,6 +329,9 @@ class Session(asyncio.BufferedProtocol):
         try:
             if request.reason == Reason.STALE:
                 backed.refresh(self, request)
+                return
+            if request.reason == Reason.BOUND:
+                bound.note(self, request)
                 return
             if request.reason != Reason.TABLE:
                 reply = backed.take(self, request)

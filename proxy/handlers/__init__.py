@@ -14,6 +14,7 @@ from typing import Protocol
 
 from proxy import wire
 from proxy.config import Config
+from proxy.handlers.bonds import Bonds
 from proxy.handlers.budget import FailureBudget
 from proxy.handlers.cursors import Scans
 from proxy.handlers.glimpse import SlowLog
@@ -159,6 +160,10 @@ class Server(Protocol):
 
     @property
     def scans(self) -> Scans: ...
+    @property
+    def bonds(self) -> Bonds:
+        """Return what clients have written that goes when they do."""
+
     @property
     def batch(self) -> wire.Batch: ...
     @property

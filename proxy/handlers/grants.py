@@ -133,6 +133,8 @@ class Grants:
             taken = taken._replace(outcome="acquired")
         self._metrics.count(taken.outcome)
         if taken.granted:
+            for key in keys:
+                self._believed.pop(key, None)
             self._show(plan, keys, taken, claim)
         elif locking.gate and len(keys) == 1 and taken.outcome not in _OWN:
             self._believe(keys[0], taken)
@@ -150,10 +152,13 @@ class Grants:
         (row,) = rows
         places = [int(number) - 1 for number in row["numbers"] or ()]
         if again and token is not None and len(keys) == 1 and not places:
-            held = await self.held(plan, keys[0])
-            if held is None or held.token != token:
+            now = await self.row(plan, keys[0])
+            if now is not None and now.token == token and now.status == "available":
                 # Released by the call whose answer was lost.
                 return [0]
+            if now is not None and now.token > token:
+                # Granted again meanwhile: whether that call released it, nobody can tell.
+                raise OriginDown("the answer to a release was lost", sent=True)
         self._metrics.count("released" if places else "not_held")
         drops = zip(places, row["tokens"] or (), strict=True)
         await asyncio.gather(
@@ -275,7 +280,8 @@ class Grants:
         if shown is None:
             return None
         holder = owner_of(_locking(plan), shown.value)
-        if holder is None or holder == owner:
+        # What Redis shows may be of before: who holds the lock is never turned away by it.
+        if holder is None or holder == owner or holder != taken.holder:
             return None
         return Taken("held", (), (shown.left_ms / 1000,), holder)
 

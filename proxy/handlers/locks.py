@@ -126,7 +126,7 @@ async def _grant(
     if taken.outcome == "limit":
         return errors.lock_refused(plan.name, "limit")
     if taken.granted:
-        if session.gone:
+        if session.gone and taken.outcome == "acquired":
             await grants.vanish(plan, [target.key], claim.owner, taken.tokens[0])
         remember(session, target.key, claim.owner, taken.tokens[0])
     return taken.granted

@@ -115,8 +115,9 @@ async def _acquire(order: Order) -> bytes:
     claim = Claim(order.owner, _seconds(order), order.value("booking"), order.value("session"))
     taken = await order.grants.take(order.plan, order.keys, claim)
     if taken.granted:
-        if order.session.gone:
-            await order.grants.vanish(order.plan, order.keys, order.owner, None)
+        if order.session.gone and taken.outcome == "acquired":
+            # The token of this grant: what the owner held before is not given up.
+            await order.grants.vanish(order.plan, order.keys, order.owner, max(taken.tokens))
         for key, token in zip(order.keys, taken.tokens, strict=True):
             remember(order.session, key, order.owner, token)
     return _told(order, taken)

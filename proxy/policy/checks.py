@@ -24,6 +24,9 @@ _COLLECTIONS = ("hash", "list", "set", "zset", "stream")
 # What a write of can be told as fields and their values.
 _TOLD_LATER = ("hash", "string", "json", "counter")
 
+# Of what is bound to a connection.
+_BOUND = ("string", "json", "set")
+
 _SHARERS = ("client", "user", "ip", "key", "keyspace", "global")
 
 # An exact window keeps the time of each cell; beyond this gcra is the better answer.
@@ -261,8 +264,23 @@ def _limits(
             )
 
 
+def _bound(own: Keyspace) -> Iterator[Complaint]:
+    if own.bound is None:
+        return
+    if own.backed:
+        yield Complaint(("bound",), "what PostgreSQL has does not go with a connection; leave it "
+                        "out")  # fmt: skip
+    if own.type not in _BOUND:
+        yield Complaint(("bound",), "needs a type of which it is known what a connection wrote: "
+                        f"{', '.join(_BOUND)}", "type")  # fmt: skip
+    if own.ttl.default is None:
+        yield Complaint(("bound",), "a sidecar that is killed takes nothing away, so keys need a "
+                        "time to live: ttl: {default: 1h}", "ttl")  # fmt: skip
+
+
 _OWN_CHECKS: tuple[Callable[[Keyspace], Iterator[Complaint]], ...] = (
     _durable, _lock, _ttl, _hash_tag, _grammar, _types, _origin, _write, _restore, _rate,
+    _bound,
 )  # fmt: skip
 
 

@@ -190,6 +190,7 @@ def _keyspace(name: str, own: Keyspace, vocabulary: Vocabulary, cluster: int) ->
         ageing=_ageing(own),
         detours=own.backed and own.fallback.reads != "error",
         decided=own.decided,
+        bound=own.bound is not None,
     )
 
 

@@ -7,7 +7,7 @@ command without a flag costs no more than in a keyspace without rules.
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from proxy.effects import ANY, TYPE_BITS
+from proxy.effects import ANY, BINDING, TYPE_BITS
 from proxy.policy.blocks import MODES, Trial
 from proxy.policy.bounds import bounded
 from proxy.policy.model import Keyspace
@@ -41,6 +41,7 @@ class _Said(NamedTuple):
     absent: str  # what becomes of a key without a time
     refresh: str
     bounds: frozenset[str]
+    bound: bool  # writes go with their connections
 
 
 class Duties:
@@ -54,7 +55,12 @@ class Duties:
         """Return the flags of a keyspace, one byte per command of the table."""
         in_force = tuple(duty for duty, applies in _IN_FORCE.items() if applies(own))
         said = _Said(
-            in_force, own.type, own.ttl.absent, own.ttl.refresh, frozenset(own.commands.bounds)
+            in_force,
+            own.type,
+            own.ttl.absent,
+            own.ttl.refresh,
+            frozenset(own.commands.bounds),
+            own.bound is not None,
         )
         if said not in self._known:
             self._known[said] = bytes(
@@ -98,6 +104,10 @@ def _is_bounded(said: _Said, row: Command) -> bool:
     return bounded(said.bounds, row)
 
 
+def _is_handed_over(said: _Said, row: Command) -> bool:
+    return row.name in BINDING if said.bound else row.keys.kind is not KeyKind.NONE
+
+
 _IN_FORCE: Mapping[Duty, Callable[[Keyspace], bool]] = {
     Duty.BOUNDS: lambda own: bool(own.commands.bounds),
     Duty.TYPE: lambda own: own.type is not None,
@@ -107,7 +117,7 @@ _IN_FORCE: Mapping[Duty, Callable[[Keyspace], bool]] = {
     Duty.RATE: lambda own: bool(own.rate),
     Duty.TTL: _bounds_times,
     Duty.COLLECTION: lambda own: own.collection.max_items is not None,
-    Duty.ORIGIN: lambda own: own.backed,
+    Duty.ORIGIN: lambda own: own.backed or own.bound is not None,
 }
 
 _WHEN: Mapping[Duty, Callable[[_Said, Command], bool]] = {
@@ -118,5 +128,5 @@ _WHEN: Mapping[Duty, Callable[[_Said, Command], bool]] = {
     Duty.RATE: lambda said, row: True,
     Duty.TTL: _has_to_do_with_time,
     Duty.COLLECTION: _adds,
-    Duty.ORIGIN: lambda own, row: row.keys.kind is not KeyKind.NONE,
+    Duty.ORIGIN: _is_handed_over,
 }

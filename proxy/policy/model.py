@@ -127,6 +127,11 @@ class Keyspace(Shared):
     )  # fmt: skip
     near: Near | None = Field(None, description="Copies inside the sidecar.")
     lock: Lock | None = Field(None, description="How locks of kind lock work.")
+    bound: Literal["connection"] | None = Field(
+        None,
+        description="connection: what a client has set or added is taken away when its connection "
+        "closes, unless somebody has written it anew. For type string, json and set.",
+    )
 
     @property
     def judged(self) -> bool:

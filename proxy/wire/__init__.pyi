@@ -413,7 +413,8 @@ class Downstream(Sink):
         """Return the Requests that came to be after their commands were taken, and forget them.
 
         Look-ups that their node could not answer, and what waited for its turn. Each is answered
-        as any other, but those that are STALE, which are answered already.
+        as any other, but those that are STALE or BOUND, which are answered already. Of a client
+        that has gone only the latter are left; without a reply, it is not known what they did.
         """
     def hold(self) -> None:
         """Parse no further until `release`: the barrier of a slow command."""

@@ -43,7 +43,7 @@ from proxy.wire.patterns cimport Match
 from proxy.wire.rules import AWAY_WORDS
 from proxy.wire.sketches cimport COUNTED, MOST_WORDS, SAMPLED, WORD_BYTES, Sketches, Trace
 from proxy.wire.tables cimport (
-    ABANDONED, AWAY, BARRIER, BOUNDS_DUTY, BOUNDS_RULE, COLLECTION_DUTY, COLLECTION_RULE, COMMANDS_DUTY,
+    ABANDONED, AWAY, BARRIER, BOUND, BOUNDS_DUTY, BOUNDS_RULE, COLLECTION_DUTY, COLLECTION_RULE, COMMANDS_DUTY,
     COMMANDS_RULE, CONTAINER, ENTRY_WORDS, ERROR, EXPIRED, FITTING_VALUES, FOLLOWED, FORWARD,
     KEYS_GEORADIUS,
     KEYS_NONE, KEYS_NUMKEYS, KEYS_RANGE, KEYS_RENDERED, KEYS_SORT, KEYS_STREAMS, KEY_RULE,
@@ -501,13 +501,19 @@ cdef class Downstream(Sink):
         return self.owner
 
     def connection_lost(self):
-        """Forget the client: what is in flight for it is read and dropped."""
+        """Forget the client: what is in flight for it is read and dropped.
+
+        Left to be taken as deferred are the Requests of writes that go with the connection.
+        """
         cdef Pending pending = self.head
         cdef Pending following
+        cdef list bound = [each for each in self.deferred or () if (<Request> each).reason == BOUND]
         self.closing = True
         while pending is not None:
             following = pending.next_of_client
             pending.next_of_client = None
+            if pending.request is not None and (<Request> pending.request).reason == BOUND:
+                bound.append(pending.request)
             pending.sink = pending.request = None
             if pending.reply is None:
                 self.ruleset.counters.count(pending.keyspace, pending.family, ABANDONED)
@@ -516,7 +522,8 @@ cdef class Downstream(Sink):
                 _leave(self, pending.trace)
                 pending.trace = None
             pending = following
-        self.head = self.tail = self.deferred = None
+        self.head = self.tail = None
+        self.deferred = bound or None
         self.pending = 0
         if self.traces is not None:
             _tell_seen(self)

@@ -1,4 +1,5 @@
 # Keys that PostgreSQL stands behind: what Redis says of them is looked at before the client gets it.
+# Also keys that are bound to the connections that write them, see handlers.bound.
 # A part of downstream.pyx, which includes it.
 #
 # A look-up is forwarded like any command. Its Request waits beside it, and is handed over only
@@ -15,13 +16,15 @@ cdef bytes PTTL = b"*2\r\n$4\r\nPTTL\r\n"
 
 cdef int _back(Downstream client, const char* frame, Py_ssize_t size, int index, CommandRow* row,
                int cluster, int slot, bint split, bint renamed, double now) except -1:
-    """Take a command on a key that PostgreSQL stands behind."""
-    cdef KeyspaceRow* space = &client.ruleset.spaces[_backed_keyspace()]
+    """Take a command on a key that PostgreSQL stands behind, or that is bound to its writer."""
+    cdef KeyspaceRow* space = &client.ruleset.spaces[_backed_keyspace(client)]
     cdef Upstream upstream
     cdef Pending ahead = None
     cdef Pending before = client.tail
     cdef Request request
     cdef bytes refusal
+    if space.bound:
+        return _bind(client, frame, size, index, cluster, slot, split, renamed, now)
     if split or KEYS.count != 1 or not row.looks_up or space.decided:
         return _leave_to_origin(client, frame, size, index, cluster, slot, split, renamed, now)
     upstream = _upstream(client, cluster, slot)
@@ -34,12 +37,7 @@ cdef int _back(Downstream client, const char* frame, Py_ssize_t size, int index,
         client.found.reason = AWAY
         client.found.reply = refusal
         return ASKED
-    request = Request.__new__(Request)
-    request.command = PyBytes_FromStringAndSize(frame, size)
-    request.name = client.ruleset.commands[index].name
-    request.row = index
-    request.received = now
-    request.ruleset = client.ruleset
+    request = _beside(client, frame, size, index, now)
     if space.window_ms or space.early_ms:
         ahead = _ask_time(client, upstream, frame, cluster, slot, now)
     _forward(client, frame, size, index, cluster, slot, renamed, now)
@@ -59,13 +57,42 @@ cdef int _back(Downstream client, const char* frame, Py_ssize_t size, int index,
     return TAKEN
 
 
-cdef int _backed_keyspace() noexcept:
-    """The keyspace of the first key that PostgreSQL stands behind."""
+cdef Request _beside(Downstream client, const char* frame, Py_ssize_t size, int index, double now):
+    """Make the Request of a command that is forwarded; it waits beside it for the reply."""
+    cdef Request request = Request.__new__(Request)
+    request.command = PyBytes_FromStringAndSize(frame, size)
+    request.name = client.ruleset.commands[index].name
+    request.row = index
+    request.received = now
+    request.ruleset = client.ruleset
+    return request
+
+
+cdef int _bind(Downstream client, const char* frame, Py_ssize_t size, int index, int cluster, int slot,
+               bint split, bint renamed, double now) except -1:
+    """Forward a write that goes with its connection; its Request is handed over behind the reply."""
+    cdef Pending before = client.tail
+    cdef Request request
+    if split:
+        return _ask(client, frame, size, index, now)
+    request = _beside(client, frame, size, index, now)
+    request.reason = BOUND
+    _forward(client, frame, size, index, cluster, slot, renamed, now)
+    if client.tail is not before and client.tail.row >= 0:
+        client.tail.request = request
+    return TAKEN
+
+
+cdef int _backed_keyspace(Downstream client) noexcept:
+    """The keyspace of the first key that PostgreSQL stands behind; where there is none, a bound one."""
+    cdef int bound = KEYS.items[0].keyspace
     cdef Py_ssize_t i
     for i in range(KEYS.count):
         if KEYS.items[i].duties & ORIGIN_DUTY:
-            return KEYS.items[i].keyspace
-    return KEYS.items[0].keyspace
+            bound = KEYS.items[i].keyspace
+            if not client.ruleset.spaces[bound].bound:
+                return bound
+    return bound
 
 
 cdef int _leave_to_origin(Downstream client, const char* frame, Py_ssize_t size, int index,
@@ -77,7 +104,7 @@ cdef int _leave_to_origin(Downstream client, const char* frame, Py_ssize_t size,
     else:
         _capture(client, frame, size, index, cluster, slot, renamed, now)
     request = client.found
-    request.pending.keyspace = _backed_keyspace()
+    request.pending.keyspace = _backed_keyspace(client)
     request.reason = ORIGIN
     request.holds = True
     client.held += 1
@@ -113,9 +140,18 @@ cdef int _told_time(Pending ahead, const char* data, Py_ssize_t size) except -1:
 
 
 cdef int _looked_up(Downstream client, Pending pending, const char* data, Py_ssize_t size) except -1:
-    """Return whether the reply of a look-up is its answer; if it is not, hand its Request over."""
+    """Return whether the reply of a look-up is its answer; if it is not, hand its Request over.
+
+    That of a write which goes with its connection is, and its Request is handed over with it.
+    """
     cdef Request request = pending.request
-    cdef int reason = _reason(&client.ruleset.spaces[pending.keyspace], pending, data, size)
+    cdef int reason
+    if request.reason == BOUND:
+        pending.request = None
+        request.reply = PyBytes_FromStringAndSize(data, size)
+        _defer(client, request)
+        return True
+    reason = _reason(&client.ruleset.spaces[pending.keyspace], pending, data, size)
     pending.request = None
     if reason == TABLE:
         return True

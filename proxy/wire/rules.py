@@ -42,6 +42,7 @@ class Reason(IntEnum):
     EXPIRED = 3  # it found what is older than may be served while PostgreSQL can be asked
     AWAY = 4  # no node could be asked
     STALE = 5  # it is answered; what it found should be fetched again
+    BOUND = 6  # it is answered, or its client has gone; what it wrote goes with its connection
 
 
 # How the errors begin behind which nothing was changed and nothing is known of a key: whoever can
@@ -76,7 +77,7 @@ class Duty(IntFlag):
     TTL = 16
     COLLECTION = 32
     RATE = 64
-    ORIGIN = 128  # PostgreSQL stands behind the keyspace: look-ups, writes, questions of time
+    ORIGIN = 128  # PostgreSQL stands behind the keyspace, or what is written goes with its client
 
 
 class Makes(IntEnum):
@@ -310,6 +311,7 @@ class Keyspace(NamedTuple):
     ageing: Ageing = Ageing()
     detours: bool = False  # reads go elsewhere at once where no node can answer
     decided: bool = False  # PostgreSQL says what is true, so no command goes to a node
+    bound: bool = False  # what a connection writes goes when it closes; nothing else is behind it
 
 
 class Per(IntEnum):

@@ -43,6 +43,7 @@ cdef enum:
     EXPIRED = 3
     AWAY = 4
     STALE = 5
+    BOUND = 6
     # rules.Leaves
     LEAVES_NUMBER = 1
     LEAVES_PART = 2
@@ -176,6 +177,7 @@ cdef struct KeyspaceRow:
     int64_t early_ms
     bint detours
     bint decided
+    bint bound
 
 
 cdef class Counters:

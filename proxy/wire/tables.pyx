@@ -384,6 +384,7 @@ cdef class Ruleset:
             row.window_ms, row.stale_ms, row.early_ms = space.ageing
             row.detours = space.detours
             row.decided = space.decided
+            row.bound = space.bound
             if len(space.denied) != len(self.commands) or len(space.enforced) != RULE_COUNT:
                 raise ValueError(f"keyspace {space.name}: one flag per command and rule is needed")
             pair = (space.denied, space.duties)

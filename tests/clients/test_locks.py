@@ -16,7 +16,6 @@ from pottery.exceptions import ExtendUnlockedLock, ReleaseUnlockedLock
 from proxy.embedded.postgres import Postgres
 from proxy.embedded.redis import Cluster
 from tests.integration.holds import RULES, Hall, hall
-from tests.integration.rig import StartProxy
 
 pytestmark = pytest.mark.integration
 
@@ -34,13 +33,13 @@ REDLOCK = """
 
 @pytest.fixture
 async def stage(
-    postgres_server: Postgres, locks_cluster: Cluster, proxy_process: StartProxy, tmp_path: Path
+    postgres_server: Postgres, locks_cluster: Cluster, tmp_path: Path
 ) -> AsyncIterator[Hall]:
     await locks_cluster.flush()
     rules = RULES.replace("per_owner: {scope: event, max: 10}", "per_owner: {scope: seat, max: 1}")
     # Buyers who wait for a turn longer than usual would be told to try again.
     async with hall(
-        postgres_server, locks_cluster, proxy_process, tmp_path, rules + REDLOCK, patience="2s"
+        postgres_server, locks_cluster, tmp_path, rules + REDLOCK, patience="2s"
     ) as made:
         yield made
 

@@ -55,6 +55,14 @@ LOCK = "kind: lock\nttl: {default: 600s}\n"
             "5:38",
             "cannot be kept of type stream; allowed: newest",
         ),
+        # What goes with a connection.
+        ("bound: connection\ntype: set", "4:12", "a sidecar that is killed takes nothing away"),
+        ("bound: connection\ntype: hash\nttl: {default: 1h}", "4:12", "string, json, set"),
+        (
+            "bound: connection\ntype: json\nttl: {default: 1h}\n" + READ,
+            "4:12",
+            "what PostgreSQL has does not go with a connection",
+        ),
         # Names.
         ("hash_tag: event_id", "4:15", '"event_id" is no segment of a:{x}:{y}; allowed: x, y'),
         ("hash_tag: yy", "4:15", 'did you mean "y"?'),

@@ -31,6 +31,13 @@ def test_only_commands_with_values_are_measured() -> None:
     assert flags(b"sadd", collection={"max_member_bytes": 10}) == Duty.VALUE
 
 
+def test_only_writes_are_bound_to_their_connections() -> None:
+    """What reads, or writes a part of a value, is forwarded without a look."""
+    bound = [b"set", b"mset", b"sadd", b"srem", b"del"]
+    assert {flags(name, bound="connection") for name in bound} == {Duty.ORIGIN}
+    assert not any(flags(name, bound="connection") for name in (b"get", b"smembers", b"append"))
+
+
 def test_keyspaces_that_say_the_same_share_their_flags() -> None:
     """What is known of one keyspace is used for another only where nothing differs."""
     known = duties.Duties(ROWS)
@@ -47,6 +54,8 @@ def test_keyspaces_that_say_the_same_share_their_flags() -> None:
         {"commands": {"bounds": {"LRANGE span": 5}}},
         {"value": {"max_bytes": 5}},
         {"collection": {"max_items": 5}, "type": "zset"},
+        {"bound": "connection"},
+        {"write": {"mode": "behind"}},
     )
     owns = [Keyspace.model_validate({"key": "k:{id}", **fields}) for fields in different]
     found = [known.of(own) for own in owns]
