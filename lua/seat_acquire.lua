@@ -4,6 +4,9 @@
 -- ARGV  1 event   2 seat   3 owner   4 booking   5 session
 -- Reply outcome, acquired extended held booked or limit, and with it token, expires_in_ms or held
 local HOLD, MOST = 600000, 10 -- milliseconds, seats
+if #ARGV > 5 then
+  return redis.error_reply('ERR Redis alone takes one seat at a time')
+end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local known = redis.call('GET', KEYS[1])

@@ -14,7 +14,7 @@ Columns
   members  its members, fields or elements, in the same spelling; of what can be bounded in number
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from proxy.wire.rules import Found, Grows, Leaves, Makes, Time, Words
@@ -210,6 +210,20 @@ def leaves(name: bytes) -> Leaves:
     if name in _PARTIAL:
         return Leaves.PART
     return Leaves.NUMBER if name in _COUNTING else Leaves.WHOLE
+
+
+# What means something to a lock that PostgreSQL decides; everything else is refused there.
+LOCKING = frozenset(
+    (b"set", b"setnx", b"get", b"mget", b"exists", b"ttl", b"pttl", b"expiretime", b"pexpiretime",
+     b"type", b"expire", b"pexpire", b"expireat", b"pexpireat", b"del", b"unlink")
+)  # fmt: skip
+
+
+def locks(words: Sequence[bytes]) -> bool:
+    """Return whether a command means something to a lock: of SET, that it takes one."""
+    name = words[0].lower()
+    takes = name != b"set" or any(word.upper() == b"NX" for word in words[3:])
+    return name in LOCKING and takes
 
 
 def looks_up(name: bytes) -> bool:

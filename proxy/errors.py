@@ -260,8 +260,9 @@ def key_refused(keyspace: str | None, rule: str) -> bytes:
 
 
 def colon_in_argument(command: str) -> bytes:
-    """Return the line for an argument of a script that would be more than its part of a key."""
-    return line(f"POLICY argument refused by script '{command}': no colon fits into its keys")
+    """Return the line for an argument of a script that is none or more than its part of a key."""
+    rule = "what is part of a key is not empty and has no colon"
+    return line(f"POLICY argument refused by script '{command}': {rule}")
 
 
 def keys_of_script(command: str) -> bytes:
@@ -311,6 +312,12 @@ def rate_limited(owner: str, limit: str) -> bytes:
 JOURNAL_FULL = line("WBFULL Too much waits to be written to PostgreSQL; nothing was changed")
 JOURNAL_REFUSED = line("DEGRADED The journal could not be written; nothing was changed")
 UNKNOWN_WRITE = line("ERR Outcome unknown: the write was not confirmed in time")
+
+
+def invalid_expire(command: str) -> bytes:
+    return line(f"ERR invalid expire time in '{command}' command")
+
+
 NOT_A_FLOAT = line("ERR value is not a valid float")
 
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from proxy import commands, errors, wire
-from proxy.plans import plans_in
+from proxy import commands, effects, errors, wire
+from proxy.plans import Plan, plans_in
 from proxy.policy import compiler, duties
 from proxy.policy.model import Keyspace, Policies
 from proxy.units import show_duration
@@ -269,14 +269,14 @@ class Outcome(NamedTuple):
     run: tuple[int, bytes] | None = None  # of a script: the cluster, and what its node is sent
 
 
-def _decided(request: wire.Request, row: rules.Command) -> bool:
-    """Return whether PostgreSQL does what a command says, because it is about a lock."""
+def _lock(request: wire.Request, row: rules.Command) -> Plan | None:
+    """Return the locks that a command is about, where PostgreSQL does what it says."""
     known = plans_in(request.ruleset).by_keyspace
     if not known or (row.script is not None and row.script.lock is None):
-        return False
+        return None
     words = run_of(row.script, request.arguments)
     plans = (known.get(request.ruleset.find_keyspace(words[at])) for at in request.keys)
-    return any(plan is not None and plan.locking is not None for plan in plans)
+    return next((plan for plan in plans if plan is not None and plan.locking is not None), None)
 
 
 def outcome_of(side: wire.Downstream, request: wire.Request | None, reply: bytes) -> Outcome:
@@ -287,7 +287,10 @@ def outcome_of(side: wire.Downstream, request: wire.Request | None, reply: bytes
         unknown = errors.unknown_command(request.arguments[0], request.arguments[1:])
         return Outcome("refused", _told(unknown))
     row = request.ruleset.commands[request.row]
-    if _decided(request, row):
+    if (lock := _lock(request, row)) is not None:
+        scripts = (b"eval", b"evalsha")
+        if row.script is None and row.name not in scripts and not effects.locks(request.arguments):
+            return Outcome("refused", _told(errors.lock_refused(lock.name, "command")))
         return Outcome("decided")
     if row.script is not None:
         run = _run(side, request, row.script)

@@ -319,13 +319,16 @@ def _arrays(plan: Plan, keys: Sequence[bytes]) -> list[Argument]:
 
 def owner_of(locking: Locking, value: bytes) -> str | None:
     """Return the owner that a value names; None where it names none."""
-    if not locking.owner:
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            return None
-    found = member(value, locking.owner)
-    return found or None
+    if locking.owner:
+        found = member(value, locking.owner)
+    else:
+        found = value.decode(errors="surrogateescape")
+    return found if found and is_text(found) else None
+
+
+def is_text(text: str) -> bool:
+    """Return whether PostgreSQL can hold a text: no NUL, and nothing that is half a character."""
+    return "\0" not in text and not any("\ud800" <= each <= "\udfff" for each in text)
 
 
 def member(value: bytes, path: Sequence[str]) -> str | None:

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from proxy import errors, resp, wire
 from proxy.errors import OriginDown, OriginError
 from proxy.handlers import Session
+from proxy.handlers.connection import integer
 from proxy.handlers.grants import Claim, Grants, member, owner_of
 from proxy.handlers.lock_scripts import Does, Form, form_of
 from proxy.handlers.scripts import NOSCRIPT, body_of
@@ -27,6 +28,9 @@ from proxy.plans import Plan
 # What one connection may hold at a time and still release by name; beyond it locks end by
 # themselves, or by a command that names their owner.
 HELD = 1000
+
+# The longest that a lock is asked for, in seconds: a century, which every clock can add.
+LONGEST = 100 * 365 * 86400.0
 
 _SCRIPTS = (b"eval", b"evalsha")
 
@@ -52,10 +56,11 @@ def take(
     grants, plan = session.server.grants, targets[0].plan
     if grants is None:
         return errors.ORIGIN_DOWN
-    if any(target.plan.locking is None for target in targets):
-        return errors.lock_refused(plan.name, "command")
-    handler = _HANDLERS.get(request.name)
-    if handler is None:
+    handler, locks = _HANDLERS.get(request.name), {target.key for target in targets}
+    named = {request.arguments[at] for at in request.keys}
+    if handler is None or named != locks or any(t.plan.locking is None for t in targets):
+        # Of several keys all are locks: who asks for others in the same command asks twice.
+        plan = next((t.plan for t in targets if t.plan.locking is not None), plan)
         return errors.lock_refused(plan.name, "command")
     return answered(handler(session, request, grants, targets))
 
@@ -86,7 +91,7 @@ def scripted(
     wanted = {Does.EXTEND: 2, Does.LENGTHEN: 3}.get(form.does, 1) if form is not None else 0
     if form is None or len(rest) < wanted or any(t.plan.locking is None for t in targets):
         return errors.lock_refused(targets[0].plan.name, "command")
-    return answered(_run(grants, form, targets, rest))
+    return answered(_run(request, grants, form, targets, rest))
 
 
 # Taking.
@@ -98,8 +103,8 @@ async def _set(
     """SET key value NX, with a time or with that of the policy."""
     words = resp.decode(request.routed or request.command)
     value, seconds = request.arguments[2], _time_of(words[3:], targets[0].plan)
-    if seconds is None:
-        return errors.lock_refused(targets[0].plan.name, "command")
+    if isinstance(seconds, bytes):
+        return seconds
     reply = await _grant(session, grants, targets[0], value, seconds)
     return reply if isinstance(reply, bytes) else resp.OK if reply else resp.null(session.protocol)
 
@@ -136,7 +141,7 @@ def claim_of(plan: Plan, value: bytes, seconds: float) -> Claim | None:
     """Return what a value claims; None where it names no owner."""
     assert plan.locking is not None
     owner = owner_of(plan.locking, value)
-    if not owner or "\0" in owner:
+    if owner is None:
         return None
     if not plan.locking.owner:
         return Claim(owner, seconds, value=owner)
@@ -158,20 +163,26 @@ def remember(session: Session, key: bytes, owner: str, token: int) -> None:
     held.grants[key] = (owner, token)
 
 
-def _time_of(options: Sequence[bytes], plan: Plan) -> float | None:
-    """Return for how many seconds SET takes a lock; None for a SET that takes none."""
+def _time_of(options: Sequence[bytes], plan: Plan) -> float | bytes:
+    """Return for how many seconds SET takes a lock, or the error line of a SET that takes none."""
     words, seconds, conditional = iter(options), plan.ttl_ms / 1000, False
     for word in words:
         name = word.upper()
         if name == b"NX":
             conditional = True
             continue
-        number = next(words, b"")
-        if name not in _UNITS or not number.isdigit():
-            return None
+        if name not in _UNITS:
+            return errors.lock_refused(plan.name, "command")
+        number = integer(next(words, b""))
+        if number is None:
+            return errors.NOT_AN_INTEGER
         unit, absolute = _UNITS[name]
-        seconds = int(number) * unit - (time.time() if absolute else 0)
-    return seconds if conditional and seconds > 0 else None
+        seconds = number * unit - (time.time() if absolute else 0)
+        if number <= 0 or seconds > LONGEST:
+            return errors.invalid_expire("set")
+    if not conditional:
+        return errors.lock_refused(plan.name, "command")
+    return max(seconds, 0.001)
 
 
 _UNITS = {
@@ -233,9 +244,14 @@ async def _expire(
     """EXPIRE and its kin without conditions, from the connection that holds the lock."""
     target, words = targets[0], resp.decode(request.routed or request.command)
     name = words[0].lower()
-    if len(words) > 3 or not words[2].isdigit():
+    if len(words) > 3:
         return errors.lock_refused(target.plan.name, "command")
-    seconds = int(words[2]) * (0.001 if name.startswith(b"p") else 1.0)
+    number = integer(words[2])
+    if number is None:
+        return errors.NOT_AN_INTEGER
+    seconds = number * (0.001 if name.startswith(b"p") else 1.0)
+    if seconds > LONGEST:
+        return errors.invalid_expire(name.decode())
     if name.endswith(b"at"):
         seconds -= time.time()
     known = _known(session, target.key)
@@ -252,16 +268,18 @@ async def _del(
     session: Session, request: wire.Request, grants: Grants, targets: Sequence[Target]
 ) -> bytes:
     """DEL and UNLINK, of what this connection was granted."""
-    count = 0
+    ours: list[tuple[Target, tuple[str, int]]] = []
     for target in targets:
         locking = target.plan.locking
         assert locking is not None
         known = _known(session, target.key) if locking.blind else None
-        if known is None:
-            reply = await _not_ours(grants, target)
-            if reply[:1] == b"-":
-                return reply
-            continue
+        if known is not None:
+            ours.append((target, known))
+        elif (reply := await _not_ours(grants, target))[:1] == b"-":
+            # Before anything is given up: an error says that nothing was done.
+            return reply
+    count = 0
+    for target, known in ours:
         count += len(await grants.release(target.plan, [target.key], *known))
         forget(session, target.key)
     return resp.integer(count)
@@ -289,7 +307,11 @@ def forget(session: Session, key: bytes) -> None:
 
 
 async def _run(
-    grants: Grants, form: Form, targets: Sequence[Target], rest: Sequence[bytes]
+    request: wire.Request,
+    grants: Grants,
+    form: Form,
+    targets: Sequence[Target],
+    rest: Sequence[bytes],
 ) -> bytes:
     """Do what a known script does, for each of its keys."""
     total = 0
@@ -297,13 +319,18 @@ async def _run(
         locking = target.plan.locking
         assert locking is not None
         owner = owner_of(locking, rest[0])
-        hit = False if owner is None else await _one(grants, form, target, owner, rest)
+        hit = False if owner is None else await _one(request, grants, form, target, owner, rest)
         total += hit if form.does is Does.LEFT else form.hit if hit else form.miss
     return resp.integer(total)
 
 
 async def _one(
-    grants: Grants, form: Form, target: Target, owner: str, rest: Sequence[bytes]
+    request: wire.Request,
+    grants: Grants,
+    form: Form,
+    target: Target,
+    owner: str,
+    rest: Sequence[bytes],
 ) -> int:
     plan, key = target.plan, target.key
     if form.does is Does.RELEASE:
@@ -312,12 +339,23 @@ async def _one(
     left = 0.0 if held is None or held.owner != owner else held.left
     if form.does is Does.LEFT:
         return max(0, round(left * 1000))
-    if left <= 0 or not rest[1].isdigit():
+    number = integer(rest[1])
+    if left <= 0 or number is None:
         return 0
-    seconds = int(rest[1]) * form.unit
+    seconds = number * form.unit
     if form.does is Does.LENGTHEN and rest[2] == b"0":
         seconds += left
-    return int((await grants.take(plan, [key], Claim(owner, seconds), mine=True)).granted)
+    if seconds <= 0:
+        return len(await grants.release(plan, [key], owner, None))
+    claim = Claim(owner, bounded(request.ruleset, plan, seconds))
+    return int((await grants.take(plan, [key], claim, mine=True)).granted)
+
+
+def bounded(ruleset: wire.Ruleset, plan: Plan, seconds: float) -> float:
+    """Return how long a lock is held that is asked for so long: as the policy bounds times."""
+    lifetime = ruleset.keyspaces[plan.keyspace].lifetime
+    wanted = max(seconds, lifetime.shortest / 1000)
+    return min(wanted, lifetime.longest / 1000 if lifetime.longest else LONGEST)
 
 
 _Handler = Callable[[Session, wire.Request, Grants, Sequence[Target]], Awaitable[bytes]]

@@ -13,22 +13,24 @@ from typing import NamedTuple
 
 from proxy import errors, resp, wire
 from proxy.handlers import Session
+from proxy.handlers.connection import integer
 from proxy.handlers.grants import Claim, Grants, Taken
-from proxy.handlers.locks import answered, forget, remember
+from proxy.handlers.locks import LONGEST, answered, bounded, forget, remember
 from proxy.handlers.targets import misspelled, target_of
 from proxy.plans import Plan, plans_in
 
 # Most locks that one command takes.
 MOST = 100
 
-# A token that nothing can have: what is no number is no proof.
-_NO_TOKEN = -1
+# Arguments that are numbers.
+_NUMBERS = ("token", "seconds")
 
 
 class Order(NamedTuple):
     """What a client wants done."""
 
     session: Session
+    ruleset: wire.Ruleset  # that judged it
     grants: Grants
     plan: Plan
     keys: Sequence[bytes]  # of the locks, as clients name them
@@ -44,8 +46,7 @@ class Order(NamedTuple):
 
     @property
     def token(self) -> int:
-        text = self.values.get("token", "")
-        return int(text) if text.isdigit() and len(text) < 19 else _NO_TOKEN
+        return int(self.values["token"])
 
     def reply(self, **fields: object) -> bytes:
         pairs = [(resp.bulk(name.encode()), _encoded(value)) for name, value in fields.items()]
@@ -77,6 +78,10 @@ def named(
         return errors.NOT_TEXT
     if not texts.get("owner", "x") or any("\0" in text for text in (*texts.values(), *others)):
         return errors.NOT_TEXT
+    if any(integer(values[name]) is None for name in _NUMBERS if name in values):
+        return errors.NOT_AN_INTEGER
+    if "seconds" in values and not 0 < int(values["seconds"]) <= LONGEST:
+        return errors.invalid_expire(request.name.decode())
     locks = list(keys[:1])
     if operation in _SEVERAL:
         locks = list(dict.fromkeys([keys[0], *(_beside(keys[0], seat) for seat in more)]))
@@ -91,7 +96,7 @@ def named(
     found = [target for key in locks if (target := target_of(request.ruleset, key)) is not None]
     if (line := misspelled(found)) is not None:
         return line
-    order = Order(session, grants, plan, locks, texts, others)
+    order = Order(session, request.ruleset, grants, plan, locks, texts, others)
     return answered(_OPERATIONS[operation](order))
 
 
@@ -117,7 +122,9 @@ async def _acquire(order: Order) -> bytes:
     if taken.granted:
         if order.session.gone and taken.outcome == "acquired":
             # The token of this grant: what the owner held before is not given up.
-            await order.grants.vanish(order.plan, order.keys, order.owner, max(taken.tokens))
+            for key, token in zip(order.keys, taken.tokens, strict=True):
+                if token == max(taken.tokens):
+                    await order.grants.vanish(order.plan, [key], order.owner, token)
         for key, token in zip(order.keys, taken.tokens, strict=True):
             remember(order.session, key, order.owner, token)
     return _told(order, taken)
@@ -206,12 +213,9 @@ async def _mine(order: Order) -> bytes:
 
 def _seconds(order: Order) -> float:
     """Return how long a lock is wanted, at most and at least what the policy says."""
-    text = order.values.get("seconds", "")
-    ruleset = order.session.server.router.ruleset
-    lifetime = ruleset.keyspaces[order.plan.keyspace].lifetime
-    wanted = int(text) * 1000 if text.isdigit() and 0 < len(text) < 10 else order.plan.ttl_ms
-    wanted = max(wanted, lifetime.shortest)
-    return min(wanted, lifetime.longest or wanted) / 1000
+    wanted = order.values.get("seconds")
+    seconds = order.plan.ttl_ms / 1000 if wanted is None else float(wanted)
+    return bounded(order.ruleset, order.plan, seconds)
 
 
 def _ms(seconds: float) -> int:

@@ -89,7 +89,7 @@ def _whole(value: bytes) -> bytes:
 def _positive(value: bytes, name: str) -> int:
     seconds = int(_whole(value))
     if seconds <= 0:
-        raise Refused(errors.line(f"ERR invalid expire time in '{name}' command"))
+        raise Refused(errors.invalid_expire(name))
     return seconds
 
 

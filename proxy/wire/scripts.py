@@ -44,10 +44,11 @@ class Script(NamedTuple):
         keys = []
         for template in self.keys:
             filled = [part for part in template if isinstance(part, Filled)]
-            if any(b":" in arguments[part.argument] for part in filled if not part.whole):
+            parts = [arguments[part.argument] for part in filled if not part.whole]
+            if any(not part or b":" in part for part in parts):
                 return None
-            parts = (p if isinstance(p, bytes) else arguments[p.argument] for p in template)
-            keys.append(b"".join(parts))
+            whole = (p if isinstance(p, bytes) else arguments[p.argument] for p in template)
+            keys.append(b"".join(whole))
         return [self.digest, b"%d" % len(keys), *keys, *arguments]
 
 

@@ -335,3 +335,56 @@ async def test_setnx_and_expire(stage: Hall) -> None:
     assert await caller.call("TTL", "mutex:old") <= 5
     assert await caller.call("GET", "mutex:old") == b"me"
     assert await caller.call("SETNX", "mutex:old", "you") == 0
+
+
+async def test_locks_and_other_keys_are_not_mixed(stage: Hall) -> None:
+    """One command is about locks alone, or refused whole: nothing is done to the other keys."""
+    caller = await stage.caller()
+    await caller.call("SET", KEY, held_by("u"), "NX", "EX", 30)
+    await caller.call("SET", "plain", "x")
+    for words in (("MGET", KEY, "plain"), ("EXISTS", KEY, "plain"), ("DEL", KEY, "plain"),
+                  ("UNLINK", "plain", KEY), ("DEL", "plain", "mutex:a")):  # fmt: skip
+        assert is_error(reply := await caller.call(*words)), (words, reply)
+    assert await caller.call("GET", "plain") == b"x"
+    assert (await stage.row("s1"))["live"]
+
+
+async def test_del_of_several_is_all_or_nothing(stage: Hall) -> None:
+    """Where one lock is another's, none is given up, in whatever order they come."""
+    one, other = await stage.caller(), await stage.caller()
+    await one.call("SET", KEY, held_by("u"), "NX", "EX", 30)
+    await other.call("SET", "seat_lock:e1:s2", held_by("v"), "NX", "EX", 30)
+    assert str(await one.call("DEL", KEY, "seat_lock:e1:s2")).startswith("LOCKOWNER")
+    assert (await stage.row("s1"))["live"]
+    await one.call("SET", "seat_lock:e1:s3", held_by("u"), "NX", "EX", 30)
+    assert await one.call("DEL", KEY, "seat_lock:e1:s3", "seat_lock:e1:s4") == 2
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "abc", "9" * 30, "9" * 5000, "1.5", "9" * 18])
+async def test_times_that_cannot_be(stage: Hall, number: str) -> None:
+    """Redis' own words, and the lock stays as it was: no number of a client's is a mystery."""
+    caller = await stage.caller()
+    words = ("is not an integer or out of range", "invalid expire time")
+    reply = str(await caller.call("SET", KEY, held_by("u"), "NX", "EX", number))
+    assert any(word in reply for word in words)
+    await caller.call("SET", KEY, held_by("u"), "NX", "EX", 30)
+    if number not in ("0", "-1"):
+        reply = str(await caller.call("EXPIRE", KEY, number))
+        assert any(word in reply for word in words)
+        assert 29 <= await caller.call("TTL", KEY) <= 30
+
+
+async def test_scripts_are_bound_by_the_policy(stage: Hall) -> None:
+    """Neither longer than the policy's longest, nor for owners that are no text."""
+    caller = await stage.caller()
+    await caller.call("SET", KEY, held_by("u"), "NX", "EX", 30)
+    extend = RELEASE.replace("'del', KEYS[1]", "'pexpire', KEYS[1], ARGV[2]")
+    assert await caller.call("EVAL", extend, 1, KEY, held_by("u"), 500_000) == 1
+    assert 80 < await caller.call("TTL", KEY) <= 90
+    assert await caller.call("EVAL", extend, 1, KEY, held_by("u"), "9" * 400) == 0
+    for owner in ("\\ud800", "\\u0000"):
+        value = f'{{"user_id":"{owner}"}}'
+        assert await caller.call("EVAL", RELEASE, 1, KEY, value) == 0
+        assert is_error(await caller.call("SET", "seat_lock:e1:s5", value, "NX", "EX", 5))
+    assert await caller.call("EVAL", extend, 1, KEY, held_by("u"), 0) == 1
+    assert (await stage.row("s1"))["status"] == "available"
