@@ -7,17 +7,17 @@ Always true:
   * granted means committed: whoever is told "acquired" holds the lock until it expires;
   * an answer that was lost is asked for again until RESOLVE: every function may be called twice by
     the same owner, and does the same. Who still does not know says so;
-  * the gate refuses only what PostgreSQL has refused within BELIEVED, and only while Redis shows
-    somebody else as the holder: a lock that Redis shows by mistake costs others that long.
+  * who is refused without PostgreSQL is refused by the `gate`, which has learnt of it here.
 """
 
 import asyncio
 import contextlib
-import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from proxy.errors import OriginBusy, OriginDown, OriginError
+from proxy.handlers.gate import Gate, Shut
+from proxy.handlers.owners import value_for
 from proxy.origin.batching import segments_of
 from proxy.origin.budget import share_of
 from proxy.origin.postgres import Argument, Postgres, Record
@@ -32,10 +32,6 @@ AGAIN = 0.05
 
 # Two transactions that want rows in another order than ours, and one that PostgreSQL gave up.
 RETRIES = 2
-
-# How long the gate may refuse without asking PostgreSQL again, in seconds, and for how many locks.
-BELIEVED = 1.0
-BELIEVED_LOCKS = 10_000
 
 
 class Claim(NamedTuple):
@@ -98,16 +94,32 @@ class Grants:
         self._mirror = mirror
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
-        self._believed: dict[bytes, float] = {}  # key to when the gate is not believed any more
+        self._gate = Gate(mirror)
+
+    def refused(self, plan: Plan, key: bytes, owner: str) -> Taken | None:
+        """Return a refusal of a lock where nothing has to be asked for that."""
+        shut = self._gate.known(plan, key, owner) if _locking(plan).gate else None
+        return None if shut is None else self._refusal(shut)
 
     async def take(
         self, plan: Plan, keys: Sequence[bytes], claim: Claim, *, mine: bool = False
     ) -> Taken:
         """Take locks, all or none; mine: only longer what the owner holds. Raises OriginError."""
+        if len(keys) > 1 or mine or not _locking(plan).gate:
+            return await self._take(plan, keys, claim, mine=mine)
+        shut = await self._gate.shut(plan, keys[0], claim.owner)
+        if shut is not None:
+            return self._refusal(shut)
+        with self._gate.asking(keys[0]):
+            return await self._take(plan, keys, claim, mine=False)
+
+    def _refusal(self, shut: Shut) -> Taken:
+        self._metrics.count("gate")
+        return Taken("held", (), (shut.left,), shut.holder)
+
+    async def _take(self, plan: Plan, keys: Sequence[bytes], claim: Claim, *, mine: bool) -> Taken:
+        """Take locks in PostgreSQL, and tell mirror and gate of it. Raises OriginError."""
         locking = _locking(plan)
-        if len(keys) == 1 and not mine and (shut := await self._shut(plan, keys[0], claim.owner)):
-            self._metrics.count("gate")
-            return shut
         scope = _columns(plan, keys[0])[locking.scope] if locking.most else ""
         rows, again = await self._call(
             plan, locking.calls.take, _arrays(plan, keys),
@@ -130,8 +142,8 @@ class Grants:
         self._metrics.count(taken.outcome)
         if taken.granted:
             self._show(plan, keys, taken, claim)
-        elif taken.outcome == "held" and locking.gate:
-            self._believe(keys[0])
+        elif len(keys) == 1 and not mine:
+            self._gate.note(keys[0], held=taken.outcome == "held")
         return taken
 
     async def release(
@@ -151,6 +163,8 @@ class Grants:
                 # Released by the call whose answer was lost.
                 return [0]
         self._metrics.count("released" if places else "not_held")
+        for place in places:
+            self._gate.note(keys[place], held=False)
         drops = zip(places, row["tokens"] or (), strict=True)
         await asyncio.gather(
             *(self._mirror.drop(plan, keys[place], int(number)) for place, number in drops)
@@ -257,31 +271,12 @@ class Grants:
 
     # Redis.
 
-    async def _shut(self, plan: Plan, key: bytes, owner: str) -> Taken | None:
-        """Return a refusal where the gate may give one."""
-        until = self._believed.get(key)
-        if until is None:
-            return None
-        if self._loop.time() > until:
-            del self._believed[key]
-            return None
-        shown = await self._mirror.look(plan, key)
-        if shown is None:
-            return None
-        holder = owner_of(_locking(plan), shown.value)
-        if holder is None or holder == owner:
-            return None
-        return Taken("held", (), (shown.left_ms / 1000,), holder)
-
-    def _believe(self, key: bytes) -> None:
-        if len(self._believed) >= BELIEVED_LOCKS:
-            self._believed.clear()
-        self._believed[key] = self._loop.time() + BELIEVED
-
     def _show(self, plan: Plan, keys: Sequence[bytes], taken: Taken, claim: Claim) -> None:
         value = claim.value
         for key, token, left in zip(keys, taken.tokens, taken.lefts, strict=True):
-            text = value or value_of(_locking(plan), claim, left)
+            text = value or value_for(
+                _locking(plan).owner, claim.owner, claim.booking, claim.session, left
+            )
             self._mirror.put(plan, key, token, text.encode(), round(left * 1000))
 
 
@@ -303,40 +298,3 @@ def _columns(plan: Plan, key: bytes) -> list[str]:
 
 def _arrays(plan: Plan, keys: Sequence[bytes]) -> list[Argument]:
     return [list(column) for column in zip(*(_columns(plan, key) for key in keys), strict=True)]
-
-
-def owner_of(locking: Locking, value: bytes) -> str | None:
-    """Return the owner that a value names; None where it names none."""
-    if not locking.owner:
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            return None
-    found = member(value, locking.owner)
-    return found or None
-
-
-def member(value: bytes, path: Sequence[str]) -> str | None:
-    """Return what stands at a path of a value that is JSON, a text or a number, or None."""
-    try:
-        found: Any = json.loads(value)
-    except (ValueError, RecursionError):
-        return None
-    for name in path:
-        if not isinstance(found, dict):
-            return None
-        found = found.get(name)
-    if isinstance(found, bool) or not isinstance(found, str | int):
-        return None
-    return str(found)
-
-
-def value_of(locking: Locking, claim: Claim, left: float) -> str:
-    """Return the value of a lock that was not written by a client, as the mirror has it."""
-    if not locking.owner:
-        return claim.owner
-    inner: Any = claim.owner
-    for name in reversed(locking.owner[1:]):
-        inner = {name: inner}
-    rest = {"booking_id": claim.booking, "session_id": claim.session}
-    return json.dumps({locking.owner[0]: inner, **rest, "expires_in": round(left)})

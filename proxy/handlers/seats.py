@@ -88,6 +88,10 @@ def named(
     if (line := misspelled(found)) is not None:
         return line
     order = Order(session, grants, plan, locks, texts, others)
+    if operation == "acquire" and len(locks) == 1:
+        refused = grants.refused(plan, locks[0], order.owner)
+        if refused is not None:
+            return _told(order, refused)
     return answered(_OPERATIONS[operation](order))
 
 
