@@ -11,7 +11,14 @@ from typing import Any
 
 from proxy import metrics, wire
 from proxy.documents import Mistake
+from proxy.plans import plans_in
 from proxy.policy import loader
+
+# What is no mistake, but should be known by whoever writes it.
+_CHEAP = (
+    "note: locks of {} are decided by Redis alone; a failover may grant one twice, and nothing is "
+    "granted while Redis is away: for what is wasteful to do twice, not for what is wrong"
+)
 
 
 def accepted(
@@ -21,6 +28,7 @@ def accepted(
     fixed, per_node = metrics.series(ruleset, clusters)
     return {
         "mistakes": [],
+        "notes": [f"{place}: {_CHEAP.format(name)}" for place, name in plans_in(ruleset).cheap],
         "files": len(loader.files(path)),
         "keyspaces": len(ruleset.keyspaces),
         "roles": len(ruleset.roles),
@@ -49,11 +57,12 @@ def as_json(found: dict[str, Any]) -> str:
 
 
 def as_lines(found: dict[str, Any]) -> str:
-    """Return a line per mistake, or two lines where there is none."""
+    """Return a line per mistake; where there is none, a line per note and two of what was seen."""
     if found["mistakes"]:
         return "\n".join(_line(mistake) for mistake in found["mistakes"])
     series, missed = found["series"], "nodes" if found["database"] else "nodes, PostgreSQL"
-    return (
+    notes = "".join(f"{note}\n" for note in found["notes"])
+    return notes + (
         f"no mistakes: {found['keyspaces']} keyspaces, {found['roles']} roles, "
         f"{series['fixed']:,} metric series at most, and {series['per_node']} more for each node\n"
         f"checked: {found['files']} files against {found['commands']} commands and the clusters "

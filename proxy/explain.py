@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from proxy import commands, errors, wire
+from proxy.plans import plans_in
 from proxy.policy import compiler, duties
 from proxy.policy.model import Keyspace, Policies
 from proxy.units import show_duration
@@ -56,7 +57,7 @@ class Verdict(NamedTuple):
 class Explanation:
     """All that is known of a command before it is sent."""
 
-    outcome: str  # "forwarded" "split" "handled" "run" "answered" "refused"
+    outcome: str  # "forwarded" "split" "handled" "decided" "run" "answered" "refused"
     line: str = ""  # the error line of a refusal
     keys: tuple[Key, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
@@ -73,6 +74,7 @@ _OUTCOMES = {
     "split": "split: one part for each slot, answered as one",
     "handled": "forwarded, and names in the reply are translated back",
     "run": "a script, run by the node of its keys",
+    "decided": "done by PostgreSQL, which decides who holds a lock",
     "answered": "answered by the proxy",
 }
 
@@ -267,6 +269,16 @@ class Outcome(NamedTuple):
     run: tuple[int, bytes] | None = None  # of a script: the cluster, and what its node is sent
 
 
+def _decided(request: wire.Request, row: rules.Command) -> bool:
+    """Return whether PostgreSQL does what a command says, because it is about a lock."""
+    known = plans_in(request.ruleset).by_keyspace
+    if not known or (row.script is not None and row.script.lock is None):
+        return False
+    words = run_of(row.script, request.arguments)
+    plans = (known.get(request.ruleset.find_keyspace(words[at])) for at in request.keys)
+    return any(plan is not None and plan.locking is not None for plan in plans)
+
+
 def outcome_of(side: wire.Downstream, request: wire.Request | None, reply: bytes) -> Outcome:
     """Return what becomes of the command that a client has sent."""
     if request is None:
@@ -275,6 +287,8 @@ def outcome_of(side: wire.Downstream, request: wire.Request | None, reply: bytes
         unknown = errors.unknown_command(request.arguments[0], request.arguments[1:])
         return Outcome("refused", _told(unknown))
     row = request.ruleset.commands[request.row]
+    if _decided(request, row):
+        return Outcome("decided")
     if row.script is not None:
         run = _run(side, request, row.script)
         return Outcome("refused", _told(run)) if isinstance(run, bytes) else Outcome("run", "", run)

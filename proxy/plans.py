@@ -210,6 +210,7 @@ class Plans(NamedTuple):
     by_keyspace: Mapping[int, Plan] = {}
     by_table: Mapping[str, tuple[Dependency, ...]] = {}  # by name as written, schema included
     lost: tuple[tuple[int, str], ...] = ()  # cluster and name of what nobody can bring back
+    cheap: tuple[tuple[str, str], ...] = ()  # locks of Redis alone: file:line:column and name
     news: Mapping[str, tuple[News, ...]] = {}  # by table, as above
 
 

@@ -346,7 +346,7 @@ async def test_two_clusters_with_slots(tmp_path: Path) -> None:
         name: {"nodes": [f"redis://127.0.0.1:{node.port}" for node in cluster.nodes]}
         for name, cluster in (("locks", locks), ("cache", cache))
     }
-    rules = RULES + "  lock: {key: 'lock:{id}', cluster: locks, kind: lock, ttl: {default: 60s}}\n"
+    rules = RULES + "  lock: {key: 'lock:{id}', cluster: locks, kind: state, ttl: {default: 60s}}\n"
     try:
         settings = configured(tmp_path, locks.nodes[0], rules, clusters=clusters)
         async with running(settings) as it:

@@ -36,3 +36,16 @@ def test_files_of_nothing() -> None:
     ruleset, clusters = compiler.from_files(None, ("cache",))
     assert check.accepted(ruleset, clusters, Path("/nowhere"))["files"] == 1
     assert check.accepted(ruleset, clusters, None)["files"] == 0
+
+
+def test_what_is_no_mistake_and_should_be_known(tmp_path: Path) -> None:
+    """That Redis alone decides about locks is said aloud, with its place."""
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        "keyspaces:\n  job: {key: 'job:{id}', kind: lock, ttl: {default: 5s},\n"
+        "    lock: {authority: redis}}\n"
+    )
+    ruleset, clusters = compiler.from_files(path, ("locks",))
+    lines = check.as_lines(check.accepted(ruleset, clusters, path)).splitlines()
+    assert lines[0].startswith(f"{path}:3:12: note: locks of job are decided by Redis alone")
+    assert lines[1].startswith("no mistakes")

@@ -16,6 +16,7 @@ keyspaces:
     type: string
     kind: lock
     ttl: {default: 600s}
+    lock: {authority: redis}
     value: {max_bytes: 4B, mode: warn}
     on_loss: restore
   page:
@@ -51,7 +52,6 @@ def test_a_command_that_is_forwarded(explainer: Explainer) -> None:
     assert "node gets  SET seat:{e1}:s2 x" in text
     assert "(cluster locks)" in text
     assert "rule       key_grammar of seat has nothing against it" in text
-    assert "without Redis: PostgreSQL goes on to decide" in text
     assert "after Redis lost its data: all keys are read" in text
     assert text.splitlines()[-1] == "verdict    forwarded to the node of its slot"
 
@@ -61,7 +61,7 @@ def test_a_rule_that_refuses(explainer: Explainer) -> None:
     found, text = explain(explainer, "SADD page:1 x")
     assert found.refused
     assert "rule       type of page refuses it" in text
-    assert "a.yaml:13:5)" in text
+    assert "a.yaml:14:5)" in text
     assert found.line.startswith("-WRONGTYPE")
     assert not found.frames
     assert "reads are answered from PostgreSQL" in text
@@ -151,3 +151,13 @@ def test_a_script(tmp_path: Path) -> None:
     found, text = explain(explainer, "SEAT.TAKE e1")
     assert found.line.startswith("-ERR wrong number of arguments for 'seat.take'")
     assert not found.keys
+
+
+def test_a_lock_is_decided(tmp_path: Path) -> None:
+    """What PostgreSQL does is told as that, also while Redis is away."""
+    rules = "keyspaces:\n  lock: {key: 'lock:{id}', kind: lock, ttl: {default: 60s}}\n"
+    policies = load(Folder(tmp_path).write(rules))
+    found, text = explain(Explainer(policies, CLUSTERS), "SET lock:a me NX")
+    assert found.outcome == "decided"
+    assert "without Redis: PostgreSQL goes on to decide" in text
+    assert text.splitlines()[-1].startswith("verdict    done by PostgreSQL")

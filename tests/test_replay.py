@@ -17,7 +17,7 @@ keyspaces:
     key: seat:{event}:{seat}
     cluster: locks
     hash_tag: event
-    kind: lock
+    kind: state
     type: string
     ttl: {default: 600s, max: 900s}
     value: {max_bytes: 8B}

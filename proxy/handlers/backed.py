@@ -89,7 +89,7 @@ def handled(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]
     targets = targets_of(request)
     script = offered.script_of(request)
     alone = script is not None and not offered.decided(session, request)
-    if _about_locks(targets.values()) and (alone or request.name in WAYS):
+    if _about_locks(targets.values()) and (alone or request.name in (*WAYS, b"watch")):
         line = misspelled(targets.values())
         return line or locks.scripted(session, request, [*targets.values()])
     if not targets or _without_postgres(session):

@@ -4,9 +4,10 @@
 then costs PostgreSQL two questions a second and Redis some two hundred, however large it is.
 
 Always true:
-  * the gate refuses only what PostgreSQL has said within BELIEVED to be held, and only while Redis
-    shows somebody else as the holder, or did so less than `mirror.SEEN` ago: a lock that Redis
-    shows by mistake costs others that long;
+  * the gate refuses only what PostgreSQL has refused within BELIEVED. Of a seat that is held, only
+    while Redis shows the same holder, or did so less than `mirror.SEEN` ago; of one that is sold or
+    blocked, without asking. A sale that is cancelled, or what Redis shows by mistake, costs others
+    that long; who holds a lock is never turned away;
   * a release or a grant of this sidecar ends what was seen before it: who is told of a release
     finds the gate open. Behind another sidecar it may stay shut for SEEN;
   * of a crowd one at a time asks PostgreSQL. Others wait for its answer, no longer than PATIENCE,
@@ -15,6 +16,7 @@ Always true:
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -33,11 +35,12 @@ PATIENCE = 1.0
 LOCKS = 10_000
 
 
-class Shut(NamedTuple):
-    """A refusal."""
+class Said(NamedTuple):
+    """Why nobody else gets a lock."""
 
-    holder: str
-    left: float  # seconds
+    outcome: str  # held, or the state of its row
+    holder: str | None
+    left: float | None = None  # seconds, of what is held, where they are known
 
 
 class Gate:
@@ -46,17 +49,20 @@ class Gate:
     def __init__(self, mirror: Mirror) -> None:
         self._mirror = mirror
         self._loop = asyncio.get_running_loop()
-        self._said: dict[bytes, float] = {}  # key to when PostgreSQL said that it is held
+        self._said: dict[bytes, tuple[float, Said]] = {}  # key to when PostgreSQL said so
         self._asking: dict[bytes, asyncio.Future[OriginBusy | OriginDown | None]] = {}
 
-    def known(self, plan: Plan, key: bytes, owner: str) -> Shut | None:
+    def known(self, plan: Plan, key: bytes, owner: str) -> Said | None:
         """Return a refusal where that needs no question."""
         age = self._age(key)
         if age > BELIEVED or (age > RENEWED and key not in self._asking):
             return None
-        return _shut(plan, self._mirror.seen(key), owner)
+        said = self._said[key][1]
+        if said.outcome != "held":
+            return said
+        return _refusal(plan, said, self._mirror.seen(key), owner)
 
-    async def shut(self, plan: Plan, key: bytes, owner: str) -> Shut | None:
+    async def shut(self, plan: Plan, key: bytes, owner: str) -> Said | None:
         """Return a refusal, or None to who has to ask PostgreSQL.
 
         Raises OriginBusy and OriginDown: who asked for all of a crowd had no answer.
@@ -73,7 +79,10 @@ class Gate:
             # Where nobody holds it after all, the next of the crowd asks.
         if age > RENEWED and key not in self._asking:
             return None
-        return _shut(plan, await self._mirror.look(plan, key), owner)
+        said = self._said[key][1]
+        if said.outcome != "held":
+            return said
+        return _refusal(plan, said, await self._mirror.look(plan, key), owner)
 
     @contextlib.contextmanager
     def asking(self, key: bytes) -> Iterator[None]:
@@ -92,22 +101,25 @@ class Gate:
             del self._asking[key]
             asking.set_result(failed)
 
-    def note(self, key: bytes, *, held: bool) -> None:
-        """Hear what PostgreSQL says of a lock."""
+    def note(self, key: bytes, said: Said | None) -> None:
+        """Hear what PostgreSQL says of a lock to anybody; None: somebody may get it."""
         self._said.pop(key, None)
-        if held:
+        if said is not None:
             if len(self._said) >= LOCKS:
                 del self._said[next(iter(self._said))]
-            self._said[key] = self._loop.time()
+            self._said[key] = (self._loop.time(), said)
 
     def _age(self, key: bytes) -> float:
-        """Return how many seconds ago PostgreSQL said that a lock is held; long, if it did not."""
-        said = self._said.get(key)
-        return self._loop.time() - said if said is not None else 2 * BELIEVED
+        """Return how many seconds ago PostgreSQL refused a lock; very long, if it did not."""
+        found = self._said.get(key)
+        return math.inf if found is None else self._loop.time() - found[0]
 
 
-def _shut(plan: Plan, shown: Shown | None, owner: str) -> Shut | None:
+def _refusal(plan: Plan, said: Said, shown: Shown | None, owner: str) -> Said | None:
     if shown is None or plan.locking is None:
         return None
     holder = holder_of(plan.locking.owner, shown.value)
-    return None if holder is None or holder == owner else Shut(holder, shown.left_ms / 1000)
+    # What Redis shows may be of before.
+    if holder is None or holder == owner or holder != said.holder:
+        return None
+    return Said("held", holder, shown.left_ms / 1000)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from proxy.errors import OriginBusy, OriginDown, OriginError
-from proxy.handlers.gate import Gate, Shut
+from proxy.handlers.gate import Gate, Said
 from proxy.handlers.owners import value_for
 from proxy.origin.batching import segments_of
 from proxy.origin.budget import share_of
@@ -32,6 +32,9 @@ AGAIN = 0.05
 
 # Two transactions that want rows in another order than ours, and one that PostgreSQL gave up.
 RETRIES = 2
+
+# What concerns one owner and nobody else, or may be otherwise in a moment.
+_OWN = frozenset(("queue", "limit", "missing", "lost"))
 
 
 class Claim(NamedTuple):
@@ -98,8 +101,8 @@ class Grants:
 
     def refused(self, plan: Plan, key: bytes, owner: str) -> Taken | None:
         """Return a refusal of a lock where nothing has to be asked for that."""
-        shut = self._gate.known(plan, key, owner) if _locking(plan).gate else None
-        return None if shut is None else self._refusal(shut)
+        said = self._gate.known(plan, key, owner) if _locking(plan).gate else None
+        return None if said is None else self._refusal(said)
 
     async def take(
         self, plan: Plan, keys: Sequence[bytes], claim: Claim, *, mine: bool = False
@@ -107,15 +110,15 @@ class Grants:
         """Take locks, all or none; mine: only longer what the owner holds. Raises OriginError."""
         if len(keys) > 1 or mine or not _locking(plan).gate:
             return await self._take(plan, keys, claim, mine=mine)
-        shut = await self._gate.shut(plan, keys[0], claim.owner)
-        if shut is not None:
-            return self._refusal(shut)
+        said = await self._gate.shut(plan, keys[0], claim.owner)
+        if said is not None:
+            return self._refusal(said)
         with self._gate.asking(keys[0]):
             return await self._take(plan, keys, claim, mine=False)
 
-    def _refusal(self, shut: Shut) -> Taken:
+    def _refusal(self, said: Said) -> Taken:
         self._metrics.count("gate")
-        return Taken("held", (), (shut.left,), shut.holder)
+        return Taken(said.outcome, (), () if said.left is None else (said.left,), said.holder)
 
     async def _take(self, plan: Plan, keys: Sequence[bytes], claim: Claim, *, mine: bool) -> Taken:
         """Take locks in PostgreSQL, and tell mirror and gate of it. Raises OriginError."""
@@ -141,9 +144,12 @@ class Grants:
             taken = taken._replace(outcome="acquired")
         self._metrics.count(taken.outcome)
         if taken.granted:
+            for key in keys:
+                self._gate.note(key, None)
             self._show(plan, keys, taken, claim)
-        elif len(keys) == 1 and not mine:
-            self._gate.note(keys[0], held=taken.outcome == "held")
+        elif locking.gate and len(keys) == 1 and not mine:
+            common = taken.outcome not in _OWN
+            self._gate.note(keys[0], Said(taken.outcome, taken.holder) if common else None)
         return taken
 
     async def release(
@@ -158,13 +164,16 @@ class Grants:
         (row,) = rows
         places = [int(number) - 1 for number in row["numbers"] or ()]
         if again and token is not None and len(keys) == 1 and not places:
-            held = await self.held(plan, keys[0])
-            if held is None or held.token != token:
+            now = await self.row(plan, keys[0])
+            if now is not None and now.token == token and now.status == "available":
                 # Released by the call whose answer was lost.
                 return [0]
+            if now is not None and now.token > token:
+                # Granted again meanwhile: whether that call released it, nobody can tell.
+                raise OriginDown("the answer to a release was lost", sent=True)
         self._metrics.count("released" if places else "not_held")
         for place in places:
-            self._gate.note(keys[place], held=False)
+            self._gate.note(keys[place], None)
         drops = zip(places, row["tokens"] or (), strict=True)
         await asyncio.gather(
             *(self._mirror.drop(plan, keys[place], int(number)) for place, number in drops)

@@ -86,11 +86,11 @@ def scripted(
     session: Session, request: wire.Request, targets: Sequence[Target]
 ) -> bytes | Awaitable[bytes]:
     """Answer a script about locks; what else has a handler of its own means nothing to them."""
-    if request.name not in _SCRIPTS:
-        return errors.lock_refused(targets[0].plan.name, "command")
     grants, words = session.server.grants, request.arguments
     if grants is None:
         return errors.ORIGIN_DOWN
+    if request.name not in _SCRIPTS:
+        return errors.lock_refused(targets[0].plan.name, "command")
     body = words[1] if request.name == b"eval" else body_of(session, words[1])
     if body is None:
         return NOSCRIPT + b"\r\n"
@@ -139,7 +139,7 @@ async def _grant(
     if taken.outcome == "limit":
         return errors.lock_refused(plan.name, "limit")
     if taken.granted:
-        if session.gone:
+        if session.gone and taken.outcome == "acquired":
             await grants.vanish(plan, [target.key], claim.owner, taken.tokens[0])
         remember(session, target.key, claim.owner, taken.tokens[0])
     return taken.granted

@@ -84,6 +84,10 @@ def named(
             return errors.TOO_MANY_LOCKS
         if any(request.ruleset.find_keyspace(key) != plan.keyspace for key in locks):
             return errors.key_refused(plan.name, "it is no name of a lock")
+        # The first has been judged with the command.
+        for key in locks[1:]:
+            if isinstance(place := session.downstream.locate(key, request.row), bytes):
+                return place
     found = [target for key in locks if (target := target_of(request.ruleset, key)) is not None]
     if (line := misspelled(found)) is not None:
         return line
@@ -113,8 +117,9 @@ async def _acquire(order: Order) -> bytes:
     claim = Claim(order.owner, _seconds(order), order.value("booking"), order.value("session"))
     taken = await order.grants.take(order.plan, order.keys, claim)
     if taken.granted:
-        if order.session.gone:
-            await order.grants.vanish(order.plan, order.keys, order.owner, None)
+        if order.session.gone and taken.outcome == "acquired":
+            # The token of this grant: what the owner held before is not given up.
+            await order.grants.vanish(order.plan, order.keys, order.owner, max(taken.tokens))
         for key, token in zip(order.keys, taken.tokens, strict=True):
             remember(order.session, key, order.owner, token)
     return _told(order, taken)

@@ -116,17 +116,19 @@ DROP TRIGGER IF EXISTS {trigger} ON {on};
 CREATE TRIGGER {trigger} AFTER {event} ON {on} {rows}
     FOR EACH STATEMENT EXECUTE FUNCTION {schema}.{function}();"""
 
-# Where another set of policies has its triggers, their tables stay: without them every write to
-# a table that it watches would fail.
+# Where another set of policies has its triggers or its locks, their tables stay: without them every
+# write to a table that it watches would fail, and every lock that it grants.
 _DROP_TABLES = """\
 DO $sidecache$
 BEGIN
     IF NOT EXISTS (
-        SELECT FROM pg_proc WHERE proname LIKE 'sidecache\\_note\\_%'
+        SELECT FROM pg_proc
+         WHERE (proname LIKE 'sidecache\\_note\\_%' OR proname LIKE 'sidecache\\_take\\_%')
            AND pronamespace = {name}::regnamespace
     ) THEN
         DROP TABLE IF EXISTS {tables};
-        DROP SEQUENCE IF EXISTS {sequence};
+        DROP SEQUENCE IF EXISTS {schema}.sidecache_lock_token;
+        DROP ROUTINE IF EXISTS {schema}.sidecache_lock_offer;
     END IF;
 END $sidecache$;"""
 
@@ -182,11 +184,7 @@ def remove_sql(watches: Sequence[Watch], place: Place = DEFAULT, locks: Sequence
     parts = [f"DROP FUNCTION IF EXISTS {schema}.{note_of(w.table)}() CASCADE;" for w in watches]
     parts += [part for plan in locks for part in locking.dropped(plan, schema)]
     tables = ", ".join(f"{schema}.sidecache_{name}" for name in TABLES)
-    parts.append(
-        _DROP_TABLES.format(
-            name=literal(schema), tables=tables, sequence=f"{schema}.sidecache_lock_token"
-        )
-    )
+    parts.append(_DROP_TABLES.format(name=literal(schema), schema=schema, tables=tables))
     return _transaction(parts)
 
 

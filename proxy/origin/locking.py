@@ -268,9 +268,9 @@ BEGIN
            SET status = 'locked', locked_by = who,
                booking_id = coalesce(booking, CASE WHEN {mine} THEN t.booking_id END),
                session_id = coalesce(session, CASE WHEN {mine} THEN t.session_id END),
-               -- The application may have given out tokens of its own.
-               lock_token = CASE WHEN {mine} THEN t.lock_token
-                                 ELSE greatest(fresh.token, t.lock_token + 1) END,
+               -- The application may have given out tokens of its own, or locks without one.
+               lock_token = coalesce(CASE WHEN {mine} THEN t.lock_token END,
+                                     greatest(fresh.token, t.lock_token + 1)),
                locked_at = CASE WHEN {mine} THEN t.locked_at ELSE moment END,
                locked_until = least(
                    moment + make_interval(secs => hold),
@@ -306,7 +306,7 @@ BEGIN
          WHERE {found} AND t.status = 'locked' AND t.locked_until > clock_timestamp()
            AND (who IS NULL OR t.locked_by = who) AND (token IS NULL OR t.lock_token = token)
      RETURNING k.n, t.lock_token, {row_name} AS name)
-    SELECT array_agg(n ORDER BY n), array_agg(lock_token::bigint ORDER BY n),
+    SELECT array_agg(n ORDER BY n), array_agg(coalesce(lock_token, 0)::bigint ORDER BY n),
            array_agg(name ORDER BY n)
       INTO numbers, tokens, names FROM freed;
     IF offer > 0 AND names IS NOT NULL THEN
@@ -423,7 +423,7 @@ BEGIN
            SELECT t.ctid FROM {table} t
             WHERE {only}t.status = 'locked' AND t.locked_until <= clock_timestamp()
             ORDER BY t.locked_until LIMIT {most_swept} FOR UPDATE SKIP LOCKED)
- RETURNING {row_name}, t.lock_token::bigint;
+ RETURNING {row_name}, coalesce(t.lock_token, 0)::bigint;
     IF offer > 0 THEN
         PERFORM {schema}.sidecache_lock_offer('{keyspace}', (
             SELECT array_agg(DISTINCT q.name) FROM {schema}.sidecache_lock_queue q

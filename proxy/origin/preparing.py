@@ -22,6 +22,9 @@ _TRIED = ("int", "uuid", "date")
 _SCALAR = ("scalar", "array")
 _NUMBERS = frozenset({"int2", "int4", "int8", "numeric", "float4", "float8"})
 
+# Locks are taken by functions, which are not there before this.
+_INSTALL = "`sidecache sql install` makes what locks need"
+
 _COLUMNS = """
 SELECT attname FROM pg_attribute
  WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped
@@ -43,6 +46,12 @@ async def findings(connection: Connection, plan: Plan) -> AsyncIterator[Finding]
         names = await _names(connection, statement)
         for text in [names] if isinstance(names, str) else _about_restore(plan, names):
             yield statement.place, text
+    if plan.locking is not None:
+        for statement in plan.locking.calls:
+            refused = await _names(connection, statement)
+            if isinstance(refused, str):
+                yield statement.place, f"{refused}; {_INSTALL}"
+                return
 
 
 async def about_present(connection: Connection, present: Present) -> AsyncIterator[Finding]:

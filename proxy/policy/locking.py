@@ -131,7 +131,8 @@ def _mine(own: Keyspace, table: _Table) -> str:
         scope = f"{table.columns[number]} = $2::text::{table.kinds[number]}"
     names = ", ".join(f"{column}::text" for column in table.columns)
     return (
-        f"SELECT ARRAY[{names}] AS name, lock_token::bigint AS token, {_LEFT} AS remains"  # noqa: S608
+        f"SELECT ARRAY[{names}] AS name, coalesce(lock_token, 0)::bigint AS token,"  # noqa: S608
+        f" {_LEFT} AS remains"
         f" FROM {table.name} WHERE {table.only}locked_by = $1::text AND {scope} AND {_HELD}"
         f" ORDER BY {names} LIMIT {_LISTED}"
     )

@@ -43,7 +43,12 @@ def plans_of(policies: Policies, cluster_of: Callable[[str], int]) -> Plans:
         for name, own in policies.effective.items()
         if own.on_loss == "lost"
     )
-    return Plans(by_keyspace, _by_table(policies), lost, _news(policies, cluster_of))
+    cheap = tuple(
+        (policies.place(("keyspaces", name, "lock", "authority")), name)
+        for name, own in policies.effective.items()
+        if own.kind == "lock" and not own.decided
+    )
+    return Plans(by_keyspace, _by_table(policies), lost, cheap, _news(policies, cluster_of))
 
 
 def _plan(index: int, name: str, own: Keyspace, policies: Policies, cluster: int) -> Plan:

@@ -8,7 +8,7 @@ import pytest
 
 from proxy.errors import OriginBusy, OriginDown
 from proxy.handlers import gate as module
-from proxy.handlers.gate import Gate, Shut
+from proxy.handlers.gate import Gate, Said
 from proxy.plans import LockCalls, Locking
 from proxy.upstream import mirror as showing
 from proxy.upstream.errands import Errands
@@ -24,7 +24,8 @@ LOCK = plan(
         longest=0.0, scope=0, most=0, gate=True, heartbeat=0.0, offer=0.0, blind=True,
     ),
 )  # fmt: skip
-REFUSED = Shut("u", 9.0)
+HELD = Said("held", "u")
+REFUSED = Said("held", "u", 9.0)
 
 
 @pytest.fixture
@@ -52,20 +53,33 @@ async def gate(cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
 async def test_others_are_refused_while_it_is_held(gate: Gate, key: bytes) -> None:
     """It takes PostgreSQL's word and what Redis shows; the second asker needs no question."""
     assert await gate.shut(LOCK, key, "v") is None
-    gate.note(key, held=True)
+    gate.note(key, HELD)
     assert gate.known(LOCK, key, "v") is None
     assert await gate.shut(LOCK, key, "v") == REFUSED
     assert gate.known(LOCK, key, "w") == REFUSED
     assert gate.known(LOCK, key, "u") is None
-    gate.note(key, held=False)
+    gate.note(key, None)
     assert gate.known(LOCK, key, "w") is None
+
+
+async def test_redis_is_not_believed_alone(gate: Gate, key: bytes) -> None:
+    """Where Redis shows another than PostgreSQL has said, PostgreSQL is asked."""
+    gate.note(key, Said("held", "x"))
+    assert await gate.shut(LOCK, key, "v") is None
+    assert gate.known(LOCK, key, "v") is None
+
+
+async def test_what_is_sold_needs_no_holder(gate: Gate, key: bytes) -> None:
+    """Of a seat that is sold Redis is not asked."""
+    gate.note(key, Said("booked", "x"))
+    assert gate.known(LOCK, key, "v") == await gate.shut(LOCK, key, "v") == Said("booked", "x")
 
 
 async def test_one_asks_again_while_others_are_refused(
     gate: Gate, key: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PostgreSQL's word is renewed by one, before it is old."""
-    gate.note(key, held=True)
+    gate.note(key, HELD)
     await gate.shut(LOCK, key, "v")
     monkeypatch.setattr(module, "RENEWED", -1.0)
     assert gate.known(LOCK, key, "v") is None
@@ -75,21 +89,21 @@ async def test_one_asks_again_while_others_are_refused(
         assert await gate.shut(LOCK, key, "w") == REFUSED
 
 
-async def asks(gate: Gate, key: bytes, owner: str, heard: list[str], *, held: bool) -> Shut | None:
+async def asks(gate: Gate, key: bytes, owner: str, heard: list[str]) -> Said | None:
     """Do what a taker does; heard: who has asked PostgreSQL."""
     shut = await gate.shut(LOCK, key, owner)
     if shut is None:
         with gate.asking(key):
             heard.append(owner)
             await asyncio.sleep(0)
-            gate.note(key, held=held)
+            gate.note(key, HELD)
     return shut
 
 
 async def test_of_a_crowd_one_asks(gate: Gate, key: bytes) -> None:
     """Who comes while one asks is refused by what that one hears."""
     heard: list[str] = []
-    told = await asyncio.gather(*(asks(gate, key, f"v{n}", heard, held=True) for n in range(20)))
+    told = await asyncio.gather(*(asks(gate, key, f"v{n}", heard) for n in range(20)))
     assert heard == ["v0"]
     assert told == [None] + [REFUSED] * 19
 
@@ -139,6 +153,6 @@ async def test_what_is_believed_is_bounded(
     """Of too many locks the oldest is forgotten."""
     monkeypatch.setattr(module, "LOCKS", 2)
     for name in (key, b"b", b"c"):
-        gate.note(name, held=True)
+        gate.note(name, HELD)
     assert await gate.shut(LOCK, key, "v") is None
     assert await gate.shut(LOCK, b"c", "v") == REFUSED

@@ -11,11 +11,11 @@ import asyncpg
 
 from proxy.embedded.postgres import Postgres
 from proxy.embedded.redis import Cluster
-from proxy.embedded.sidecar import Sidecar
+from proxy.embedded.sidecar import Sidecar, configuration_for
 from proxy.origin import installing
 from proxy.origin.batching import Connection
 from proxy.policy import compiler, planning
-from tests.integration.rig import Caller, StartProxy
+from tests.integration.rig import Caller
 
 _NUMBERS = count()
 
@@ -93,6 +93,15 @@ class Hall:
         )  # fmt: skip
         return dict(found or {})
 
+    async def clear(self) -> None:
+        """Let nobody hold anything or wait, and Redis know of nothing."""
+        await self.database.execute(
+            "TRUNCATE sidecache_locks, sidecache_lock_queue; UPDATE seats SET status = 'available',"
+            " locked_by = NULL, locked_at = NULL, locked_until = NULL, lock_token = NULL,"
+            " booking_id = NULL, session_id = NULL"
+        )
+        await self.cluster.flush()
+
     async def expire(self, seat: str, event: str = "e1") -> None:
         """Let the lock of a seat be over."""
         await self.database.execute(
@@ -112,7 +121,7 @@ class Hall:
 
 @contextlib.asynccontextmanager
 async def hall(
-    server: Postgres, cluster: Cluster, start: StartProxy, folder: Path, rules: str = RULES
+    server: Postgres, cluster: Cluster, folder: Path, rules: str = RULES
 ) -> AsyncIterator[Hall]:
     """Start a proxy with `RULES`, in front of a cluster and a database of its own."""
     name = f"hall{next(_NUMBERS)}"
@@ -127,9 +136,9 @@ async def hall(
             dsn, planning.watches_of(policies), apply=True, remove=False,
             locks=planning.locks_of(policies),
         )  # fmt: skip
-        proxy = await start({"locks": cluster}, policies=str(path), database={"url": dsn})
-        yield Hall(proxy, cluster, database)
-        await proxy.stop()
+        blocks = {"policies": str(path), "database": {"url": dsn}}
+        async with Sidecar(configuration_for({"locks": cluster}, **blocks), folder) as proxy:
+            yield Hall(proxy, cluster, database)
     finally:
         database.terminate()
         await server.drop_database(name)

@@ -15,8 +15,7 @@ from proxy.embedded.redis import Cluster
 from proxy.embedded.sidecar import Sidecar
 from proxy.origin import installing
 from proxy.origin.batching import Connection
-from proxy.policy import compiler
-from proxy.policy.planning import watches_of
+from proxy.policy import compiler, planning
 from tests.integration.rig import StartProxy
 
 SHIPPED = Path(__file__).parents[2] / "policies"
@@ -80,8 +79,11 @@ async def seats(
     name = f"seats{next(_NUMBERS)}"
     dsn = await server.create_database(name)
     await sample.load(dsn, 1)
-    watches = watches_of(compiler.read(SHIPPED, tuple(clusters)))
-    await installing.run(dsn, watches, apply=True, remove=False)
+    policies = compiler.read(SHIPPED, tuple(clusters))
+    await installing.run(
+        dsn, planning.watches_of(policies), apply=True, remove=False,
+        locks=planning.locks_of(policies),
+    )  # fmt: skip
     connection = await asyncpg.connect(dsn)
     try:
         rows = await connection.fetch("SELECT event_id, seat_id FROM seat_booking_state")

@@ -94,3 +94,11 @@ async def test_tables_that_are_watched(connection: pool.Connection) -> None:
     said = await about_table(connection, "shop.t", ["id", "idd"])
     assert said == 'the table "shop.t" has no column "idd"; it has: id, name, day, n'
     assert await about_table(connection, "a b c", []) is not None
+
+
+async def test_locks_that_are_not_installed(connection: pool.Connection, tmp_path: Path) -> None:
+    """Functions that are not there are told once, with what makes them."""
+    fields = "    kind: lock\n    ttl: {default: 60s}\n    lock: {owner: value}\n"
+    (found,) = await found_of(connection, tmp_path, fields, "k:{id}")
+    assert "sidecache_take_k" in found
+    assert found.endswith("`sidecache sql install` makes what locks need")

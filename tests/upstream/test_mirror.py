@@ -1,91 +1,128 @@
-"""What Redis shows of locks, before fake nodes."""
+"""What Redis shows of locks, on a real cluster: nothing that is late undoes what is later."""
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
-from proxy.upstream import mirror as module
-from proxy.upstream.errands import Errands
-from proxy.upstream.mirror import DROP, LOOK, PUT, Mirror, Shown
-from tests.fakenode import FakeCluster, FakeConnection
-from tests.handlers.backed_desk import plan
-from tests.upstream.stand import Stand, cluster_config, data_of, fake_cluster, key_of, standing
+from proxy.embedded.redis import Cluster, Shape
+from proxy.upstream.mirror import PATIENCE
+from tests.conftest import StartCluster
+from tests.integration.rig import wait_for
+from tests.upstream.mirrored import KEY, NAME, Mirrored, mirrored
 
-SHOWN = Shown(b"u", 9000)
-
-
-@pytest.fixture
-async def cluster() -> AsyncIterator[FakeCluster]:
-    async with fake_cluster(1) as cluster:
-        cluster.nodes[0].answers["EVALSHA"] = answer
-        yield cluster
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-async def stand(cluster: FakeCluster) -> AsyncIterator[Stand]:
-    async with standing(cluster_config(cluster.nodes)) as stand:
-        yield stand
+async def stage(locks_cluster: Cluster, tmp_path: Path) -> AsyncIterator[Mirrored]:
+    async with mirrored(locks_cluster, tmp_path) as found:
+        yield found
 
 
-@pytest.fixture
-def key(cluster: FakeCluster) -> bytes:
-    return key_of(cluster, 0)
+async def test_a_grant_is_shown_for_its_time(stage: Mirrored) -> None:
+    """Value, time and token are there, in the slot of the lock, and a look tells them."""
+    stage.mirror.put(stage.plan, KEY, 7, b"mine", 30_000)
+    await stage.shows("mine")
+    assert 29_000 < int(await stage.ask("PTTL", NAME)) <= 30_000
+    assert await stage.token() == "7"
+    shown = await stage.mirror.look(stage.plan, KEY)
+    assert shown is not None
+    assert shown.value == b"mine"
+    assert 29_000 < shown.left_ms <= 30_000
 
 
-@pytest.fixture
-async def mirror(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> Mirror:
-    monkeypatch.setattr(module, "SEEN", 5.0)
-    monkeypatch.setattr(module, "PATIENCE", 5.0)
-    return Mirror(stand.router, Errands(stand.router, stand.flusher.batch))
+async def test_a_release_is_seen_by_who_is_told_of_it(stage: Mirrored) -> None:
+    """When drop returns nothing is shown any more."""
+    stage.mirror.put(stage.plan, KEY, 7, b"mine", 30_000)
+    await stage.shows("mine")
+    await stage.mirror.drop(stage.plan, KEY, 7)
+    assert await stage.value() is None
+    assert await stage.mirror.look(stage.plan, KEY) is None
 
 
-def answer(connection: FakeConnection, words: list[bytes]) -> bytes:
-    return b"*2\r\n$1\r\nu\r\n:9000\r\n" if words[1] == LOOK.digest else b":1\r\n"
+async def test_a_put_after_its_drop_comes_too_late(stage: Mirrored) -> None:
+    """A grant that was on its way for longer than its release shows nothing."""
+    await stage.mirror.drop(stage.plan, KEY, 7)
+    stage.mirror.put(stage.plan, KEY, 7, b"late", 30_000)
+    stage.mirror.put(stage.plan, b"seat_lock:e1:s2", 1, b"after it", 30_000)
+    await stage.shows("after it", "seat_lock:{e1}:s2")
+    assert await stage.value() is None
 
 
-def asked(cluster: FakeCluster) -> list[str]:
-    """Return what the node was asked, in order."""
-    names = {LOOK.digest: "look", PUT.digest: "put", DROP.digest: "drop"}
-    sent = [words for each in cluster.nodes[0].connections for words in data_of(each)]
-    return [names[words[1]] for words in sent]
+async def test_an_older_grant_does_not_hide_a_newer(stage: Mirrored) -> None:
+    """Neither a put nor a drop of an older token changes what a newer one shows."""
+    stage.mirror.put(stage.plan, KEY, 8, b"newer", 30_000)
+    stage.mirror.put(stage.plan, KEY, 7, b"older", 30_000)
+    await stage.mirror.drop(stage.plan, KEY, 7)
+    await stage.shows("newer")
+    assert await stage.token() == "8"
+    stage.mirror.put(stage.plan, KEY, 9, b"newest", 30_000)
+    await stage.shows("newest")
 
 
-async def test_a_crowd_is_one_question(cluster: FakeCluster, mirror: Mirror, key: bytes) -> None:
-    """All who ask at a time, and who comes right after, are answered by one question."""
-    assert mirror.seen(key) is None
-    shown = await asyncio.gather(*(mirror.look(plan(), key) for _ in range(20)))
-    assert set(shown) == {SHOWN}
-    assert await mirror.look(plan(), key) == mirror.seen(key) == SHOWN
-    assert asked(cluster) == ["look"]
+async def test_an_extended_lock_lasts_longer(stage: Mirrored) -> None:
+    """The same token again sets value and time, as long as the lock is shown."""
+    stage.mirror.put(stage.plan, KEY, 7, b"mine", 10_000)
+    stage.mirror.put(stage.plan, KEY, 7, b"mine still", 50_000)
+    await stage.shows("mine still")
+    assert int(await stage.ask("PTTL", NAME)) > 40_000
 
 
-async def test_an_answer_grows_old(
-    cluster: FakeCluster, mirror: Mirror, key: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What was seen is taken for true no longer than a moment."""
-    monkeypatch.setattr(module, "SEEN", 0.0)
-    for _ in range(2):
-        assert await mirror.look(plan(), key) == SHOWN
-        assert mirror.seen(key) is None
-    assert asked(cluster) == ["look", "look"]
+async def test_what_is_over_is_not_shown(stage: Mirrored) -> None:
+    """A grant without time left shows nothing."""
+    stage.mirror.put(stage.plan, KEY, 7, b"over", 0)
+    await stage.mirror.drop(stage.plan, b"seat_lock:e1:s2", 1)
+    assert await stage.value() is None
+    assert await stage.token() is None
 
 
-async def test_a_release_ends_what_was_seen(
-    cluster: FakeCluster, mirror: Mirror, key: bytes
-) -> None:
-    """Who asks after a drop asks Redis."""
-    await mirror.look(plan(), key)
-    await mirror.drop(plan(), key, 7)
-    assert mirror.seen(key) is None
-    await mirror.look(plan(), key)
-    assert asked(cluster) == ["look", "drop", "look"]
+async def test_what_was_shown_by_others_is_dropped(stage: Mirrored) -> None:
+    """A value without a token, as a restore writes it, goes with any release, also of token 0."""
+    await stage.ask("SET", NAME, "restored", "PX", "30000")
+    await stage.mirror.drop(stage.plan, KEY, 0)
+    assert await stage.value() is None
 
 
-async def test_what_a_change_overtakes_is_not_kept(mirror: Mirror, key: bytes) -> None:
-    """An answer to what was asked before a grant is for those alone who had asked by then."""
-    early = asyncio.create_task(mirror.look(plan(), key))
-    await asyncio.sleep(0)
-    mirror.put(plan(), key, 7, b"v", 9000)
-    assert await early == SHOWN
-    assert mirror.seen(key) is None
+async def test_many_looks_are_one_question(stage: Mirrored) -> None:
+    """A hundred who look at one lock at a time are answered alike, by a script that runs once."""
+    stage.mirror.put(stage.plan, KEY, 7, b"mine", 30_000)
+    await stage.shows("mine")
+    owner = await stage.cluster.owner(9052)
+    before = await calls(stage)
+    found = await asyncio.gather(*(stage.mirror.look(stage.plan, KEY) for _ in range(100)))
+    assert {each.value if each else None for each in found} == {b"mine"}
+    assert owner is not None
+    # Once by its digest, and where the node does not know it once in full.
+    assert await calls(stage) - before <= 2
+
+
+async def calls(stage: Mirrored) -> int:
+    """Return how many scripts the node of the lock has been asked to run."""
+    lines = str(await stage.ask("INFO", "commandstats")).splitlines()
+    counts = [line for line in lines if line.startswith(("cmdstat_eval:", "cmdstat_evalsha:"))]
+    return sum(int(line.partition("calls=")[2].partition(",")[0]) for line in counts)
+
+
+async def test_a_silent_node_is_not_waited_for(start_cluster: StartCluster, tmp_path: Path) -> None:
+    """While a node does not answer, a look knows nothing and a drop returns, both at once."""
+    cluster = await start_cluster(shape=Shape(3, 0))
+    async with mirrored(cluster, tmp_path) as stage:
+        stage.mirror.put(stage.plan, KEY, 7, b"mine", 30_000)
+        await stage.shows("mine")
+        for node in cluster.nodes:
+            node.pause()
+        try:
+            began = asyncio.get_running_loop().time()
+            assert await stage.mirror.look(stage.plan, KEY) is None
+            await stage.mirror.drop(stage.plan, KEY, 7)
+            assert asyncio.get_running_loop().time() - began < 10 * PATIENCE
+        finally:
+            for node in cluster.nodes:
+                node.resume()
+
+        async def known() -> bool:
+            return await stage.mirror.look(stage.plan, KEY) is None
+
+        await wait_for(known, "the node to answer again")

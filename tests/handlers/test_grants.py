@@ -1,0 +1,166 @@
+"""Taking and giving up locks between a database and a cluster, also when answers are lost."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from proxy import errors
+from proxy.embedded.postgres import Postgres as Server
+from proxy.embedded.redis import Cluster
+from proxy.errors import OriginDown
+from proxy.handlers.grants import Claim, Grants
+from proxy.handlers.owners import member, said_by
+from proxy.origin.postgres import Postgres
+from proxy.plans import Plan
+from tests.handlers.lock_desk import grants_of
+from tests.integration.rig import wait_for
+from tests.origin.ticketing import Asker, Ticketing, ticketing
+from tests.upstream.mirrored import KEY, Mirrored, mirrored
+
+pytestmark = pytest.mark.integration
+
+
+class Counter:
+    """A `Grants`, and what stands on both sides of it."""
+
+    def __init__(self, tickets: Ticketing, mirrored: Mirrored, grants: Grants) -> None:
+        self.tickets = tickets
+        self.mirrored = mirrored
+        self.grants = grants
+
+    @property
+    def plan(self) -> Plan:
+        return self.mirrored.plan
+
+    async def asker(self) -> Asker:
+        return await self.tickets.asker()
+
+
+@pytest.fixture
+async def counter(
+    postgres_server: Server, locks_cluster: Cluster, tmp_path: Path
+) -> AsyncIterator[Counter]:
+    async with (
+        ticketing(postgres_server, tmp_path) as tickets,
+        mirrored(locks_cluster, tmp_path) as shown,
+    ):
+        postgres, grants = grants_of(tickets.url, shown.mirror)
+        await postgres.start()
+        try:
+            yield Counter(tickets, shown, grants)
+        finally:
+            await postgres.stop()
+
+
+async def test_a_grant_is_in_the_row_and_in_the_mirror(counter: Counter) -> None:
+    """Both have owner and token; a release takes it from both before it is told."""
+    taken = await counter.grants.take(counter.plan, [KEY], Claim("u1", 30, "b1"))
+    assert (taken.outcome, taken.granted) == ("acquired", True)
+    row = await (await counter.asker()).seat("s1")
+    assert (row["locked_by"], [row["lock_token"]]) == ("u1", list(taken.tokens))
+
+    async def mirrored() -> bool:
+        shown = await counter.mirrored.mirror.look(counter.plan, KEY)
+        return shown is not None and member(said_by(shown.value), ["user_id"]) == "u1"
+
+    await wait_for(mirrored, "the mirror to show it")
+    assert await counter.mirrored.token() == str(taken.tokens[0])
+    assert await counter.grants.release(counter.plan, [KEY], "u1", taken.tokens[0]) == [0]
+    assert await counter.mirrored.value() is None
+    assert await counter.grants.held(counter.plan, KEY) is None
+
+
+async def test_what_is_known_of_a_lock(counter: Counter) -> None:
+    """Row, value and list of an owner tell the same; of a free lock there is a row and no value."""
+    assert (await counter.grants.row(counter.plan, KEY) or [""])[0] == "available"
+    assert await counter.grants.value(counter.plan, KEY) is None
+    assert await counter.grants.row(counter.plan, b"seat_lock:e1:nowhere") is None
+    taken = await counter.grants.take(counter.plan, [KEY], Claim("u1", 30, "b1", "x1"))
+    held = await counter.grants.held(counter.plan, KEY)
+    assert held is not None
+    assert (held.owner, held.token, held.booking, held.session) == (
+        "u1", taken.tokens[0], "b1", "x1",
+    )  # fmt: skip
+    value = await counter.grants.value(counter.plan, KEY)
+    assert value is not None
+    assert member(said_by(value), ["booking_id"]) == "b1"
+    (mine,) = await counter.grants.mine(counter.plan, "u1", "e1")
+    assert (list(mine.columns), mine.token) == (["e1", "s1"], taken.tokens[0])
+    assert await counter.grants.mine(counter.plan, "u1", "e2") == []
+
+
+async def test_the_gate_believes_what_was_refused(counter: Counter) -> None:
+    """After a refusal Redis alone refuses, until what it shows is over; not the holder itself."""
+    await counter.grants.take(counter.plan, [KEY], Claim("u1", 30))
+    await wait_for(lambda: shown(counter), "the mirror")
+    assert (await counter.grants.take(counter.plan, [KEY], Claim("u2", 30))).holder == "u1"
+    asker = await counter.asker()
+    async with asker.connection.transaction():
+        await asker.connection.execute("LOCK TABLE seats")
+        async with asyncio.timeout(0.9):
+            taken = await counter.grants.take(counter.plan, [KEY], Claim("u3", 30))
+        assert (taken.outcome, taken.holder) == ("held", "u1")
+        assert taken.lefts[0] > 25
+    assert (await counter.grants.take(counter.plan, [KEY], Claim("u1", 30))).outcome == "extended"
+
+
+async def shown(counter: Counter) -> bool:
+    return await counter.mirrored.mirror.look(counter.plan, KEY) is not None
+
+
+async def test_a_lost_answer_is_asked_for_again(counter: Counter) -> None:
+    """With every connection cut in the middle of a hundred calls, each is told what is so.
+
+    Who is told "acquired" holds the lock, and who is told nothing has an error that says so.
+    """
+    asker = await counter.asker()
+    cut = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    unknown = 0
+    for number in range(1, 101):
+        key, name = b"seat_lock:e1:s%d" % number, f"s{number}"
+        calls = asyncio.gather(
+            counter.grants.take(counter.plan, [key], Claim(f"u{number}", 30)),
+            asker.connection.execute(cut), return_exceptions=True,
+        )  # fmt: skip
+        taken, _ = await calls
+        row = await asker.seat(name)
+        if isinstance(taken, BaseException):
+            assert isinstance(taken, OriginDown)
+            assert taken.sent or row["status"] == "available"
+            unknown += 1
+            continue
+        assert (taken.outcome, row["locked_by"]) == ("acquired", f"u{number}")
+        assert list(taken.tokens) == [row["lock_token"]]
+    assert unknown < 50
+
+
+async def test_a_client_that_has_gone_gives_up(counter: Counter) -> None:
+    """What was granted to it is free again; that nobody holds it is no error."""
+    taken = await counter.grants.take(counter.plan, [KEY], Claim("u1", 30))
+    await counter.grants.vanish(counter.plan, [KEY], "u1", taken.tokens[0])
+    assert await counter.grants.held(counter.plan, KEY) is None
+    await counter.grants.vanish(counter.plan, [KEY], "u1", taken.tokens[0])
+
+
+async def test_without_a_database_it_is_down(counter: Counter, postgres_server: Server) -> None:
+    """Every operation raises what a client is told as PGDOWN."""
+    away, grants = grants_of("postgresql://x@127.0.0.1:1/x", counter.mirrored.mirror)
+    with contextlib.suppress(OriginDown):
+        await Postgres.start(away)
+    for call in (
+        grants.take(counter.plan, [KEY], Claim("u1", 30)),
+        grants.release(counter.plan, [KEY], "u1", None),
+        grants.confirm(counter.plan, [KEY], "u1", [1], "b"),
+        grants.queue(counter.plan, KEY, "u1", leaving=False),
+        grants.held(counter.plan, KEY),
+    ):
+        with pytest.raises(OriginDown) as caught:
+            await call
+        assert caught.value.line == errors.ORIGIN_DOWN
+    await away.stop()

@@ -1,0 +1,162 @@
+"""What clients send about locks, word by word, and what a connection is known to hold."""
+
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from proxy.embedded.postgres import Postgres
+from proxy.handlers.locks import HELD, Held, claim_of, forget, remember
+from tests.handlers.desk import Client
+from tests.handlers.lock_desk import LockDesk, lock_desk, told
+from tests.integration.holds import held_by
+
+pytestmark = pytest.mark.integration
+
+KEY = "seat_lock:e1:s1"
+
+
+@pytest.fixture
+async def desk(postgres_server: Postgres, tmp_path: Path) -> AsyncIterator[LockDesk]:
+    async with lock_desk(postgres_server, tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def client(desk: LockDesk) -> Client:
+    return desk.connect()
+
+
+@pytest.mark.parametrize(
+    ("option", "least", "most"),
+    [
+        (("EX", "30"), 29, 30), (("PX", "30500"), 30, 31), ((), 59, 60),
+        (("EXAT", "in 30"), 28, 31), (("PXAT", "in 30"), 28, 31),
+    ],
+)  # fmt: skip
+async def test_every_way_to_say_how_long(
+    client: Client, option: tuple[str, ...], least: int, most: int
+) -> None:
+    """EX PX EXAT PXAT and nothing, before NX and behind it."""
+    if option and option[1].startswith("in"):
+        unit = 1000 if option[0] == "PXAT" else 1
+        option = (option[0], str(round((time.time() + 30) * unit)))
+    for number, words in enumerate((("NX", *option), (*option, "nx"))):
+        key = f"mutex:{number}"
+        assert await told(client, "SET", key, "me", *words) == b"OK"
+        assert least <= await told(client, "TTL", key) <= most
+        assert least * 1000 <= await told(client, "PEXPIRETIME", key) - time.time() * 1000
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("SET", KEY, held_by("u")), ("SET", KEY, held_by("u"), "XX"),
+        ("SET", KEY, held_by("u"), "NX", "GET"), ("SET", KEY, held_by("u"), "NX", "KEEPTTL"),
+        ("APPEND", KEY, "x"), ("GETDEL", KEY), ("INCR", KEY), ("RENAME", KEY, "seat_lock:e1:s2"),
+        ("PERSIST", KEY), ("EXPIRE", KEY, "5", "GT"), ("SET", KEY, "{}", "NX"),
+        ("SET", KEY, held_by(""), "NX"), ("SET", KEY, '{"user_id":true}', "NX"),
+        ("SET", KEY, '{"user_id":{"x":1}}', "NX"),
+        ("MSETNX", KEY, held_by("u"), "seat_lock:e1:s2", held_by("u")),
+        ("MGET", KEY, "plain"), ("EVAL", "return 1", "1", KEY),
+    ],
+)  # fmt: skip
+async def test_what_means_nothing_to_a_lock(client: Client, words: tuple[str, ...]) -> None:
+    """It is refused, and nobody holds anything after it."""
+    assert str(await told(client, *words)).split()[0] in ("POLICY", "WRONGTYPE", "NOPERM", "ERR")
+    assert await told(client, "EXISTS", KEY) == 0
+
+
+async def test_what_a_value_says_arrives(desk: LockDesk, client: Client) -> None:
+    """Owner, booking and session are in the row; a number is an owner as its digits."""
+    value = json.dumps({"user_id": 7, "booking_id": "b1", "session_id": "x1"})
+    assert await told(client, "SET", KEY, value, "NX") == b"OK"
+    row = await (await desk.tickets.asker()).seat("s1")
+    assert (row["locked_by"], row["booking_id"], row["session_id"]) == ("7", "b1", "x1")
+    assert json.loads(await told(client, "GET", KEY))["user_id"] == "7"
+
+
+async def test_several_keys(client: Client) -> None:
+    """MGET, EXISTS and DEL answer for each key, also for one that is named twice."""
+    for name in ("a", "b"):
+        assert await told(client, "SET", f"mutex:{name}", name, "NX") == b"OK"
+    keys = ("mutex:a", "mutex:none", "mutex:b", "mutex:a")
+    assert await told(client, "MGET", *keys) == [b"a", None, b"b", b"a"]
+    assert await told(client, "EXISTS", *keys) == 3
+    assert await told(client, "TYPE", "mutex:a") == b"string"
+    assert await told(client, "DEL", *keys) == 2
+    assert await told(client, "TYPE", "mutex:a") == b"none"
+    assert await told(client, "TTL", "mutex:a") == -2
+
+
+async def test_another_connection_is_no_owner(desk: LockDesk, client: Client) -> None:
+    """DEL, UNLINK and EXPIRE of a lock of somebody else are errors, and of a free one 0."""
+    assert await told(client, "SETNX", "mutex:a", "me") == 1
+    other = desk.connect()
+    for words in (("DEL",), ("UNLINK",), ("EXPIRE", "9"), ("PEXPIRE", "9")):
+        reply = await told(other, words[0], "mutex:a", *words[1:])
+        assert str(reply).startswith("LOCKOWNER")
+        assert await told(other, words[0], "mutex:free", *words[1:]) == 0
+    assert await told(client, "EXPIRE", "mutex:a", "9") == 1
+    assert await told(client, "EXPIRE", "mutex:a", "0") == 1
+    assert await told(client, "EXISTS", "mutex:a") == 0
+
+
+async def test_a_lock_of_the_application_is_released_by_its_owner(
+    desk: LockDesk, client: Client
+) -> None:
+    """One that SQL has taken, without a token, is not this connection's but ends by its value."""
+    asker = await desk.tickets.asker()
+    await asker.connection.execute(
+        "UPDATE seats SET status = 'locked', locked_by = 'u1', locked_at = clock_timestamp(),"
+        " locked_until = clock_timestamp() + interval '30 s' WHERE seat = 's1'"
+    )
+    assert str(await told(client, "DEL", KEY)).startswith("LOCKOWNER")
+    release = (
+        "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1])"
+        " else return 0 end"
+    )
+    assert await told(client, "EVAL", release, "1", KEY, held_by("u2")) == 0
+    assert await told(client, "EVAL", release, "1", KEY, held_by("u1")) == 1
+    assert (await asker.seat("s1"))["status"] == "available"
+
+
+async def test_without_a_database_nothing_is_granted(desk: LockDesk, client: Client) -> None:
+    """Every command and script about a lock says that PostgreSQL is away."""
+    desk.server.grants = None
+    for words in (
+        ("SET", KEY, held_by("u"), "NX"), ("GET", KEY), ("DEL", KEY), ("TTL", KEY),
+        ("EVAL", "return 1", "1", KEY),
+    ):  # fmt: skip
+        assert str(await told(client, *words)).startswith("PGDOWN"), words
+
+
+async def test_the_oldest_of_too_many_is_forgotten(desk: LockDesk) -> None:
+    """A connection is known to hold a bounded number of locks, the latest ones."""
+    session = desk.connect().session
+    for number in range(HELD + 1):
+        remember(session, b"%d" % number, "me", number)
+    held = session.holdings["locks"]
+    assert isinstance(held, Held)
+    assert len(held.grants) == HELD
+    assert b"0" not in held.grants
+    forget(session, b"1")
+    forget(session, b"never held")
+    assert held.grants[b"2"] == ("me", 2)
+    assert len(held.grants) == HELD - 1
+    held.release()
+    assert not held.grants
+
+
+async def test_who_a_value_names(desk: LockDesk) -> None:
+    """All of it, or a member; nobody where that is no text, empty, or holds a zero byte."""
+    mutex, seat = desk.plan("mutex"), desk.plan("seat_lock")
+    claim = claim_of(mutex, b"me", 5)
+    assert claim is not None
+    assert (claim.owner, claim.seconds, claim.value) == ("me", 5, "me")
+    for value in (b"", b"\xff", b"a\0b"):
+        assert claim_of(mutex, value, 5) is None
+    for value in (b"me", b"[1]", b'{"user_id":null}', b'{"user_id":"a\\u0000"}', b"[" * 5000):
+        assert claim_of(seat, value, 5) is None

@@ -1,0 +1,185 @@
+"""Operations on locks by name, in front of a real database: replies, refusals and their limits."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.embedded.postgres import Postgres
+from proxy.handlers.seats import MOST
+from tests.handlers.desk import Client
+from tests.handlers.lock_desk import LockDesk, lock_desk, told
+from tests.integration.holds import RULES
+
+pytestmark = pytest.mark.integration
+
+# Arguments behind the event and the seat, and what further words mean.
+OPERATIONS = {
+    "acquire": ("owner, seconds, booking, session", "seats"),
+    "extend": ("owner, seconds", "seats"),
+    "release": ("owner, token", None),
+    "confirm": ("owner, token, booking", None),
+    "status": ("", None),
+    "queue": ("owner", "leave"),
+}
+
+
+def scripts() -> str:
+    lines = ["scripts:"]
+    for name, (arguments, more) in OPERATIONS.items():
+        lines.append(
+            f"  {name}: {{name: SEAT.{name.upper()}, file: any.lua, lock: {name}, "
+            f'keys: ["seat_lock:{{event}}:{{seat}}"], reply: map, '
+            f"arguments: [{', '.join(filter(None, ('event, seat', arguments)))}]"
+            + (f", more: {more}}}" if more else "}")
+        )
+    lines.append(
+        '  mine: {name: SEAT.MINE, file: any.lua, lock: mine, keys: ["held:{owner}:{event}"],'
+        " arguments: [event, owner], reads: true}"
+    )
+    return RULES + "\n".join(lines) + "\n"
+
+
+@pytest.fixture
+async def desk(postgres_server: Postgres, tmp_path: Path) -> AsyncIterator[LockDesk]:
+    (tmp_path / "lua").mkdir()
+    # It never runs: a node that was asked would not answer.
+    (tmp_path / "lua" / "any.lua").write_text("return 1\n")
+    async with lock_desk(postgres_server, tmp_path, scripts()) as found:
+        yield found
+
+
+@pytest.fixture
+def client(desk: LockDesk) -> Client:
+    return desk.connect()
+
+
+async def seat(client: Client, operation: str, *words: str | int) -> dict[str, Any]:
+    """Return what is told of an operation on a seat of e1; RESP2 has it flat."""
+    reply = await told(client, f"SEAT.{operation}", "e1", *map(str, words))
+    assert isinstance(reply, list), reply
+    pairs = zip(reply[::2], reply[1::2], strict=True)
+    fields = {name.decode(): value for name, value in pairs}
+    return {k: v.decode() if isinstance(v, bytes) else v for k, v in fields.items()}
+
+
+async def test_from_a_lock_to_a_sale(client: Client) -> None:
+    """Acquired, extended, told, confirmed; each answer says the outcome first."""
+    taken = await seat(client, "ACQUIRE", "s1", "u1", 30, "b1", "x1")
+    assert list(taken) == ["outcome", "token", "expires_in_ms"]
+    assert taken["outcome"] == "acquired"
+    assert 29_000 < taken["expires_in_ms"] <= 30_000
+    longer = await seat(client, "EXTEND", "s1", "u1", 50)
+    assert (longer["outcome"], longer["token"]) == ("extended", taken["token"])
+    status = await seat(client, "STATUS", "s1")
+    assert (status["outcome"], status["owner"], status["token"]) == ("locked", "u1", taken["token"])
+    assert await seat(client, "CONFIRM", "s1", "u1", taken["token"], "b1") == {
+        "outcome": "confirmed"
+    }
+    assert await seat(client, "STATUS", "s1") == {"outcome": "booked"}
+    assert await seat(client, "ACQUIRE", "s1", "u2", 30, "b", "x") == {"outcome": "booked"}
+    assert await seat(client, "STATUS", "nowhere") == {"outcome": "missing"}
+
+
+async def test_who_has_no_proof_is_lost(client: Client) -> None:
+    """Another owner, another token, or what is no token at all changes nothing."""
+    taken = await seat(client, "ACQUIRE", "s1", "u1", 30, "b1", "x1")
+    right = taken["token"]
+    for owner, token in (
+        ("u2", right), ("u1", right + 1), ("u1", ""), ("u1", "-1"), ("u1", "x"), ("u1", "9" * 30),
+    ):  # fmt: skip
+        assert await seat(client, "RELEASE", "s1", owner, token) == {"outcome": "lost"}
+        assert await seat(client, "CONFIRM", "s1", owner, token, "b") == {"outcome": "lost"}
+    assert await seat(client, "RELEASE", "s1", "u1", right) == {"outcome": "released"}
+    assert await seat(client, "RELEASE", "s1", "u1", right) == {"outcome": "lost"}
+
+
+async def test_several_seats_are_one_answer(client: Client) -> None:
+    """All or none, a seat that is named twice once, with a token for each."""
+    taken = await seat(client, "ACQUIRE", "s1", "u1", 30, "b", "x", "s2", "s1", "s3")
+    assert list(taken) == ["outcome", "tokens", "expires_in_ms"]
+    assert len(taken["tokens"]) == 3
+    refused = await seat(client, "ACQUIRE", "s9", "u2", 30, "b", "x", "s3")
+    assert refused["outcome"] == "held"
+    assert await seat(client, "STATUS", "s9") == {"outcome": "available"}
+    assert (await seat(client, "EXTEND", "s1", "u1", 40, "s3"))["outcome"] == "extended"
+    assert (await seat(client, "EXTEND", "s1", "u1", 40, "s9"))["outcome"] == "lost"
+    mine = await told(client, "SEAT.MINE", "e1", "u1")
+    assert [(name, token) for name, token, _ in mine] == [
+        (name, token) for name, token in zip((b"s1", b"s2", b"s3"), taken["tokens"], strict=True)
+    ]
+    many = [f"s{number}" for number in range(2, MOST + 2)]
+    reply = await told(client, "SEAT.ACQUIRE", "e1", "s1", "u1", "30", "b", "x", *many)
+    assert str(reply).startswith("ERR so many locks")
+
+
+async def test_the_limit_is_told(client: Client) -> None:
+    """Who has as many as the policy allows is told how many that are."""
+    names = [f"s{number}" for number in range(2, 11)]
+    assert (await seat(client, "ACQUIRE", "s1", "u1", 30, "b", "x", *names))[
+        "outcome"
+    ] == "acquired"
+    refused = await seat(client, "ACQUIRE", "s11", "u1", 30, "b", "x")
+    assert refused == {"outcome": "limit", "held": 10}
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"), [("30", 30), ("0", 60), ("", 60), ("x", 60), ("9999", 90), ("9" * 20, 60)]
+)
+async def test_a_time_is_within_the_policy(client: Client, asked: str, given: int) -> None:
+    """At most as long as `max`, and what is no time is the default."""
+    taken = await seat(client, "ACQUIRE", "s1", "u1", asked, "b", "x")
+    if asked == "0":
+        assert taken["expires_in_ms"] <= 60_000
+    else:
+        assert given * 1000 - 2000 < taken["expires_in_ms"] <= given * 1000
+
+
+async def test_waiting(client: Client) -> None:
+    """Holder, place, offer and leaving, with the time that it looks like; who is not next waits."""
+    taken = await seat(client, "ACQUIRE", "s1", "u1", 30, "b", "x")
+    assert await seat(client, "QUEUE", "s1", "u1") == {"outcome": "holder"}
+    first, second = await seat(client, "QUEUE", "s1", "u2"), await seat(client, "QUEUE", "s1", "u3")
+    assert (first["outcome"], first["position"], second["position"]) == ("waiting", 1, 2)
+    assert 29_000 < first["wait_ms"] <= 30_000 < second["wait_ms"] <= 31_000
+    await seat(client, "RELEASE", "s1", "u1", taken["token"])
+    offered = await seat(client, "QUEUE", "s1", "u2")
+    assert offered["outcome"] == "offered"
+    assert 0 < offered["offered_ms"] <= 1000
+    assert await seat(client, "ACQUIRE", "s1", "u3", 30, "b", "x") == {
+        "outcome": "queue", "ahead": 1,
+    }  # fmt: skip
+    assert await seat(client, "QUEUE", "s1", "u2", "LEAVE") == {"outcome": "left"}
+    assert (await seat(client, "QUEUE", "s1", "u3"))["outcome"] == "offered"
+    assert (await seat(client, "ACQUIRE", "s1", "u3", 30, "b", "x"))["outcome"] == "acquired"
+    assert str(await told(client, "SEAT.QUEUE", "e1", "s1", "u2", "stay")).startswith("ERR syntax")
+
+
+async def test_names_that_are_none(client: Client) -> None:
+    """An owner that is empty, no text or holds a zero byte, and a seat that is no name of a key."""
+    for owner in (b"", b"\xff", b"a\0b"):
+        client.send(b"SEAT.ACQUIRE", b"e1", b"s1", owner, b"30", b"b", b"x")
+        assert (await client.reply()).startswith(b"-")
+    for other in ("a:b", "\x01", ""):
+        for names in (("s1", other), (other, "s1")):
+            first, second = names
+            reply = await told(client, "SEAT.ACQUIRE", "e1", first, "u1", "30", "b", "x", second)
+            assert str(reply).startswith("POLICY"), names
+    assert await seat(client, "STATUS", "s1") == {"outcome": "available"}
+
+
+async def test_maps_for_who_speaks_of_maps(client: Client) -> None:
+    """With RESP3 the same fields are a map."""
+    client.ask(b"HELLO", b"3")
+    assert await told(client, "SEAT.STATUS", "e1", "s1") == {b"outcome": b"available"}
+
+
+async def test_what_was_acquired_is_held_by_the_connection(desk: LockDesk, client: Client) -> None:
+    """A bare DEL releases it there and nowhere else, and after a release by name nothing."""
+    taken = await seat(client, "ACQUIRE", "s1", "u1", 30, "b", "x")
+    reply = await told(desk.connect(), "DEL", "seat_lock:e1:s1")
+    assert str(reply).startswith("LOCKOWNER")
+    await seat(client, "RELEASE", "s1", "u1", taken["token"])
+    await seat(desk.connect(), "ACQUIRE", "s1", "u2", 30, "b", "x")
+    assert str(await told(client, "DEL", "seat_lock:e1:s1")).startswith("LOCKOWNER")
