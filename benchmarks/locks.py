@@ -249,7 +249,7 @@ async def grants(plan: Plan, wording: str) -> dict[str, Any]:
 async def direct(plan: Plan, wording: str) -> dict[str, Any]:
     """Take seats and give them back as an application does that has no proxy."""
     nodes = [ClusterNode("127.0.0.1", port) for port in plan.nodes]
-    cluster: Any = redis.asyncio.RedisCluster(startup_nodes=nodes)
+    cluster: Any = redis.asyncio.RedisCluster(startup_nodes=nodes, max_connections=BUYERS)
     tallies, tasks = Tallies(), set[asyncio.Task[None]]()
     async with asyncpg.create_pool(plan.dsn, min_size=CONNECTIONS, max_size=CONNECTIONS) as pool:
 
