@@ -1,7 +1,8 @@
 """A PostgreSQL server of our own, or databases of our own in one that exists.
 
 Used by the demo, the tests and the benchmarks, as `async with postgres_for(directory) as server:`.
-What is committed survives the death of its processes, not that of the machine: fsync is off.
+What is committed survives the death of its processes, not that of the machine: fsync is off, but in
+a `durable` server.
 
 PostgreSQL refuses to run as root. Two ways out, in this order, neither of which makes a user or
 opens a directory that others cannot enter today:
@@ -64,6 +65,7 @@ SETTINGS = {
     "timezone": "UTC",
     "log_timezone": "UTC",
 }
+DURABLE = {"fsync": "on", "full_page_writes": "on"}
 
 
 class Postgres:
@@ -71,10 +73,11 @@ class Postgres:
 
     host = "127.0.0.1"
 
-    def __init__(self, program: Program, directory: Path) -> None:
+    def __init__(self, program: Program, directory: Path, *, durable: bool = False) -> None:
         self.program = program
         self.directory = directory
         self.port = 0
+        self._durable = durable
         self._privilege = Privilege()
         self._child: Child | None = None
 
@@ -211,6 +214,8 @@ class Postgres:
     async def _spawn(self) -> None:
         sockets = str(self.socket_directory or "")
         settings = SETTINGS | {"port": str(self.port), "unix_socket_directories": sockets}
+        if self._durable:
+            settings |= DURABLE
         words = [word for item in settings.items() for word in ("-c", "=".join(item))]
         self._child = self._child_of("postgres", "-D", str(self.data), *words)
         self._child.start()
@@ -276,11 +281,11 @@ class ExistingPostgres(Postgres):
         return dsn
 
 
-def postgres_for(directory: Path) -> Postgres:
+def postgres_for(directory: Path, *, durable: bool = False) -> Postgres:
     """Return the server to use here, not started: the existing one, or one of our own."""
     if dsn := os.environ.get(EXISTING_SERVER):
         return ExistingPostgres(dsn, directory)
-    return Postgres(find_postgres(), directory)
+    return Postgres(find_postgres(), directory, durable=durable)
 
 
 @dataclass(frozen=True)

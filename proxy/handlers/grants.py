@@ -7,18 +7,17 @@ Always true:
   * granted means committed: whoever is told "acquired" holds the lock until it expires;
   * an answer that was lost is asked for again until RESOLVE: every function may be called twice by
     the same owner, and does the same. Who still does not know says so;
-  * the gate refuses only what PostgreSQL has refused within BELIEVED. Of a seat that is held, only
-    while Redis shows somebody else as the holder; of one that is sold or blocked, without asking.
-    So a lock that Redis shows by mistake, or a sale that is cancelled, costs others that long.
+  * who is refused without PostgreSQL is refused by the `gate`, which has learnt of it here.
 """
 
 import asyncio
 import contextlib
-import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from proxy.errors import OriginBusy, OriginDown, OriginError
+from proxy.handlers.gate import Gate, Said
+from proxy.handlers.owners import value_for
 from proxy.origin.batching import segments_of
 from proxy.origin.budget import share_of
 from proxy.origin.postgres import Argument, Postgres, Record
@@ -36,10 +35,6 @@ RETRIES = 2
 
 # What concerns one owner and nobody else, or may be otherwise in a moment.
 _OWN = frozenset(("queue", "limit", "missing", "lost"))
-
-# How long the gate may refuse without asking PostgreSQL again, in seconds, and for how many locks.
-BELIEVED = 1.0
-BELIEVED_LOCKS = 10_000
 
 
 class Claim(NamedTuple):
@@ -102,16 +97,32 @@ class Grants:
         self._mirror = mirror
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
-        self._believed: dict[bytes, tuple[float, Taken]] = {}  # key to until when, and the answer
+        self._gate = Gate(mirror)
+
+    def refused(self, plan: Plan, key: bytes, owner: str) -> Taken | None:
+        """Return a refusal of a lock where nothing has to be asked for that."""
+        said = self._gate.known(plan, key, owner) if _locking(plan).gate else None
+        return None if said is None else self._refusal(said)
 
     async def take(
         self, plan: Plan, keys: Sequence[bytes], claim: Claim, *, mine: bool = False
     ) -> Taken:
         """Take locks, all or none; mine: only longer what the owner holds. Raises OriginError."""
+        if len(keys) > 1 or mine or not _locking(plan).gate:
+            return await self._take(plan, keys, claim, mine=mine)
+        said = await self._gate.shut(plan, keys[0], claim.owner)
+        if said is not None:
+            return self._refusal(said)
+        with self._gate.asking(keys[0]):
+            return await self._take(plan, keys, claim, mine=False)
+
+    def _refusal(self, said: Said) -> Taken:
+        self._metrics.count("gate")
+        return Taken(said.outcome, (), () if said.left is None else (said.left,), said.holder)
+
+    async def _take(self, plan: Plan, keys: Sequence[bytes], claim: Claim, *, mine: bool) -> Taken:
+        """Take locks in PostgreSQL, and tell mirror and gate of it. Raises OriginError."""
         locking = _locking(plan)
-        if len(keys) == 1 and not mine and (shut := await self._shut(plan, keys[0], claim.owner)):
-            self._metrics.count("gate")
-            return shut
         scope = _columns(plan, keys[0])[locking.scope] if locking.most else ""
         rows, again = await self._call(
             plan, locking.calls.take, _arrays(plan, keys),
@@ -134,10 +145,11 @@ class Grants:
         self._metrics.count(taken.outcome)
         if taken.granted:
             for key in keys:
-                self._believed.pop(key, None)
+                self._gate.note(key, None)
             self._show(plan, keys, taken, claim)
-        elif locking.gate and len(keys) == 1 and taken.outcome not in _OWN:
-            self._believe(keys[0], taken)
+        elif locking.gate and len(keys) == 1 and not mine:
+            common = taken.outcome not in _OWN
+            self._gate.note(keys[0], Said(taken.outcome, taken.holder) if common else None)
         return taken
 
     async def release(
@@ -160,6 +172,8 @@ class Grants:
                 # Granted again meanwhile: whether that call released it, nobody can tell.
                 raise OriginDown("the answer to a release was lost", sent=True)
         self._metrics.count("released" if places else "not_held")
+        for place in places:
+            self._gate.note(keys[place], None)
         drops = zip(places, row["tokens"] or (), strict=True)
         await asyncio.gather(
             *(self._mirror.drop(plan, keys[place], int(number)) for place, number in drops)
@@ -266,34 +280,12 @@ class Grants:
 
     # Redis.
 
-    async def _shut(self, plan: Plan, key: bytes, owner: str) -> Taken | None:
-        """Return a refusal where the gate may give one."""
-        until, taken = self._believed.get(key, (0.0, None))
-        if taken is None:
-            return None
-        if self._loop.time() > until:
-            del self._believed[key]
-            return None
-        if taken.outcome != "held":
-            return taken
-        shown = await self._mirror.look(plan, key)
-        if shown is None:
-            return None
-        holder = owner_of(_locking(plan), shown.value)
-        # What Redis shows may be of before: who holds the lock is never turned away by it.
-        if holder is None or holder == owner or holder != taken.holder:
-            return None
-        return Taken("held", (), (shown.left_ms / 1000,), holder)
-
-    def _believe(self, key: bytes, taken: Taken) -> None:
-        if len(self._believed) >= BELIEVED_LOCKS:
-            self._believed.clear()
-        self._believed[key] = (self._loop.time() + BELIEVED, taken)
-
     def _show(self, plan: Plan, keys: Sequence[bytes], taken: Taken, claim: Claim) -> None:
         value = claim.value
         for key, token, left in zip(keys, taken.tokens, taken.lefts, strict=True):
-            text = value or value_of(_locking(plan), claim, left)
+            text = value or value_for(
+                _locking(plan).owner, claim.owner, claim.booking, claim.session, left
+            )
             self._mirror.put(plan, key, token, text.encode(), round(left * 1000))
 
 
@@ -315,43 +307,3 @@ def _columns(plan: Plan, key: bytes) -> list[str]:
 
 def _arrays(plan: Plan, keys: Sequence[bytes]) -> list[Argument]:
     return [list(column) for column in zip(*(_columns(plan, key) for key in keys), strict=True)]
-
-
-def owner_of(locking: Locking, value: bytes) -> str | None:
-    """Return the owner that a value names; None where it names none."""
-    if locking.owner:
-        found = member(value, locking.owner)
-    else:
-        found = value.decode(errors="surrogateescape")
-    return found if found and is_text(found) else None
-
-
-def is_text(text: str) -> bool:
-    """Return whether PostgreSQL can hold a text: no NUL, and nothing that is half a character."""
-    return "\0" not in text and not any("\ud800" <= each <= "\udfff" for each in text)
-
-
-def member(value: bytes, path: Sequence[str]) -> str | None:
-    """Return what stands at a path of a value that is JSON, a text or a number, or None."""
-    try:
-        found: Any = json.loads(value)
-    except (ValueError, RecursionError):
-        return None
-    for name in path:
-        if not isinstance(found, dict):
-            return None
-        found = found.get(name)
-    if isinstance(found, bool) or not isinstance(found, str | int):
-        return None
-    return str(found)
-
-
-def value_of(locking: Locking, claim: Claim, left: float) -> str:
-    """Return the value of a lock that was not written by a client, as the mirror has it."""
-    if not locking.owner:
-        return claim.owner
-    inner: Any = claim.owner
-    for name in reversed(locking.owner[1:]):
-        inner = {name: inner}
-    rest = {"booking_id": claim.booking, "session_id": claim.session}
-    return json.dumps({locking.owner[0]: inner, **rest, "expires_in": round(left)})

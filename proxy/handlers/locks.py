@@ -19,8 +19,9 @@ from proxy import errors, resp, wire
 from proxy.errors import OriginDown, OriginError
 from proxy.handlers import Session
 from proxy.handlers.connection import integer
-from proxy.handlers.grants import Claim, Grants, member, owner_of
+from proxy.handlers.grants import Claim, Grants
 from proxy.handlers.lock_scripts import Does, Form, form_of
+from proxy.handlers.owners import member, owner_of, said_by
 from proxy.handlers.scripts import NOSCRIPT, body_of
 from proxy.handlers.targets import Target
 from proxy.plans import Plan
@@ -62,7 +63,19 @@ def take(
         # Of several keys all are locks: who asks for others in the same command asks twice.
         plan = next((t.plan for t in targets if t.plan.locking is not None), plan)
         return errors.lock_refused(plan.name, "command")
+    if handler in _TAKING and _refused(request, grants, targets[0]):
+        return resp.null(session.protocol) if handler is _set else resp.integer(0)
     return answered(handler(session, request, grants, targets))
+
+
+def _refused(request: wire.Request, grants: Grants, target: Target) -> bool:
+    """Return whether a lock is refused without a question to anybody: most of a crowd's wishes."""
+    plan, words = target.plan, request.arguments
+    assert plan.locking is not None
+    if request.name == b"set" and _time_of(words[3:], plan) is None:
+        return False
+    owner = owner_of(plan.locking.owner, words[2])
+    return owner is not None and grants.refused(plan, target.key, owner) is not None
 
 
 async def answered(reply: Awaitable[bytes]) -> bytes:
@@ -140,12 +153,14 @@ async def _grant(
 def claim_of(plan: Plan, value: bytes, seconds: float) -> Claim | None:
     """Return what a value claims; None where it names no owner."""
     assert plan.locking is not None
-    owner = owner_of(plan.locking, value)
-    if owner is None:
+    path = plan.locking.owner
+    said = said_by(value) if path else None
+    owner = member(said, path) if path else owner_of(path, value)
+    if not owner:
         return None
-    if not plan.locking.owner:
+    if not path:
         return Claim(owner, seconds, value=owner)
-    booking, session = (member(value, [name]) for name in ("booking_id", "session_id"))
+    booking, session = (member(said, [name]) for name in ("booking_id", "session_id"))
     try:
         return Claim(owner, seconds, booking, session, value.decode())
     except UnicodeDecodeError:
@@ -318,7 +333,7 @@ async def _run(
     for target in targets:
         locking = target.plan.locking
         assert locking is not None
-        owner = owner_of(locking, rest[0])
+        owner = owner_of(locking.owner, rest[0])
         hit = False if owner is None else await _one(request, grants, form, target, owner, rest)
         total += hit if form.does is Does.LEFT else form.hit if hit else form.miss
     return resp.integer(total)
@@ -378,3 +393,5 @@ _HANDLERS: Mapping[bytes, _Handler] = {
     b"del": _del,
     b"unlink": _del,
 }
+
+_TAKING = frozenset((_set, _setnx))

@@ -91,12 +91,16 @@ def named(
             return errors.key_refused(plan.name, "it is no name of a lock")
         # The first has been judged with the command.
         for key in locks[1:]:
-            if isinstance(refused := session.downstream.locate(key, request.row), bytes):
-                return refused
+            if isinstance(place := session.downstream.locate(key, request.row), bytes):
+                return place
     found = [target for key in locks if (target := target_of(request.ruleset, key)) is not None]
     if (line := misspelled(found)) is not None:
         return line
     order = Order(session, request.ruleset, grants, plan, locks, texts, others)
+    if operation == "acquire" and len(locks) == 1:
+        refused = grants.refused(plan, locks[0], order.owner)
+        if refused is not None:
+            return _told(order, refused)
     return answered(_OPERATIONS[operation](order))
 
 

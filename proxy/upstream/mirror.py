@@ -8,10 +8,12 @@ Always true:
     knows nothing then, and a lock that stays in the mirror too long is found out by `grants`;
   * a lock is shown with its fencing token beside it, so that what is late does not undo what is
     later;
-  * many who ask about one lock at a time are answered by one question.
+  * many who ask about one lock at a time are answered by one question, and who comes less than SEEN
+    after it was put by its answer; nothing that was asked before a change made here is told after.
 """
 
 import asyncio
+import time
 from typing import NamedTuple
 
 from proxy import resp, wire
@@ -26,12 +28,19 @@ DROP = Script("lock_drop")
 # is of no use.
 PATIENCE = 0.05
 
+# How long an answer is as good as another question, in seconds from its own, and of how many locks.
+SEEN = 0.005
+SEEN_LOCKS = 1000
+
 
 class Shown(NamedTuple):
     """What the mirror has of one lock."""
 
     value: bytes
     left_ms: int
+
+
+_NOTHING: tuple[Shown | None, float] = (None, 0.0)
 
 
 class Mirror:
@@ -41,30 +50,52 @@ class Mirror:
         self._router = router
         self._errands = errands
         self._asked: dict[bytes, asyncio.Future[Shown | None]] = {}
+        self._seen: dict[bytes, tuple[Shown, float]] = {}  # with when it is too old
+
+    def seen(self, key: bytes) -> Shown | None:
+        """Return what was shown of a lock just now; None where that has to be asked."""
+        shown, until = self._seen.get(key, _NOTHING)
+        return shown if time.monotonic() < until else None
 
     async def look(self, plan: Plan, key: bytes) -> Shown | None:
         """Return what is shown of a lock; None where that is nothing, or nobody knows."""
-        asked = self._asked.get(key)
-        if asked is None:
-            asked = self._asked[key] = asyncio.get_running_loop().create_future()
-            self._ask(plan, key, asked)
-        return await asyncio.shield(asked)
+        if (shown := self.seen(key)) is not None:
+            return shown
+        return await asyncio.shield(self._asked.get(key) or self._ask(plan, key))
 
-    def _ask(self, plan: Plan, key: bytes, asked: asyncio.Future[Shown | None]) -> None:
+    def _ask(self, plan: Plan, key: bytes) -> asyncio.Future[Shown | None]:
+        loop, now = asyncio.get_running_loop(), time.monotonic()
+        asked = self._asked[key] = loop.create_future()
+
         def settle(shown: Shown | None) -> None:
             late.cancel()
-            if not asked.done():
-                self._asked.pop(key, None)
-                asked.set_result(shown)
+            if asked.done():
+                return
+            asked.set_result(shown)
+            # After a change made here it is another's question that is waited for.
+            if self._asked.get(key) is asked:
+                del self._asked[key]
+                self._keep(key, shown, now)
 
-        late = asyncio.get_running_loop().call_later(PATIENCE, settle, None)
+        late = loop.call_later(PATIENCE, settle, None)
         name = self._router.ruleset.upstream_name(key)
-        self._errands.run(
-            LOOK, plan.cluster, name, (), lambda reply: settle(_shown(reply))
-        )  # fmt: skip
+        self._errands.run(LOOK, plan.cluster, name, (), lambda reply: settle(_shown(reply)))
+        return asked
+
+    def _keep(self, key: bytes, shown: Shown | None, asked: float) -> None:
+        if len(self._seen) >= SEEN_LOCKS:
+            self._seen.clear()
+        if shown is not None:
+            self._seen[key] = (shown, asked + min(SEEN, shown.left_ms / 1000))
+
+    def _forget(self, key: bytes) -> None:
+        """Take what was seen of a lock, or is asked just now, for old."""
+        self._seen.pop(key, None)
+        self._asked.pop(key, None)
 
     def put(self, plan: Plan, key: bytes, token: int, value: bytes, left_ms: int) -> None:
         """Show a grant; nobody waits for it."""
+        self._forget(key)
         name, beside = self._names(key)
         if beside is not None:
             arguments = (b"%d" % token, value, b"%d" % left_ms)
@@ -72,6 +103,7 @@ class Mirror:
 
     async def drop(self, plan: Plan, key: bytes, token: int) -> None:
         """Show a grant no longer: who is told of a release finds the gate open."""
+        self._forget(key)
         name, beside = self._names(key)
         if beside is None:
             return

@@ -11,7 +11,8 @@ from proxy import errors
 from proxy.embedded.postgres import Postgres as Server
 from proxy.embedded.redis import Cluster
 from proxy.errors import OriginDown
-from proxy.handlers.grants import Claim, Grants, member, owner_of, value_of
+from proxy.handlers.grants import Claim, Grants
+from proxy.handlers.owners import member, said_by
 from proxy.origin.postgres import Postgres
 from proxy.plans import Plan
 from tests.handlers.lock_desk import grants_of
@@ -63,7 +64,7 @@ async def test_a_grant_is_in_the_row_and_in_the_mirror(counter: Counter) -> None
 
     async def mirrored() -> bool:
         shown = await counter.mirrored.mirror.look(counter.plan, KEY)
-        return shown is not None and member(shown.value, ["user_id"]) == "u1"
+        return shown is not None and member(said_by(shown.value), ["user_id"]) == "u1"
 
     await wait_for(mirrored, "the mirror to show it")
     assert await counter.mirrored.token() == str(taken.tokens[0])
@@ -85,7 +86,7 @@ async def test_what_is_known_of_a_lock(counter: Counter) -> None:
     )  # fmt: skip
     value = await counter.grants.value(counter.plan, KEY)
     assert value is not None
-    assert member(value, ["booking_id"]) == "b1"
+    assert member(said_by(value), ["booking_id"]) == "b1"
     (mine,) = await counter.grants.mine(counter.plan, "u1", "e1")
     assert (list(mine.columns), mine.token) == (["e1", "s1"], taken.tokens[0])
     assert await counter.grants.mine(counter.plan, "u1", "e2") == []
@@ -163,18 +164,3 @@ async def test_without_a_database_it_is_down(counter: Counter, postgres_server: 
             await call
         assert caught.value.line == errors.ORIGIN_DOWN
     await away.stop()
-
-
-async def test_values_name_owners(counter: Counter) -> None:
-    """What is written for an owner is read as that owner, at any depth."""
-    locking = counter.plan.locking
-    assert locking is not None
-    claim = Claim('it\'s "u"', 30, "b1")
-    for path in (("user_id",), ("holder", "user", "id")):
-        own = locking._replace(owner=path)
-        value = value_of(own, claim, 30.4).encode()
-        assert owner_of(own, value) == claim.owner
-        assert member(value, ["booking_id"]) == "b1"
-    assert value_of(locking._replace(owner=()), claim, 30) == claim.owner
-    assert owner_of(locking._replace(owner=()), b"\xff") is None
-    assert owner_of(locking, b'{"user_id":""}') is None

@@ -1,0 +1,125 @@
+"""The gate before PostgreSQL: who asks for a lock that another holds mostly hears so at once.
+
+`grants` asks it before PostgreSQL and tells it what PostgreSQL has said. A crowd before one lock
+then costs PostgreSQL two questions a second and Redis some two hundred, however large it is.
+
+Always true:
+  * the gate refuses only what PostgreSQL has refused within BELIEVED. Of a seat that is held, only
+    while Redis shows the same holder, or did so less than `mirror.SEEN` ago; of one that is sold or
+    blocked, without asking. A sale that is cancelled, or what Redis shows by mistake, costs others
+    that long; who holds a lock is never turned away;
+  * a release or a grant of this sidecar ends what was seen before it: who is told of a release
+    finds the gate open. Behind another sidecar it may stay shut for SEEN;
+  * of a crowd one at a time asks PostgreSQL. Others wait for its answer, no longer than PATIENCE,
+    and share its failure.
+"""
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from proxy.errors import OriginBusy, OriginDown
+from proxy.handlers.owners import holder_of
+from proxy.plans import Plan
+from proxy.upstream.mirror import Mirror, Shown
+
+# How long PostgreSQL's word is taken, after which part of it somebody asks again while others are
+# still refused, and how long a crowd waits for one of it; seconds.
+BELIEVED = 1.0
+RENEWED = 0.5
+PATIENCE = 1.0
+
+# Locks that are believed to be held; of too many the oldest is forgotten.
+LOCKS = 10_000
+
+
+class Said(NamedTuple):
+    """Why nobody else gets a lock."""
+
+    outcome: str  # held, or the state of its row
+    holder: str | None
+    left: float | None = None  # seconds, of what is held, where they are known
+
+
+class Gate:
+    """What is known of locks that crowds ask for."""
+
+    def __init__(self, mirror: Mirror) -> None:
+        self._mirror = mirror
+        self._loop = asyncio.get_running_loop()
+        self._said: dict[bytes, tuple[float, Said]] = {}  # key to when PostgreSQL said so
+        self._asking: dict[bytes, asyncio.Future[OriginBusy | OriginDown | None]] = {}
+
+    def known(self, plan: Plan, key: bytes, owner: str) -> Said | None:
+        """Return a refusal where that needs no question."""
+        age = self._age(key)
+        if age > BELIEVED or (age > RENEWED and key not in self._asking):
+            return None
+        said = self._said[key][1]
+        if said.outcome != "held":
+            return said
+        return _refusal(plan, said, self._mirror.seen(key), owner)
+
+    async def shut(self, plan: Plan, key: bytes, owner: str) -> Said | None:
+        """Return a refusal, or None to who has to ask PostgreSQL.
+
+        Raises OriginBusy and OriginDown: who asked for all of a crowd had no answer.
+        """
+        until = self._loop.time() + PATIENCE
+        while (age := self._age(key)) > BELIEVED and (asking := self._asking.get(key)) is not None:
+            await asyncio.wait([asking], timeout=until - self._loop.time())
+            if not asking.done():
+                return None
+            if (error := asking.result()) is not None:
+                # A crowd that asked now would keep PostgreSQL from getting better. Of what it
+                # wants nothing was sent.
+                raise type(error)(str(error))
+            # Where nobody holds it after all, the next of the crowd asks.
+        if age > RENEWED and key not in self._asking:
+            return None
+        said = self._said[key][1]
+        if said.outcome != "held":
+            return said
+        return _refusal(plan, said, await self._mirror.look(plan, key), owner)
+
+    @contextlib.contextmanager
+    def asking(self, key: bytes) -> Iterator[None]:
+        """Let others wait while PostgreSQL is asked about a lock."""
+        if key in self._asking:
+            yield
+            return
+        asking = self._asking[key] = self._loop.create_future()
+        failed: OriginBusy | OriginDown | None = None
+        try:
+            yield
+        except (OriginBusy, OriginDown) as error:
+            failed = error
+            raise
+        finally:
+            del self._asking[key]
+            asking.set_result(failed)
+
+    def note(self, key: bytes, said: Said | None) -> None:
+        """Hear what PostgreSQL says of a lock to anybody; None: somebody may get it."""
+        self._said.pop(key, None)
+        if said is not None:
+            if len(self._said) >= LOCKS:
+                del self._said[next(iter(self._said))]
+            self._said[key] = (self._loop.time(), said)
+
+    def _age(self, key: bytes) -> float:
+        """Return how many seconds ago PostgreSQL refused a lock; very long, if it did not."""
+        found = self._said.get(key)
+        return math.inf if found is None else self._loop.time() - found[0]
+
+
+def _refusal(plan: Plan, said: Said, shown: Shown | None, owner: str) -> Said | None:
+    if shown is None or plan.locking is None:
+        return None
+    holder = holder_of(plan.locking.owner, shown.value)
+    # What Redis shows may be of before.
+    if holder is None or holder == owner or holder != said.holder:
+        return None
+    return Said("held", holder, shown.left_ms / 1000)

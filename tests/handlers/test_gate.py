@@ -1,0 +1,158 @@
+"""The gate before PostgreSQL, with a mirror before a fake node."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from proxy.errors import OriginBusy, OriginDown
+from proxy.handlers import gate as module
+from proxy.handlers.gate import Gate, Said
+from proxy.plans import LockCalls, Locking
+from proxy.upstream import mirror as showing
+from proxy.upstream.errands import Errands
+from proxy.upstream.mirror import Mirror
+from tests.fakenode import FakeCluster
+from tests.handlers.backed_desk import READ, plan
+from tests.upstream.stand import cluster_config, fake_cluster, key_of, standing
+
+LOCK = plan(
+    kind="lock",
+    locking=Locking(
+        calls=LockCalls(*(READ for _ in LockCalls._fields)), table=None, columns=(), owner=(),
+        longest=0.0, scope=0, most=0, gate=True, heartbeat=0.0, offer=0.0, blind=True,
+    ),
+)  # fmt: skip
+HELD = Said("held", "u")
+REFUSED = Said("held", "u", 9.0)
+
+
+@pytest.fixture
+async def cluster() -> AsyncIterator[FakeCluster]:
+    async with fake_cluster(1) as cluster:
+        cluster.nodes[0].answers["EVALSHA"] = b"*2\r\n$1\r\nu\r\n:9000\r\n"
+        yield cluster
+
+
+@pytest.fixture
+def key(cluster: FakeCluster) -> bytes:
+    return key_of(cluster, 0)
+
+
+@pytest.fixture
+async def gate(cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gate]:
+    monkeypatch.setattr(showing, "SEEN", 5.0)
+    monkeypatch.setattr(showing, "PATIENCE", 5.0)
+    for name in ("BELIEVED", "RENEWED", "PATIENCE"):
+        monkeypatch.setattr(module, name, 5.0)
+    async with standing(cluster_config(cluster.nodes)) as stand:
+        yield Gate(Mirror(stand.router, Errands(stand.router, stand.flusher.batch)))
+
+
+async def test_others_are_refused_while_it_is_held(gate: Gate, key: bytes) -> None:
+    """It takes PostgreSQL's word and what Redis shows; the second asker needs no question."""
+    assert await gate.shut(LOCK, key, "v") is None
+    gate.note(key, HELD)
+    assert gate.known(LOCK, key, "v") is None
+    assert await gate.shut(LOCK, key, "v") == REFUSED
+    assert gate.known(LOCK, key, "w") == REFUSED
+    assert gate.known(LOCK, key, "u") is None
+    gate.note(key, None)
+    assert gate.known(LOCK, key, "w") is None
+
+
+async def test_redis_is_not_believed_alone(gate: Gate, key: bytes) -> None:
+    """Where Redis shows another than PostgreSQL has said, PostgreSQL is asked."""
+    gate.note(key, Said("held", "x"))
+    assert await gate.shut(LOCK, key, "v") is None
+    assert gate.known(LOCK, key, "v") is None
+
+
+async def test_what_is_sold_needs_no_holder(gate: Gate, key: bytes) -> None:
+    """Of a seat that is sold Redis is not asked."""
+    gate.note(key, Said("booked", "x"))
+    assert gate.known(LOCK, key, "v") == await gate.shut(LOCK, key, "v") == Said("booked", "x")
+
+
+async def test_one_asks_again_while_others_are_refused(
+    gate: Gate, key: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL's word is renewed by one, before it is old."""
+    gate.note(key, HELD)
+    await gate.shut(LOCK, key, "v")
+    monkeypatch.setattr(module, "RENEWED", -1.0)
+    assert gate.known(LOCK, key, "v") is None
+    assert await gate.shut(LOCK, key, "v") is None
+    with gate.asking(key):
+        assert gate.known(LOCK, key, "w") == REFUSED
+        assert await gate.shut(LOCK, key, "w") == REFUSED
+
+
+async def asks(gate: Gate, key: bytes, owner: str, heard: list[str]) -> Said | None:
+    """Do what a taker does; heard: who has asked PostgreSQL."""
+    shut = await gate.shut(LOCK, key, owner)
+    if shut is None:
+        with gate.asking(key):
+            heard.append(owner)
+            await asyncio.sleep(0)
+            gate.note(key, HELD)
+    return shut
+
+
+async def test_of_a_crowd_one_asks(gate: Gate, key: bytes) -> None:
+    """Who comes while one asks is refused by what that one hears."""
+    heard: list[str] = []
+    told = await asyncio.gather(*(asks(gate, key, f"v{n}", heard) for n in range(20)))
+    assert heard == ["v0"]
+    assert told == [None] + [REFUSED] * 19
+
+
+async def test_one_after_the_other(gate: Gate, key: bytes) -> None:
+    """Where nobody holds it, the next asks, and never two at a time."""
+    heard: list[str] = []
+    at_a_time: list[int] = []
+
+    async def one() -> None:
+        if await gate.shut(LOCK, key, "v") is None:
+            with gate.asking(key):
+                heard.append("begins")
+                at_a_time.append(heard.count("begins") - heard.count("ends"))
+                await asyncio.sleep(0)
+                heard.append("ends")
+
+    await asyncio.gather(*(one() for _ in range(5)))
+    assert at_a_time == [1] * 5
+
+
+@pytest.mark.parametrize("error", [OriginBusy("no room"), OriginDown("lost", sent=True)])
+async def test_a_failure_is_shared(gate: Gate, key: bytes, error: OriginBusy | OriginDown) -> None:
+    """Who waited for an answer that did not come hears so; nothing was sent for it."""
+    with contextlib.suppress(type(error)), gate.asking(key):
+        waiter = asyncio.create_task(gate.shut(LOCK, key, "v"))
+        await asyncio.sleep(0)
+        raise error
+    with pytest.raises(type(error)) as told:
+        await waiter
+    assert not getattr(told.value, "sent", False)
+
+
+async def test_patience_has_an_end(gate: Gate, key: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has waited for long asks too."""
+    monkeypatch.setattr(module, "PATIENCE", 0.01)
+    with gate.asking(key):
+        assert await gate.shut(LOCK, key, "v") is None
+        with gate.asking(key):
+            pass
+        assert await gate.shut(LOCK, key, "v") is None
+
+
+async def test_what_is_believed_is_bounded(
+    gate: Gate, key: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of too many locks the oldest is forgotten."""
+    monkeypatch.setattr(module, "LOCKS", 2)
+    for name in (key, b"b", b"c"):
+        gate.note(name, HELD)
+    assert await gate.shut(LOCK, key, "v") is None
+    assert await gate.shut(LOCK, b"c", "v") == REFUSED
