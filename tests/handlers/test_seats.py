@@ -87,10 +87,12 @@ async def test_who_has_no_proof_is_lost(client: Client) -> None:
     taken = await seat(client, "ACQUIRE", "s1", "u1", 30, "b1", "x1")
     right = taken["token"]
     for owner, token in (
-        ("u2", right), ("u1", right + 1), ("u1", ""), ("u1", "-1"), ("u1", "x"), ("u1", "9" * 30),
+        ("u2", right), ("u1", right + 1), ("u1", "-1"),
     ):  # fmt: skip
         assert await seat(client, "RELEASE", "s1", owner, token) == {"outcome": "lost"}
         assert await seat(client, "CONFIRM", "s1", owner, token, "b") == {"outcome": "lost"}
+    for token in ("", "x", "9" * 30):
+        assert "integer" in str(await told(client, "SEAT.RELEASE", "e1", "s1", "u1", token))
     assert await seat(client, "RELEASE", "s1", "u1", right) == {"outcome": "released"}
     assert await seat(client, "RELEASE", "s1", "u1", right) == {"outcome": "lost"}
 
@@ -125,15 +127,17 @@ async def test_the_limit_is_told(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "given"), [("30", 30), ("0", 60), ("", 60), ("x", 60), ("9999", 90), ("9" * 20, 60)]
+    ("asked", "given"), [("30", 30), ("9999", 90), ("0", 0), ("", 0), ("x", 0), ("9" * 20, 0)]
 )
 async def test_a_time_is_within_the_policy(client: Client, asked: str, given: int) -> None:
-    """At most as long as `max`, and what is no time is the default."""
-    taken = await seat(client, "ACQUIRE", "s1", "u1", asked, "b", "x")
-    if asked == "0":
-        assert taken["expires_in_ms"] <= 60_000
-    else:
+    """At most as long as `max`; what is no time is an error, and takes nothing."""
+    if given:
+        taken = await seat(client, "ACQUIRE", "s1", "u1", asked, "b", "x")
         assert given * 1000 - 2000 < taken["expires_in_ms"] <= given * 1000
+    else:
+        reply = await told(client, "SEAT.ACQUIRE", "e1", "s1", "u1", asked, "b", "x")
+        assert "integer" in str(reply) or "invalid expire time" in str(reply)
+        assert (await seat(client, "STATUS", "s1"))["outcome"] == "available"
 
 
 async def test_waiting(client: Client) -> None:
