@@ -8,7 +8,8 @@ from proxy import inspection
 from proxy.config import Database
 from proxy.embedded import sample
 from proxy.embedded.postgres import Postgres as Server
-from proxy.policy import compiler
+from proxy.origin import installing
+from proxy.policy import compiler, planning
 from proxy.secret import Secret
 from tests.policy.rulebook import CLUSTERS, SHIPPED, Folder, compiled, load
 
@@ -24,6 +25,8 @@ async def test_the_shipped_policies_fit_their_schema(postgres_server: Server) ->
     """Every statement and every watched table of them."""
     dsn = await postgres_server.create_database("inspected")
     await sample.load(dsn, seed=1)
+    locks = planning.locks_of(load(SHIPPED))
+    await installing.run(dsn, (), apply=True, remove=False, locks=locks)
     assert await said(dsn, SHIPPED) == []
     await postgres_server.drop_database("inspected")
 

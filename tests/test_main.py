@@ -581,7 +581,7 @@ async def test_sql_in_a_database(run: Run, postgres_server: Postgres) -> None:
     await connection.execute((POLICIES / "schema.sql").read_text("utf-8"))
     code, out, _ = await asyncio.to_thread(run, *words)
     assert (code, out[:26]) == (0, "installed; watched tables:")
-    assert await connection.fetchval("SELECT count(*) FROM pg_trigger WHERE tgname ~ 'note'") == 28
+    assert await connection.fetchval("SELECT count(*) FROM pg_trigger WHERE tgname ~ 'note'") == 32
     code, out, _ = await asyncio.to_thread(run, *words, "--remove")
     assert (code, out[:8]) == (0, "removed;")
     assert await connection.fetchval("SELECT count(*) FROM pg_trigger WHERE tgname ~ 'note'") == 0

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.integration
 RULES = """
 keyspaces:
   seat:
-    {key: "seat:{event}:{seat}", cluster: locks, hash_tag: event, kind: lock, ttl: {default: 600s}}
+    {key: "seat:{event}:{seat}", cluster: locks, hash_tag: event, kind: state, ttl: {default: 600s}}
   session: {key: "session:{id}", cluster: locks}
   jobs: {key: "jobs:{rest:path}", cluster: cache, hash_tag: {literal: jobs}}
 """

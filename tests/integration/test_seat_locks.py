@@ -82,6 +82,7 @@ async def compared(made: Hall) -> None:
     assert await truth.sold(made, [replace(grant, kind="confirm", outcome="confirmed")])
 
 
+@pytest.mark.long
 async def test_who_may_what(seed: int, tmp_path: Path) -> None:
     """Of thirty requests at once a limit of ten grants ten; nobody but the owner keeps or gives
     back a seat; who goes away before the answer leaves what it had, and nothing new; and a wall

@@ -95,7 +95,8 @@ async def ask(
     name, words = COMMANDS[kind]
     given = {
         "event": seat.event, "seat": seat.name, "owner": owner, "session": f"session_{owner}",
-        "booking": booking(owner, seat.event), "token": token, "seconds": seconds or "",
+        "booking": booking(owner, seat.event), "token": token,
+        "seconds": seconds or math.ceil(hold),
     }  # fmt: skip
     command = [name, *(str(given[word]) for word in words)]
     each = Operation(str(seat), owner, kind, time.monotonic(), seconds=seconds or hold)
