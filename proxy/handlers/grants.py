@@ -12,6 +12,7 @@ Always true:
 
 import asyncio
 import contextlib
+import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -30,8 +31,9 @@ from proxy.upstream.mirror import Mirror
 RESOLVE = 2.0
 AGAIN = 0.05
 
-# Two transactions that want rows in another order than ours, and one that PostgreSQL gave up.
-RETRIES = 2
+# How often it is asked again where there was no room, or PostgreSQL gave up for another
+# transaction: a release that is refused keeps others away until the lock expires.
+RETRIES = 4
 
 # What concerns one owner and nobody else, or may be otherwise in a moment.
 _OWN = frozenset(("queue", "limit", "missing", "lost"))
@@ -268,6 +270,7 @@ class Grants:
                 tries += 1
                 if tries > RETRIES and not (lost and self._loop.time() < until):
                     raise
+                await asyncio.sleep(AGAIN * random.random())
             except OriginDown as error:
                 lost = lost or error.sent
                 if not lost:
