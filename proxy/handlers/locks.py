@@ -72,7 +72,7 @@ def _refused(request: wire.Request, grants: Grants, target: Target) -> bool:
     """Return whether a lock is refused without a question to anybody: most of a crowd's wishes."""
     plan, words = target.plan, request.arguments
     assert plan.locking is not None
-    if request.name == b"set" and _time_of(words[3:], plan) is None:
+    if request.name == b"set" and isinstance(_time_of(words[3:], plan), bytes):
         return False
     owner = owner_of(plan.locking.owner, words[2])
     return owner is not None and grants.refused(plan, target.key, owner) is not None

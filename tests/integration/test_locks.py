@@ -10,8 +10,10 @@ import redis
 import redis.asyncio
 from redis.exceptions import LockError
 
+from proxy import effects
 from proxy.embedded.postgres import Postgres
 from proxy.embedded.redis import Cluster, Shape
+from proxy.handlers import locks
 from tests.conftest import StartCluster
 from tests.integration.holds import Hall, hall, held_by
 from tests.integration.rig import Caller, is_error, wait_for
@@ -388,3 +390,18 @@ async def test_scripts_are_bound_by_the_policy(stage: Hall) -> None:
         assert is_error(await caller.call("SET", "seat_lock:e1:s5", value, "NX", "EX", 5))
     assert await caller.call("EVAL", extend, 1, KEY, held_by("u"), 0) == 1
     assert (await stage.row("s1"))["status"] == "available"
+
+
+async def test_a_crowd_hears_of_its_own_mistakes(stage: Hall) -> None:
+    """What takes no lock is an error also while the lock is refused without a question."""
+    one, other = await stage.caller(), await stage.caller()
+    await one.call("SET", KEY, held_by("u"), "NX", "EX", 30)
+    wish = ("SET", KEY, held_by("v"), "NX", "EX", 30)
+    wrong = [("SET", KEY, held_by("v")), ("SET", KEY, held_by("v"), "NX", "EX", 0)]
+    replies = await other.pipeline([wish, wish, wish, wrong[0], wish, wrong[1]])
+    assert [is_error(reply) for reply in replies] == [False, False, False, True, False, True]
+
+
+def test_one_list_of_commands() -> None:
+    """What explain takes for a command about locks is what there is a handler for."""
+    assert frozenset(locks._HANDLERS) == effects.LOCKING
