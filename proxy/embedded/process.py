@@ -61,7 +61,7 @@ done"""
 
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
-_reserved: set[int] = set()
+_reserved: dict[int, int] = {}  # port -> descriptor of what claims it
 
 
 class EmbeddedError(StartError):
@@ -77,7 +77,7 @@ class ServerFailed(EmbeddedError):
 
 
 def reserve_port(host: str = "127.0.0.1") -> int:
-    """Return a port that nobody listens on and that no other caller of this process holds.
+    """Return a port that nobody listens on and that no other caller on this machine holds.
 
     Taken from below the range of outgoing connections: the port of a server that is down for a
     moment would otherwise be taken by the next client's connection, and could not be had again.
@@ -85,15 +85,39 @@ def reserve_port(host: str = "127.0.0.1") -> int:
     candidates = range(LOWEST_PORT, _first_ephemeral_port())
     for _ in range(200):
         port = random.choice(candidates)
-        if port not in _reserved and port_is_free(port, host):
-            _reserved.add(port)
+        claim = _claim(port)
+        if claim is not None and port_is_free(port, host):
+            _reserved[port] = claim
             return port
+        if claim is not None:
+            os.close(claim)
     raise ServerFailed(f"no free port between {candidates.start} and {candidates.stop}")
+
+
+def _claim(port: int) -> int | None:
+    """Return a descriptor that tells other processes of ours that the port is taken.
+
+    None: somebody has it.
+
+    A name in the abstract space: seen by everybody who sees the port, without a file, and gone
+    with the process however it ends. A server that is being restarted does not hold its port.
+    """
+    if port in _reserved:
+        return None
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as claim:
+        try:
+            if sys.platform == "linux":  # elsewhere there is no such space: this process only
+                claim.bind(f"\0sidecache-port-{port}")
+        except OSError:
+            return None
+        return claim.detach()
 
 
 def release_port(port: int) -> None:
     """Give a reserved port back."""
-    _reserved.discard(port)
+    claim = _reserved.pop(port, None)
+    if claim is not None:
+        os.close(claim)
 
 
 def port_is_free(port: int, host: str = "127.0.0.1") -> bool:

@@ -68,6 +68,33 @@ def test_reserved_ports_are_free_different_and_not_those_of_outgoing_connections
             process.release_port(port)
 
 
+def test_a_port_that_another_process_holds_for_a_server_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is down for a moment finds its port free again, whoever starts others."""
+    holding = tmp_path / "holding.py"
+    holding.write_text(
+        "from proxy.embedded.process import reserve_port\n"
+        "print(reserve_port(), flush=True)\n"
+        "input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, str(holding)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        held = int(holder.stdout.readline())
+        another = process.reserve_port()
+        process.release_port(another)
+        offered = [another, held]
+        monkeypatch.setattr(process.random, "choice", lambda _: offered.pop())
+        try:
+            assert process.port_is_free(held)
+            assert process.reserve_port() == another
+        finally:
+            process.release_port(another)
+            holder.communicate("\n")
+
+
 def test_a_port_with_a_listener_is_not_free() -> None:
     """What another server listens on is seen as taken."""
     with socket.create_server(("127.0.0.1", 0)) as server:
