@@ -140,6 +140,7 @@ class LockCalls(NamedTuple):
     """What PostgreSQL is asked about locks, see `origin.locking`; keys are arrays of columns."""
 
     take: Statement
+    grab: Statement
     release: Statement
     confirm: Statement
     queue: Statement

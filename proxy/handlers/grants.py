@@ -12,6 +12,7 @@ Always true:
 
 import asyncio
 import contextlib
+import functools
 import random
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from typing import NamedTuple
 from proxy.errors import OriginBusy, OriginDown, OriginError
 from proxy.handlers.gate import Gate, Said
 from proxy.handlers.owners import value_for
+from proxy.handlers.together import Together, Wish
 from proxy.origin.batching import segments_of
 from proxy.origin.budget import share_of
 from proxy.origin.postgres import Argument, Postgres, Record
@@ -63,6 +65,14 @@ class Taken(NamedTuple):
         return self.outcome in ("acquired", "extended")
 
 
+class Freed(NamedTuple):
+    """What became of a wish to give a lock up."""
+
+    token: int | None  # of the grant that is no longer; None: it was not held so
+    looked: bool  # whether that is known
+    again: bool  # whether an earlier answer was lost
+
+
 class Waiting(NamedTuple):
     """A place in a queue."""
 
@@ -100,6 +110,8 @@ class Grants:
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._gate = Gate(mirror)
+        self._grabs = Together(self._grab)
+        self._drops = Together(functools.partial(self._free, patient=False))
 
     def refused(self, plan: Plan, key: bytes, owner: str) -> Taken | None:
         """Return a refusal of a lock where nothing has to be asked for that."""
@@ -110,27 +122,64 @@ class Grants:
         self, plan: Plan, keys: Sequence[bytes], claim: Claim, *, mine: bool = False
     ) -> Taken:
         """Take locks, all or none; mine: only longer what the owner holds. Raises OriginError."""
-        if len(keys) > 1 or mine or not _locking(plan).gate:
+        if len(keys) > 1 or mine:
             return await self._take(plan, keys, claim, mine=mine)
+        if not _locking(plan).gate:
+            return await self._take_one(plan, keys[0], claim)
         said = await self._gate.shut(plan, keys[0], claim.owner)
         if said is not None:
             return self._refusal(said)
         with self._gate.asking(keys[0]):
-            return await self._take(plan, keys, claim, mine=False)
+            return await self._take_one(plan, keys[0], claim)
 
     def _refusal(self, said: Said) -> Taken:
         self._metrics.count("gate")
         return Taken(said.outcome, (), () if said.left is None else (said.left,), said.holder)
 
-    async def _take(self, plan: Plan, keys: Sequence[bytes], claim: Claim, *, mine: bool) -> Taken:
-        """Take locks in PostgreSQL, and tell mirror and gate of it. Raises OriginError."""
+    async def _take_one(self, plan: Plan, key: bytes, claim: Claim) -> Taken:
+        """Take a lock with what others want, or alone where anything is in the way of it."""
+        what = (claim.booking, claim.session, claim.value, f"{claim.seconds:.3f}")
+        taken = await self._grabs.ask(Wish(plan, key, claim.owner, what))
+        if not taken.granted:
+            lost = taken.outcome == "lost"
+            return await self._take(plan, [key], claim, mine=False, lost=lost)
+        self._granted(plan, [key], taken, claim)
+        return taken
+
+    async def _grab(self, wishes: Sequence[Wish]) -> list[Taken]:
+        """Take locks for several at a time; who gets nothing hears whether an answer was lost."""
+        plan = wishes[0].plan
         locking = _locking(plan)
-        scope = _columns(plan, keys[0])[locking.scope] if locking.most else ""
+        columns = [_columns(plan, wish.key) for wish in wishes]
+        scopes = [each[locking.scope] if locking.most else "" for each in columns]
         rows, again = await self._call(
-            plan, locking.calls.take, _arrays(plan, keys),
+            plan, locking.calls.grab, _turned(columns),
+            ([wish.owner for wish in wishes], *_turned([wish.what for wish in wishes]),
+             f"{locking.longest:.3f}", scopes, str(locking.most), _flag(locking.heartbeat > 0)),
+        )  # fmt: skip
+        (row,) = rows
+        found = [Taken("lost" if again else "open")] * len(wishes)
+        each = (row[name] or () for name in ("numbers", "outcomes", "tokens", "lefts"))
+        for number, outcome, token, left in zip(*each, strict=True):
+            # Granted by the call whose answer was lost.
+            outcome = "acquired" if again else outcome
+            found[int(number) - 1] = Taken(outcome, [int(token)], [float(left)])
+        return found
+
+    async def _take(
+        self, plan: Plan, keys: Sequence[bytes], claim: Claim, *, mine: bool, lost: bool = False
+    ) -> Taken:
+        """Take locks in PostgreSQL, and tell mirror and gate of it. Raises OriginError.
+
+        Lost: an answer to the same was lost before.
+        """
+        locking = _locking(plan)
+        columns = [_columns(plan, key) for key in keys]
+        rows, again = await self._call(
+            plan, locking.calls.take, _turned(columns),
             (claim.owner, claim.booking, claim.session, claim.value, f"{claim.seconds:.3f}",
-             f"{locking.longest:.3f}", scope, str(locking.most), _flag(locking.heartbeat > 0),
-             _flag(mine)),
+             f"{locking.longest:.3f}", columns[0][locking.scope] if locking.most else "",
+             str(locking.most), _flag(locking.heartbeat > 0), _flag(mine)),
         )  # fmt: skip
         (row,) = rows
         # Numbers arrive as PostgreSQL writes them.
@@ -141,31 +190,39 @@ class Grants:
             row["holder"],
             int(row["ahead"]),
         )
-        if again and taken.outcome == "extended" and not mine:
+        if (again or lost) and taken.outcome == "extended" and not mine:
             # Granted by the call whose answer was lost.
             taken = taken._replace(outcome="acquired")
-        self._metrics.count(taken.outcome)
         if taken.granted:
-            for key in keys:
-                self._gate.note(key, None)
-            self._show(plan, keys, taken, claim)
-        elif locking.gate and len(keys) == 1 and not mine:
+            self._granted(plan, keys, taken, claim)
+            return taken
+        self._metrics.count(taken.outcome)
+        if locking.gate and len(keys) == 1 and not mine:
             common = taken.outcome not in _OWN
             self._gate.note(keys[0], Said(taken.outcome, taken.holder) if common else None)
         return taken
+
+    def _granted(self, plan: Plan, keys: Sequence[bytes], taken: Taken, claim: Claim) -> None:
+        """Tell everybody here of a grant."""
+        self._metrics.count(taken.outcome)
+        for key, token, left in zip(keys, taken.tokens, taken.lefts, strict=True):
+            self._gate.note(key, None)
+            text = claim.value or value_for(
+                _locking(plan).owner, claim.owner, claim.booking, claim.session, left
+            )
+            self._mirror.put(plan, key, token, text.encode(), round(left * 1000))
 
     async def release(
         self, plan: Plan, keys: Sequence[bytes], owner: str | None, token: int | None
     ) -> Sequence[int]:
         """Give locks up; return the places of those that were held so. Raises OriginError."""
-        locking = _locking(plan)
-        rows, again = await self._call(
-            plan, locking.calls.release, _arrays(plan, keys),
-            (owner, None if token is None else str(token), f"{locking.offer:.3f}"),
-        )  # fmt: skip
-        (row,) = rows
-        places = [int(number) - 1 for number in row["numbers"] or ()]
-        if again and token is not None and len(keys) == 1 and not places:
+        wishes = [Wish(plan, key, owner, (None if token is None else str(token),)) for key in keys]
+        if len(keys) == 1 and (freed := await self._drops.ask(wishes[0])).looked:
+            found = [freed]
+        else:
+            found = await self._free(wishes, patient=True)
+        places = [place for place, each in enumerate(found) if each.token is not None]
+        if found[0].again and token is not None and len(keys) == 1 and not places:
             now = await self.row(plan, keys[0])
             if now is not None and now.token == token and now.status == "available":
                 # Released by the call whose answer was lost.
@@ -176,11 +233,28 @@ class Grants:
         self._metrics.count("released" if places else "not_held")
         for place in places:
             self._gate.note(keys[place], None)
-        drops = zip(places, row["tokens"] or (), strict=True)
         await asyncio.gather(
-            *(self._mirror.drop(plan, keys[place], int(number)) for place, number in drops)
+            *(self._mirror.drop(plan, keys[place], found[place].token or 0) for place in places)
         )
         return places
+
+    async def _free(self, wishes: Sequence[Wish], *, patient: bool) -> list[Freed]:
+        """Give locks up; without patience those that nobody else has in hand."""
+        plan = wishes[0].plan
+        locking = _locking(plan)
+        rows, again = await self._call(
+            plan, locking.calls.release, _turned([_columns(plan, wish.key) for wish in wishes]),
+            ([wish.owner for wish in wishes], [wish.what[0] for wish in wishes],
+             f"{locking.offer:.3f}", _flag(patient)),
+        )  # fmt: skip
+        (row,) = rows
+        looked = {int(number) for number in row["looked"] or ()}
+        tokens = dict(zip(row["numbers"] or (), row["tokens"] or (), strict=True))
+        freed = {int(number): int(token) for number, token in tokens.items()}
+        return [
+            Freed(freed.get(number), number in looked, again)
+            for number in range(1, len(wishes) + 1)
+        ]
 
     async def vanish(
         self, plan: Plan, keys: Sequence[bytes], owner: str, token: int | None
@@ -281,16 +355,6 @@ class Grants:
             else:
                 return rows, lost
 
-    # Redis.
-
-    def _show(self, plan: Plan, keys: Sequence[bytes], taken: Taken, claim: Claim) -> None:
-        value = claim.value
-        for key, token, left in zip(keys, taken.tokens, taken.lefts, strict=True):
-            text = value or value_for(
-                _locking(plan).owner, claim.owner, claim.booking, claim.session, left
-            )
-            self._mirror.put(plan, key, token, text.encode(), round(left * 1000))
-
 
 def _locking(plan: Plan) -> Locking:
     assert plan.locking is not None
@@ -309,4 +373,9 @@ def _columns(plan: Plan, key: bytes) -> list[str]:
 
 
 def _arrays(plan: Plan, keys: Sequence[bytes]) -> list[Argument]:
-    return [list(column) for column in zip(*(_columns(plan, key) for key in keys), strict=True)]
+    return _turned([_columns(plan, key) for key in keys])
+
+
+def _turned(rows: Sequence[Sequence[str | None]]) -> list[Argument]:
+    """Return the columns of rows."""
+    return [list(column) for column in zip(*rows, strict=True)]

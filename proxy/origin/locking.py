@@ -23,6 +23,7 @@ Always true:
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from proxy.origin import lock_functions
 from proxy.plans import OWN_LOCKS, SQL_TYPES, Plan, lock_function
 
 # What the functions read and write of a table, beside the columns of the key.
@@ -138,27 +139,34 @@ def functions(plan: Plan, schema: str, tables: Mapping[str, str] | None = None) 
         + " AND ".join(
             f"t.{name} = q.name[{n}]::{kind}" for n, (name, kind) in enumerate(table.columns, 1)
         ),
-        "counted": f"{table.only}t.{table.scope[0]} = place::{table.scope[1]}"
+        "counted": f"{table.only}t.{table.scope[0]} = _place::{table.scope[1]}"
         if table.scope
         else f"{table.only}true",
-        "made": _MADE.format(schema=schema, keyspace=plan.name) if own else "",
-        "kept": ", scope = place, value = coalesce(said, t.value)" if own else "",
-        "unused": _UNUSED.format(schema=schema, keyspace=plan.name, most=SWEPT) if own else "",
+        "made": lock_functions.MADE.format(schema=schema, keyspace=plan.name) if own else "",
+        "made_free": lock_functions.MADE_FREE.format(schema=schema, keyspace=plan.name)
+        if own
+        else "",
+        "kept_each": ", scope = k._place, value = coalesce(k.said, t.value)" if own else "",
+        "kept": ", scope = _place, value = coalesce(_said, t.value)" if own else "",
+        "unused": lock_functions.UNUSED.format(schema=schema, keyspace=plan.name, most=SWEPT)
+        if own
+        else "",
         "most_swept": SWEPT,
         "longest_queue": LONGEST_QUEUE,
-        "mine": _MINE,
-        "open": _OPEN,
+        "planned": lock_functions.PLANNED,
+        "mine": lock_functions.MINE,
+        "open": lock_functions.OPEN,
     }
     # CREATE OR REPLACE cannot change what a function takes and returns.
     yield from dropped(plan, schema)
-    for verb, text in _FUNCTIONS.items():
+    for verb, text in lock_functions.FUNCTIONS.items():
         function = f"{schema}.{_quoted(lock_function(verb, plan.name))}"
         yield f"CREATE FUNCTION {function}" + text.format_map(words)
 
 
 def dropped(plan: Plan, schema: str) -> Iterable[str]:
     """Yield the SQL that takes the functions of a keyspace away."""
-    for verb in _FUNCTIONS:
+    for verb in lock_functions.FUNCTIONS:
         # There is one of each name, whatever it takes.
         name = f"{schema}.{_quoted(lock_function(verb, plan.name))}"
         yield f"DROP ROUTINE IF EXISTS {name};"
@@ -166,276 +174,3 @@ def dropped(plan: Plan, schema: str) -> Iterable[str]:
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
-
-
-# Of a row t: whether somebody called who holds it, and whether anybody may take it.
-_MINE = "(t.status = 'locked' AND t.locked_by = who AND t.locked_until > moment)"
-_OPEN = """(t.status = 'available'
-            OR (t.status = 'locked' AND (t.locked_until <= moment OR t.locked_by = who)))"""
-
-# The row of a lock that has none: made, or locked where it is there.
-_MADE = """
-            INSERT INTO {schema}.sidecache_locks AS l (keyspace, name)
-            SELECT '{keyspace}', n FROM unnest(k0) AS n ORDER BY n
-                ON CONFLICT (keyspace, name) DO UPDATE SET updated_at = clock_timestamp();"""
-
-_UNUSED = """
-    DELETE FROM {schema}.sidecache_locks WHERE ctid IN (
-        SELECT ctid FROM {schema}.sidecache_locks
-         WHERE keyspace = '{keyspace}' AND status = 'available'
-           AND updated_at < clock_timestamp() - interval '1 minute'
-         LIMIT {most} FOR UPDATE SKIP LOCKED);"""
-
-# hold, longest: seconds; longest 0: no bound. most 0: no limit. fair: who waits goes first.
-# mine: only what who holds already. Of what is not said (NULL) the row keeps what it has.
-_TAKE = """({keys}, who text, booking text, session text, said text,
-    hold float8, longest float8, place text, most integer, fair boolean, mine boolean)
-RETURNS TABLE (outcome text, tokens bigint[], lefts float8[], holder text, ahead bigint)
-LANGUAGE plpgsql AS $sidecache$
-#variable_conflict use_column
-DECLARE
-    moment timestamptz;
-    other record;
-    many bigint;
-BEGIN
-    -- First without locks: most who ask for what others want are turned away here.
-    FOR look IN 1..2 LOOP
-        moment := clock_timestamp();
-        SELECT t.status, t.locked_by, extract(epoch FROM t.locked_until - moment)::float8 AS remains
-          INTO other
-          FROM unnest({arrays}) AS k({columns}) JOIN {table} t ON {found}
-         WHERE NOT ({mine} OR (NOT mine AND {open}))
-         ORDER BY {order} LIMIT 1;
-        IF FOUND THEN
-            IF other.status = 'locked' AND other.remains > 0 THEN
-                RETURN QUERY SELECT 'held', NULL::bigint[], ARRAY[other.remains],
-                                    other.locked_by::text, 0::bigint;
-            ELSE
-                RETURN QUERY SELECT CASE WHEN other.status IN ('locked', 'available') THEN 'lost'
-                                         ELSE other.status::text END, NULL::bigint[],
-                                    NULL::float8[], other.locked_by::text, 0::bigint;
-            END IF;
-            RETURN;
-        END IF;
-        IF look = 1 THEN
-            IF most > 0 THEN
-                PERFORM pg_advisory_xact_lock(hashtextextended(
-                    '{keyspace}:' || place || ':' || who, 0));
-            END IF;{made}
-            PERFORM 1 FROM unnest({arrays}) AS k({columns}) JOIN {table} t ON {found}
-              ORDER BY {order} FOR UPDATE OF t;
-            GET DIAGNOSTICS many = ROW_COUNT;
-            IF many < cardinality(k0) THEN
-                RETURN QUERY SELECT 'missing', NULL::bigint[], NULL::float8[], NULL::text,
-                                    0::bigint;
-                RETURN;
-            END IF;
-        END IF;
-    END LOOP;
-    IF fair AND NOT mine THEN
-        SELECT count(*) INTO many
-          FROM unnest({arrays}) AS k({columns})
-          JOIN {table} t ON {found}
-          JOIN {schema}.sidecache_lock_queue q ON q.keyspace = '{keyspace}' AND q.name = {name}
-          LEFT JOIN {schema}.sidecache_lock_queue me
-            ON me.keyspace = q.keyspace AND me.name = q.name AND me.owner = who
-           AND me.expires_at > moment AND coalesce(me.offered_until, 'infinity') > moment
-         WHERE q.owner <> who AND q.expires_at > moment
-           AND coalesce(q.offered_until, 'infinity') > moment
-           AND (me.pos IS NULL OR q.pos < me.pos) AND NOT {mine};
-        IF many > 0 THEN
-            RETURN QUERY SELECT 'queue', NULL::bigint[], NULL::float8[], NULL::text, many;
-            RETURN;
-        END IF;
-    END IF;
-    IF most > 0 AND NOT mine THEN
-        SELECT count(*) INTO many FROM {table} t
-         WHERE {counted} AND {mine}
-           AND NOT EXISTS (SELECT FROM unnest({arrays}) AS k({columns}) WHERE {found});
-        IF many + cardinality(k0) > most THEN
-            RETURN QUERY SELECT 'limit', NULL::bigint[], NULL::float8[], NULL::text, many;
-            RETURN;
-        END IF;
-    END IF;
-    IF fair THEN
-        DELETE FROM {schema}.sidecache_lock_queue q USING unnest({arrays}) AS k({columns})
-         WHERE q.keyspace = '{keyspace}' AND q.name = {name} AND q.owner = who;
-    END IF;
-    RETURN QUERY
-    WITH fresh AS (SELECT nextval('{schema}.sidecache_lock_token') AS token),
-    changed AS (
-        UPDATE {table} t
-           SET status = 'locked', locked_by = who,
-               booking_id = coalesce(booking, CASE WHEN {mine} THEN t.booking_id END),
-               session_id = coalesce(session, CASE WHEN {mine} THEN t.session_id END),
-               -- The application may have given out tokens of its own, or locks without one.
-               lock_token = coalesce(CASE WHEN {mine} THEN t.lock_token END,
-                                     greatest(fresh.token, t.lock_token + 1)),
-               locked_at = CASE WHEN {mine} THEN t.locked_at ELSE moment END,
-               locked_until = least(
-                   moment + make_interval(secs => hold),
-                   CASE WHEN longest > 0
-                        THEN CASE WHEN {mine} THEN t.locked_at ELSE moment END
-                             + make_interval(secs => longest) END),
-               updated_at = moment{kept}
-          FROM fresh, unnest({arrays}) WITH ORDINALITY AS k({columns}, n)
-         WHERE {found}
-     RETURNING k.n, t.lock_token, t.locked_at < moment AS longer,
-               extract(epoch FROM t.locked_until - clock_timestamp())::float8 AS remains)
-    SELECT CASE WHEN bool_and(longer) THEN 'extended' ELSE 'acquired' END,
-           array_agg(lock_token::bigint ORDER BY n), array_agg(remains ORDER BY n),
-           who, 0::bigint
-      FROM changed;
-END $sidecache$;"""
-
-# Who NULL or token NULL: whoever, whichever.
-_RELEASE = """({keys}, who text, token bigint, offer float8)
-RETURNS TABLE (numbers bigint[], tokens bigint[])
-LANGUAGE plpgsql AS $sidecache$
-#variable_conflict use_column
-DECLARE
-    names text[][];
-BEGIN
-    PERFORM 1 FROM unnest({arrays}) AS k({columns}) JOIN {table} t ON {found}
-      ORDER BY {order} FOR UPDATE OF t;
-    WITH freed AS (
-        UPDATE {table} t
-           SET status = 'available', locked_by = NULL, locked_at = NULL, locked_until = NULL,
-               booking_id = NULL, session_id = NULL, updated_at = clock_timestamp()
-          FROM unnest({arrays}) WITH ORDINALITY AS k({columns}, n)
-         WHERE {found} AND t.status = 'locked' AND t.locked_until > clock_timestamp()
-           AND (who IS NULL OR t.locked_by = who) AND (token IS NULL OR t.lock_token = token)
-     RETURNING k.n, t.lock_token, {row_name} AS name)
-    SELECT array_agg(n ORDER BY n), array_agg(coalesce(lock_token, 0)::bigint ORDER BY n),
-           array_agg(name ORDER BY n)
-      INTO numbers, tokens, names FROM freed;
-    IF offer > 0 AND names IS NOT NULL THEN
-        PERFORM {schema}.sidecache_lock_offer('{keyspace}', names, offer);
-    END IF;
-    RETURN NEXT;
-END $sidecache$;"""
-
-# To confirm again what is confirmed succeeds: whoever lost the answer asks again.
-_CONFIRM = """({keys}, who text, held bigint[], booking text)
-RETURNS TABLE (outcome text)
-LANGUAGE plpgsql AS $sidecache$
-#variable_conflict use_column
-DECLARE
-    many bigint;
-    again bigint;
-BEGIN
-    PERFORM 1 FROM unnest({arrays}) AS k({columns}) JOIN {table} t ON {found}
-      ORDER BY {order} FOR UPDATE OF t;
-    SELECT count(*) FILTER (WHERE t.status = 'locked' AND t.locked_until > clock_timestamp()),
-           count(*) FILTER (WHERE t.status = 'booked' AND t.booking_id IS NOT DISTINCT FROM booking)
-      INTO many, again
-      FROM unnest({arrays}, held) AS k({columns}, token) JOIN {table} t ON {found}
-     WHERE t.locked_by = who AND t.lock_token = k.token;
-    IF again = cardinality(k0) THEN
-        RETURN QUERY SELECT 'confirmed';
-        RETURN;
-    END IF;
-    IF many < cardinality(k0) THEN
-        RETURN QUERY SELECT 'lost';
-        RETURN;
-    END IF;
-    UPDATE {table} t
-       SET status = 'booked', booking_id = coalesce(booking, t.booking_id), locked_at = NULL,
-           locked_until = NULL, updated_at = clock_timestamp()
-      FROM unnest({arrays}) AS k({columns}) WHERE {found};
-    RETURN QUERY SELECT 'confirmed';
-END $sidecache$;"""
-
-# One lock. Who was silent for too long, or let an offer pass, begins again at the end.
-_QUEUE = """({keys}, who text, heartbeat float8, offer float8, leaving boolean)
-RETURNS TABLE (outcome text, place bigint, waits float8, offered float8)
-LANGUAGE plpgsql AS $sidecache$
-#variable_conflict use_column
-DECLARE
-    moment timestamptz := clock_timestamp();
-    id text[];
-    lock record;
-    own record;
-BEGIN
-    SELECT {name} INTO id FROM unnest({arrays}) AS k({columns});
-    DELETE FROM {schema}.sidecache_lock_queue q
-     WHERE q.keyspace = '{keyspace}' AND q.name = id AND q.owner = who
-       AND (leaving OR q.expires_at <= moment OR q.offered_until <= moment);
-    IF leaving THEN
-        PERFORM {schema}.sidecache_lock_offer('{keyspace}', ARRAY[id], offer)
-           FROM unnest({arrays}) AS k({columns})
-          WHERE NOT EXISTS (SELECT FROM {table} t WHERE {found} AND NOT
-                            (t.status = 'available'
-                             OR (t.status = 'locked' AND t.locked_until <= moment)));
-        RETURN QUERY SELECT 'left', 0::bigint, 0::float8, 0::float8;
-        RETURN;
-    END IF;
-    SELECT t.status::text AS status, t.locked_by::text AS holder,
-           greatest(0, extract(epoch FROM t.locked_until - moment))::float8 AS remains INTO lock
-      FROM unnest({arrays}) AS k({columns}) JOIN {table} t ON {found};
-    IF FOUND AND lock.status NOT IN ('available', 'locked') THEN
-        RETURN QUERY SELECT lock.status, 0::bigint, 0::float8, 0::float8;
-        RETURN;
-    END IF;
-    IF lock.holder = who AND lock.remains > 0 THEN
-        RETURN QUERY SELECT 'holder', 0::bigint, 0::float8, 0::float8;
-        RETURN;
-    END IF;
-    INSERT INTO {schema}.sidecache_lock_queue AS q (keyspace, name, owner, expires_at)
-    SELECT '{keyspace}', id, who, moment + make_interval(secs => heartbeat)
-     WHERE (SELECT count(*) FROM (SELECT FROM {schema}.sidecache_lock_queue w
-             WHERE w.keyspace = '{keyspace}' AND w.name = id AND w.owner <> who
-             LIMIT {longest_queue}) AS others) < {longest_queue}
-        ON CONFLICT (keyspace, name, owner) DO UPDATE SET expires_at = excluded.expires_at;
-    IF NOT FOUND THEN
-        RETURN QUERY SELECT 'full', 0::bigint, 0::float8, 0::float8;
-        RETURN;
-    END IF;
-    IF coalesce(lock.remains, 0) = 0 THEN
-        PERFORM {schema}.sidecache_lock_offer('{keyspace}', ARRAY[id], offer);
-    END IF;
-    SELECT q.pos, q.offered_until INTO own FROM {schema}.sidecache_lock_queue q
-     WHERE q.keyspace = '{keyspace}' AND q.name = id AND q.owner = who;
-    RETURN QUERY
-    SELECT CASE WHEN own.offered_until > moment THEN 'offered' ELSE 'waiting' END, 1 + count(*),
-           coalesce(lock.remains, 0) + offer * count(*),
-           coalesce(extract(epoch FROM own.offered_until - moment), 0)::float8
-      FROM {schema}.sidecache_lock_queue q
-     WHERE q.keyspace = '{keyspace}' AND q.name = id AND q.pos < own.pos
-       AND q.expires_at > moment AND coalesce(q.offered_until, 'infinity') > moment;
-END $sidecache$;"""
-
-_SWEEP = """(offer float8)
-RETURNS TABLE (name text[], token bigint)
-LANGUAGE plpgsql AS $sidecache$
-#variable_conflict use_column
-BEGIN
-    DELETE FROM {schema}.sidecache_lock_queue WHERE ctid IN (
-        SELECT ctid FROM {schema}.sidecache_lock_queue
-         WHERE keyspace = '{keyspace}'
-           AND (expires_at <= clock_timestamp() OR offered_until <= clock_timestamp())
-         LIMIT {most_swept} FOR UPDATE SKIP LOCKED);{unused}
-    RETURN QUERY
-    UPDATE {table} t
-       SET status = 'available', locked_by = NULL, locked_at = NULL, locked_until = NULL,
-           booking_id = NULL, session_id = NULL, updated_at = clock_timestamp()
-     WHERE t.ctid IN (
-           SELECT t.ctid FROM {table} t
-            WHERE {only}t.status = 'locked' AND t.locked_until <= clock_timestamp()
-            ORDER BY t.locked_until LIMIT {most_swept} FOR UPDATE SKIP LOCKED)
- RETURNING {row_name}, coalesce(t.lock_token, 0)::bigint;
-    IF offer > 0 THEN
-        PERFORM {schema}.sidecache_lock_offer('{keyspace}', (
-            SELECT array_agg(DISTINCT q.name) FROM {schema}.sidecache_lock_queue q
-             WHERE q.keyspace = '{keyspace}' AND NOT EXISTS (
-                   SELECT FROM {table} t WHERE {queued} AND t.status <> 'available')), offer);
-    END IF;
-END $sidecache$;"""
-
-_FUNCTIONS = {
-    "take": _TAKE,
-    "release": _RELEASE,
-    "confirm": _CONFIRM,
-    "queue": _QUEUE,
-    "sweep": _SWEEP,
-}

@@ -13,7 +13,9 @@ from proxy.policy.model import Keyspace
 _ARGUMENTS = {
     "take": ("text", "text", "text", "text", "float8", "float8", "text", "integer", "boolean",
              "boolean"),
-    "release": ("text", "bigint", "float8"),
+    "grab": ("text[]", "text[]", "text[]", "text[]", "float8[]", "float8", "text[]", "integer",
+             "boolean"),
+    "release": ("text[]", "bigint[]", "float8", "boolean"),
     "confirm": ("text", "bigint[]", "text"),
     "queue": ("text", "float8", "float8", "boolean"),
 }  # fmt: skip

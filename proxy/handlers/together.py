@@ -1,0 +1,108 @@
+"""Wishes that PostgreSQL hears together: one call for what several clients want at a time.
+
+`grants` has one of these for each thing that is wanted of one lock. A wish that comes while few
+calls are under way goes at once; others gather, and the next call takes them all. So a round trip,
+a COMMIT and whatever triggers do are shared by those who came meanwhile, and nobody waits for
+company.
+
+Always true:
+  * a call is for one keyspace, and has each lock once and each owner once: no wish in it depends on
+    another;
+  * what a call leaves open is for who asked to ask alone;
+  * who has waited for PATIENCE hears OriginBusy, and nothing of it was sent.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+from proxy.errors import OriginBusy
+from proxy.plans import Plan
+
+# Calls at a time: while one waits for its COMMIT another is being made. And wishes in one.
+CALLS = 2
+MOST = 64
+
+# Wishes that wait, and for how long, in seconds.
+WAITING = 4096
+PATIENCE = 1.0
+
+
+class Wish(NamedTuple):
+    """What is wanted of a lock; `what` is for who makes the calls."""
+
+    plan: Plan
+    key: bytes
+    owner: str | None
+    what: tuple[str | None, ...]
+
+
+Answer = TypeVar("Answer")
+Call = Callable[[Sequence[Wish]], Awaitable[Sequence[Answer]]]
+
+
+class Together(Generic[Answer]):
+    """Wishes of one kind; a call is made of those for one keyspace, by the same version of it."""
+
+    def __init__(self, call: Call[Answer]) -> None:
+        self._call = call
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[tuple[Wish, asyncio.Future[Answer], float]] = deque()
+        self._calls: set[asyncio.Task[None]] = set()
+
+    async def ask(self, wish: Wish) -> Answer:
+        """Return what a call has answered to a wish. Raises OriginError."""
+        if len(self._waiting) >= WAITING:
+            raise OriginBusy("too many wait for locks")
+        answer: asyncio.Future[Answer] = self._loop.create_future()
+        self._waiting.append((wish, answer, self._loop.time()))
+        self._go_on()
+        return await answer
+
+    def _go_on(self) -> None:
+        while self._waiting and len(self._calls) < CALLS:
+            task = self._loop.create_task(self._make(self._next()))
+            self._calls.add(task)
+            task.add_done_callback(self._made)
+
+    def _made(self, task: asyncio.Task[None]) -> None:
+        self._calls.discard(task)
+        self._go_on()
+
+    def _next(self) -> list[tuple[Wish, asyncio.Future[Answer]]]:
+        """Return those of the next call, in the order in which they came."""
+        chosen: list[tuple[Wish, asyncio.Future[Answer]]] = []
+        later: list[tuple[Wish, asyncio.Future[Answer], float]] = []
+        taken: set[bytes | str | None] = set()
+        first: Plan | None = None
+        oldest = self._loop.time() - PATIENCE
+        while self._waiting and len(chosen) < MOST:
+            wish, answer, since = self._waiting.popleft()
+            first = first or wish.plan
+            if answer.done():
+                continue
+            if since < oldest:
+                answer.set_exception(OriginBusy("PostgreSQL is busy with other locks"))
+            elif wish.key in taken or wish.owner in taken or wish.plan is not first:
+                later.append((wish, answer, since))
+            else:
+                taken |= {wish.key, wish.owner}
+                chosen.append((wish, answer))
+        self._waiting.extendleft(reversed(later))
+        return chosen
+
+    async def _make(self, chosen: Sequence[tuple[Wish, asyncio.Future[Answer]]]) -> None:
+        if not chosen:
+            return
+        try:
+            answers = await self._call([wish for wish, _ in chosen])
+        except Exception as error:
+            # Whatever it is: who asked has to hear it.
+            for _, answer in chosen:
+                if not answer.done():
+                    answer.set_exception(error)
+            return
+        for (_, answer), said in zip(chosen, answers, strict=True):
+            if not answer.done():
+                answer.set_result(said)
