@@ -60,8 +60,9 @@ BUYERS, EVENTS, SEATS_EACH, HOT = 500, 20, 10, 20
 # How long a buyer thinks, seconds; less than from one seat of a buyer to the next.
 THOUGHT = 0.2
 
-# The generator wakes this often, and waits so long for the last replies; seconds.
-TURN, PATIENCE = 0.0005, 5.0
+# The generator wakes this often (a loop of uvloop spins for less), and waits so long for the last
+# replies; seconds.
+TURN, PATIENCE = 0.001, 5.0
 
 # Statements at a time of the application without a proxy, as many as the proxy may have.
 CONNECTIONS = 8

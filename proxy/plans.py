@@ -242,9 +242,11 @@ def companion(prefix: bytes, name: bytes) -> bytes | None:
     None for a name with braces that make no hash tag: nothing can be put beside it.
     """
     opened = name.find(b"{")
-    tagged = opened >= 0 and name.find(b"}", opened) > opened + 1
-    beside = prefix + (name if tagged else b"{%b}" % name)
-    return beside if wire.key_slot(beside) == wire.key_slot(name) else None
+    if opened >= 0 and name.find(b"}", opened) > opened + 1:
+        return prefix + name
+    beside = prefix + b"{%b}" % name
+    plain = opened < 0 and b"}" not in name
+    return beside if plain or wire.key_slot(beside) == wire.key_slot(name) else None
 
 
 def plans_in(ruleset: wire.Ruleset) -> Plans:

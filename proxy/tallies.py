@@ -313,21 +313,32 @@ class ReadMetrics(Collector):
         yield family
 
 
-class LockMetrics:
+class LockMetrics(Collector):
     """Locks about which PostgreSQL decides."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._operations = Tally(
-            registry,
-            "sidecache_locks",
-            "Operations on locks by what became of them; gate was refused by Redis alone, expired "
-            "are those that a sweep gave back.",
-            outcome=LOCK_OUTCOMES,
-        )
+        self._counts = dict.fromkeys((*LOCK_OUTCOMES, OTHER), 0)
+        self._refused: Callable[[], int] = lambda: 0
+        registry.register(self)
+
+    def watch(self, refused: Callable[[], int]) -> None:
+        """Take what counts the refusals of the data plane."""
+        self._refused = refused
 
     def count(self, outcome: str, amount: int = 1) -> None:
         """Count operations by one of LOCK_OUTCOMES; the state of a row is `other`."""
-        self._operations.count(outcome, amount=amount)
+        self._counts[outcome if outcome in self._counts else OTHER] += amount
+
+    def collect(self) -> Iterable[Metric]:
+        family = CounterMetricFamily(
+            "sidecache_locks",
+            "Operations on locks by what became of them; gate was refused by Redis alone, expired "
+            "are those that a sweep gave back.",
+            labels=["outcome"],
+        )
+        for outcome, count in self._counts.items():
+            family.add_metric([outcome], count + (self._refused() if outcome == "gate" else 0))
+        yield family
 
 
 class InvalidationMetrics:

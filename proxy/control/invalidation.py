@@ -32,7 +32,7 @@ from proxy.control.delivery import AsOf, Delivery
 from proxy.control.lease import FAILURES, Connect, leading
 from proxy.control.news import Newsroom
 from proxy.control.positions import Found, Position, Positions
-from proxy.control.work import orders_of, work_of
+from proxy.control.work import orders_of, tables_of, work_of
 from proxy.errors import SidecacheError
 from proxy.origin import outbox
 from proxy.origin.codecs import set_codecs
@@ -291,8 +291,11 @@ class Applier:
 
     async def _round(self, connection: "asyncpg.Connection[Any]", reader: Outbox) -> int:
         """Apply a page of changes; return how many messages were told of them."""
-        changes, owed = await reader.read(), bool(self._delivery.owed)
-        work = work_of(self._around.router.ruleset, self._cluster, changes)
+        ruleset = self._around.router.ruleset
+        # The other cluster's are no concern of this one, and may be most.
+        changes = await reader.read(tables_of(ruleset, self._cluster))
+        owed = bool(self._delivery.owed)
+        work = work_of(ruleset, self._cluster, changes)
         for reason, keyspaces in work.doubtful.items():
             self._distrust(frozenset(keyspaces), reason)
         told = await self._news.tell(connection, changes, reader.now)

@@ -2,8 +2,8 @@
 
 Used by the applier that leads in front of the cluster of a channel, with each page of changes. A
 message is a hint. Always true:
-  * each row of the outbox is one message, in its order; the message has the row as it is when it is
-    told, so of several changes within one look all messages say the last;
+  * a changed row is one message, in the order of changes; the message has the row as it is when it
+    is told, so several changes within one look are told once, by the last;
   * nobody waits for an answer, so no slow shard holds messages up. Without an answer at most
     UNANSWERED are under way, the rest is left out and counted; where a node refuses one, those
     behind it go to another;
@@ -55,15 +55,16 @@ class Newsroom:
     ) -> int:
         """Publish what changes mean, now in milliseconds of the database; return how many."""
         by_table = plans.plans_in(self._router.ruleset).news
-        wanted: list[tuple[plans.News, bytes, Row]] = []
+        # The outbox has two rows of a change that moves a row from one key to another.
+        wanted: dict[tuple[plans.News, bytes, Row], None] = {}
         for change in changes:
             if change.everything or now - change.at > FRESH:
                 continue
             for rule in by_table.get(change.table, ()):
                 given = _given(rule, self._cluster, change)
                 if given is not None:
-                    wanted.append((rule, *given))
-        messages = await _messages(connection, wanted)
+                    wanted[rule, *given] = None
+        messages = await _messages(connection, [*wanted])
         places = self._router.slots.places(self._cluster) if wanted else []
         for (_, channel, _), message in zip(wanted, messages, strict=True):
             if message is not None:
@@ -93,13 +94,15 @@ class Newsroom:
 
 def _given(rule: plans.News, cluster: int, change: Change) -> tuple[bytes, Row] | None:
     """Return the channel of a changed row and what the statement is given; None: it is no news."""
-    columns = rule.present.columns
-    if rule.cluster != cluster or not change.key.keys() >= {*columns, *rule.columns}:
+    if rule.cluster != cluster:
         return None
-    channel = key_of(rule.pattern, rule.columns, change)
-    if channel is None:
+    key = change.key
+    try:
+        given = tuple([key[column] for column in rule.present.columns])
+        channel = key_of(rule.pattern, [key[column] for column in rule.columns])
+    except KeyError:
         return None
-    return channel, tuple(change.key[column] for column in columns)
+    return None if channel is None else (channel, given)
 
 
 async def _messages(

@@ -31,10 +31,26 @@ class Work(NamedTuple):
     doubtful: dict[str, set[int]]  # by reason: keyspaces of which nobody knows the keys
 
 
+def tables_of(ruleset: wire.Ruleset, cluster: int) -> list[str]:
+    """Return the tables of which a cluster's keys or channels are made."""
+    known = plans.plans_in(ruleset)
+    keyed = (
+        table for table, rows in known.by_table.items()
+        if any(ruleset.keyspaces[row.keyspace].cluster == cluster for row in rows)
+    )  # fmt: skip
+    told = (
+        table for table, rules in known.news.items()
+        if any(rule.cluster == cluster for rule in rules)
+    )  # fmt: skip
+    return [*dict.fromkeys((*keyed, *told))]
+
+
 def work_of(ruleset: wire.Ruleset, cluster: int, changes: Iterable[Change]) -> Work:
     """Return what changes mean for the keys of a cluster."""
     by_table = plans.plans_in(ruleset).by_table
     work = Work(set(), {}, {"truncated": set(), "unmapped": set()})
+    # Many changes are of few keys, such as those of one event.
+    names: dict[tuple[int, tuple[str, ...], Row], bytes | None] = {}
     for change in changes:
         for row in by_table.get(change.table, ()):
             keyspace = ruleset.keyspaces[row.keyspace]
@@ -43,16 +59,29 @@ def work_of(ruleset: wire.Ruleset, cluster: int, changes: Iterable[Change]) -> W
             if change.everything:
                 work.doubtful["truncated"].add(row.keyspace)
                 continue
-            if not change.key.keys() >= set(row.columns):
+            try:
+                values = tuple([change.key[column] for column in row.columns])
+            except KeyError:
                 # The triggers were installed for other policies.
                 work.doubtful["unmapped"].add(row.keyspace)
                 continue
-            key = key_of(keyspace.pattern, row.columns, change)
-            # A column may hold anything: what is no key of this keyspace is nobody's, or that of
-            # another.
-            if key is not None and ruleset.find_keyspace(key) == row.keyspace:
-                _note(work, row, ruleset.upstream_name(key), change)
+            known = row.keyspace, row.columns, values
+            if known not in names:
+                names[known] = _name(ruleset, row, values)
+            if (name := names[known]) is not None:
+                _note(work, row, name, change)
     return work
+
+
+def _name(ruleset: wire.Ruleset, row: Dependency, values: Row) -> bytes | None:
+    """Return the key of a keyspace as nodes name it; None where there is none.
+
+    A column may hold anything: what is no key of this keyspace is nobody's, or that of another.
+    """
+    key = key_of(ruleset.keyspaces[row.keyspace].pattern, values)
+    if key is None or ruleset.find_keyspace(key) != row.keyspace:
+        return None
+    return ruleset.upstream_name(key)
 
 
 def _note(work: Work, row: Dependency, name: bytes, change: Change) -> None:
@@ -64,15 +93,13 @@ def _note(work: Work, row: Dependency, name: bytes, change: Change) -> None:
         work.patched.setdefault(row.patch, {})[name, given] = None
 
 
-def key_of(
-    pattern: Iterable[bytes | Segment], columns: Iterable[str], change: Change
-) -> bytes | None:
+def key_of(pattern: Iterable[bytes | Segment], values: Sequence[str | None]) -> bytes | None:
     """Return the client's name of what a changed row is about, or None where it has none."""
-    values = iter(columns)
-    parts = [part if isinstance(part, bytes) else change.key[next(values)] for part in pattern]
-    if any(part is None for part in parts):
+    if None in values:
         return None
-    return b"".join(part.encode() if isinstance(part, str) else part or b"" for part in parts)
+    rest = iter(values)
+    parts = [part if isinstance(part, bytes) else (next(rest) or "").encode() for part in pattern]
+    return b"".join(parts)
 
 
 async def present(

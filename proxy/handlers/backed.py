@@ -86,9 +86,11 @@ def handled(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]
 
     Nodes would carry it out behind PostgreSQL's back where a policy writes there.
     """
+    if offered.decided(session, request):
+        # No node runs it; what PostgreSQL changes by it the outbox tells Redis.
+        return offered.answer(session, request)
     targets = targets_of(request)
-    script = offered.script_of(request)
-    alone = script is not None and not offered.decided(session, request)
+    alone = offered.script_of(request) is not None
     if _about_locks(targets.values()) and (alone or request.name in (*WAYS, b"watch")):
         line = misspelled(targets.values())
         return line or locks.scripted(session, request, [*targets.values()])

@@ -57,10 +57,7 @@ class Gate:
         age = self._age(key)
         if age > BELIEVED or (age > RENEWED and key not in self._asking):
             return None
-        said = self._said[key][1]
-        if said.outcome != "held":
-            return said
-        return _refusal(plan, said, self._mirror.seen(key), owner)
+        return self._refusal(plan, key, owner, self._mirror.seen(key))
 
     async def shut(self, plan: Plan, key: bytes, owner: str) -> Said | None:
         """Return a refusal, or None to who has to ask PostgreSQL.
@@ -79,10 +76,9 @@ class Gate:
             # Where nobody holds it after all, the next of the crowd asks.
         if age > RENEWED and key not in self._asking:
             return None
-        said = self._said[key][1]
-        if said.outcome != "held":
-            return said
-        return _refusal(plan, said, await self._mirror.look(plan, key), owner)
+        if self._said[key][1].outcome != "held":
+            return self._refusal(plan, key, owner, None)
+        return self._refusal(plan, key, owner, await self._mirror.look(plan, key))
 
     @contextlib.contextmanager
     def asking(self, key: bytes) -> Iterator[None]:
@@ -104,6 +100,7 @@ class Gate:
     def note(self, key: bytes, said: Said | None) -> None:
         """Hear what PostgreSQL says of a lock to anybody; None: somebody may get it."""
         self._said.pop(key, None)
+        self._mirror.refusals.open(key)
         if said is not None:
             if len(self._said) >= LOCKS:
                 del self._said[next(iter(self._said))]
@@ -114,12 +111,23 @@ class Gate:
         found = self._said.get(key)
         return math.inf if found is None else self._loop.time() - found[0]
 
-
-def _refusal(plan: Plan, said: Said, shown: Shown | None, owner: str) -> Said | None:
-    if shown is None or plan.locking is None:
-        return None
-    holder = holder_of(plan.locking.owner, shown.value)
-    # What Redis shows may be of before.
-    if holder is None or holder == owner or holder != said.holder:
-        return None
-    return Said("held", holder, shown.left_ms / 1000)
+    def _refusal(self, plan: Plan, key: bytes, owner: str, shown: Shown | None) -> Said | None:
+        """Return why somebody does not get a lock, and let the data plane say so to others."""
+        found = self._said.get(key)
+        if found is None or plan.locking is None:
+            # Granted or given up while Redis was asked.
+            return None
+        since, said = found
+        until = since + (BELIEVED if key in self._asking else RENEWED)
+        if said.outcome != "held":
+            self._mirror.refusals.close(key, said.outcome, until, None, plan.locking.owner)
+            return said
+        holder = None if shown is None else holder_of(plan.locking.owner, shown.value)
+        # What Redis shows may be of before.
+        if shown is None or holder is None or holder == owner or holder != said.holder:
+            return None
+        if self._mirror.seen(key) is shown:
+            until = min(until, shown.until)
+            path = plan.locking.owner
+            self._mirror.refusals.close(key, "held", until, holder, path, shown.ends)
+        return Said("held", holder, shown.ends - self._loop.time())

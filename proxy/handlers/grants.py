@@ -110,6 +110,7 @@ class Grants:
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._gate = Gate(mirror)
+        metrics.watch(lambda: mirror.refusals.count)
         self._grabs = Together(self._grab)
         self._drops = Together(functools.partial(self._free, patient=False))
 

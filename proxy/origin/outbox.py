@@ -16,7 +16,7 @@ not see: transactions that began after it, and those that were under way in it.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 # Rows per page: some hundred kilobytes, and a few milliseconds of work for everybody.
@@ -31,6 +31,7 @@ TIMEOUT = 2.0
 # Arguments and columns are text: the connection may have codecs of its own, and xid8 has none.
 # The limit in each branch is what keeps PostgreSQL to the index, whatever its statistics say.
 _NEXT = f"""(xid, id) > ($2::text::xid8, $3::text::bigint)
+      AND (tbl = ANY ($5::text[]) OR $5 IS NULL)
       AND ($4::text = '' OR pg_visible_in_snapshot(xid, nullif($4::text, '')::pg_snapshot))
     ORDER BY xid, id LIMIT {PAGE}"""
 _POLL = f"""
@@ -183,11 +184,14 @@ class Outbox:
             self._behind = Snapshot.before(min(xid, self._behind.xmin))
             self._ahead, self._last = "", (0, 0)
 
-    async def read(self) -> list[Change]:
-        """Return the next page. What the last one had must be seen to before."""
+    async def read(self, tables: Sequence[str] | None = None) -> list[Change]:
+        """Return the next page, of some tables alone or of all.
+
+        What the last one had must be seen to before.
+        """
         xid, number = self._last
         rows = await self._connection.fetch(
-            _POLL, self._behind.text, str(xid), str(number), self._ahead, timeout=TIMEOUT
+            _POLL, self._behind.text, str(xid), str(number), self._ahead, tables, timeout=TIMEOUT
         )
         self.now = int(rows[0]["now"])
         found = [row for row in rows if row["xid"] is not None]
@@ -197,7 +201,7 @@ class Outbox:
             self._behind, self._ahead, self._last = Snapshot(ahead), "", (0, 0)
         else:
             self._ahead, self._last = ahead, (int(found[-1]["xid"]), int(found[-1]["id"]))
-        return [_change(row) for row in found]
+        return _changes(found)
 
     async def clean(self, keep: float) -> int:
         """Delete rows that are older than so many seconds and have been read; return how many."""
@@ -207,6 +211,10 @@ class Outbox:
         return int(row["count"])
 
 
-def _change(row: Any) -> Change:
-    key: dict[str, str | None] = json.loads(row["key"])
-    return Change(row["tbl"], row["op"] == "t", key, row["origin"], int(row["at"]))
+def _changes(rows: Sequence[Any]) -> list[Change]:
+    # One text of many objects is read in half the time of many texts.
+    keys: list[dict[str, str | None]] = json.loads(f"[{','.join(row['key'] for row in rows)}]")
+    return [
+        Change(row["tbl"], row["op"] == "t", key, row["origin"], int(row["at"]))
+        for row, key in zip(rows, keys, strict=True)
+    ]

@@ -218,7 +218,31 @@ class Router:
     ruleset: Ruleset
     slots: SlotMap
     pause: int  # a rules.Pause: what is held back of every client; whoever ends it wakes them
+    @property
+    def refusals(self) -> Refusals: ...
     def __init__(self, ruleset: Ruleset, slots: SlotMap) -> None: ...
+
+class Refusals:
+    """Locks that others hold, which the data plane refuses by itself."""
+
+    count: int  # so many were refused
+    def close(
+        self,
+        key: bytes,
+        outcome: str,
+        until: float,
+        holder: str | None = None,
+        path: tuple[str, ...] = (),
+        ends: float = 0.0,
+    ) -> None:
+        """Refuse a lock until a time of the loop, but not to its holder; without one, to all.
+
+        By the path of its policy a value is the owner, or JSON with the owner at the end of it.
+        The outcome and when it ends, a time of the loop, are told to who asks by name.
+        """
+
+    def open(self, key: bytes) -> None:
+        """Refuse a lock no longer."""
 
 def find_keys(rules: Ruleset, row: int, command: bytes) -> list[int] | None:
     """Return the positions of the keys of a canonical frame, or None where they are not certain.

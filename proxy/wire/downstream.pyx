@@ -40,6 +40,7 @@ from proxy.wire.limits cimport (
     ask, begin, once, refusal, settle,
 )
 from proxy.wire.patterns cimport Match
+from proxy.wire.refusals cimport Refusal, Refusals
 from proxy.wire.rules import AWAY_WORDS
 from proxy.wire.sketches cimport COUNTED, MOST_WORDS, SAMPLED, WORD_BYTES, Sketches, Trace
 from proxy.wire.tables cimport (
@@ -49,7 +50,7 @@ from proxy.wire.tables cimport (
     KEYS_NONE, KEYS_NUMKEYS, KEYS_RANGE, KEYS_RENDERED, KEYS_SORT, KEYS_STREAMS, KEY_RULE,
     LEAVES_NUMBER, LEAVES_PART, LITERAL_TAG, LOCAL, MAKES_CARRIED, MAKES_FIRST, MAKES_SECOND, MISS, MISSING_REJECT,
     NAME_BYTES, NEXT_WORDS, NO_TAG, OK, ORIGIN, ORIGIN_DUTY, PATH_REFUSED, PLACED_WORDS, RATE_DUTY,
-    RATE_RULE, REFUSED, REWRITTEN, RUNS_BODIES, SCORED_WORDS, SPLIT, STALE, TABLE, TTL_DUTY, TTL_RULE, TYPE_DUTY,
+    RATE_RULE, REFUSED, REWRITTEN, RUNS_BODIES, SCORED_WORDS, SPLIT, STALE, TABLE, TAKES_NAMED, TAKES_SET, TAKES_SETNX, TTL_DUTY, TTL_RULE, TYPE_DUTY,
     TYPE_RULE, VALUE_DUTY, VALUE_RULE,
     CommandRow, KeyspaceRow, Location, Router, Ruleset, SlotMap, WordPlaces,
 )
@@ -110,6 +111,7 @@ include "requests.pxi"
 include "parsing.pxi"
 include "judging.pxi"
 include "foreseeing.pxi"
+include "refusing.pxi"
 include "lookups.pxi"
 include "charging.pxi"
 include "sending.pxi"

@@ -202,7 +202,7 @@ cdef int _ask_if_room(Downstream client, const char* frame, Py_ssize_t size, int
     cdef Py_ssize_t i
     cdef int verdict
     # Who is refused may still say who else it is, and leave.
-    if row.unauthenticated or not client.ruleset.rates:
+    if row.unauthenticated or not (client.ruleset.rates or row.takes):
         return _ask(client, frame, size, index, now)
     if row.kind == KEYS_NONE or _find_keys(frame, row) not in (0, KEYS_BLOCKING):
         KEYS.count = 0
@@ -213,7 +213,19 @@ cdef int _ask_if_room(Downstream client, const char* frame, Py_ssize_t size, int
         mark.keyspace = found.keyspace
         mark.duties = client.ruleset.spaces[found.keyspace].duties[index] if found.keyspace >= 0 else 0
     verdict = _limit(client, frame, index, &found, now)
+    if verdict == PASSED and row.takes and _all_fine(client, frame, index):
+        verdict = _refuse_lock(client, frame, row, now)
     return _ask(client, frame, size, index, now) if verdict == PASSED else verdict
+
+
+cdef bint _all_fine(Downstream client, const char* frame, int index):
+    """Whether no rule refuses a key of a command, and there is one."""
+    cdef Match found
+    cdef Py_ssize_t i
+    for i in range(KEYS.count):
+        if _judge_key(client, frame, i, index, &found) is not None:
+            return False
+    return KEYS.count > 0
 
 
 cdef int _cluster_of(Downstream client, int keyspace) noexcept:

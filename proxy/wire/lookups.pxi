@@ -25,6 +25,9 @@ cdef int _back(Downstream client, const char* frame, Py_ssize_t size, int index,
     cdef bytes refusal
     if space.bound:
         return _bind(client, frame, size, index, cluster, slot, split, renamed, now)
+    if space.decided and row.takes and KEYS.count == 1:
+        if _refuse_lock(client, frame, row, now) != PASSED:
+            return TAKEN
     if split or KEYS.count != 1 or not row.looks_up or space.decided:
         return _leave_to_origin(client, frame, size, index, cluster, slot, split, renamed, now)
     upstream = _upstream(client, cluster, slot)

@@ -40,10 +40,15 @@ cdef int _ask(Downstream client, const char* frame, Py_ssize_t size, int index,
 
 
 cdef int _reply(Downstream client, bytes line, int keyspace, int family) except -1:
+    """Refuse a command with a line of our own, in its turn."""
+    client.spoiled = client.spoiled or client.capture
+    return _say(client, line, keyspace, family, REFUSED)
+
+
+cdef int _say(Downstream client, bytes line, int keyspace, int family, int outcome) except -1:
     """Answer with a line of our own, in its turn."""
     cdef Pending pending
-    client.ruleset.counters.count(keyspace, family, REFUSED)
-    client.spoiled = client.spoiled or client.capture
+    client.ruleset.counters.count(keyspace, family, outcome)
     if client.head is None and not client.silence:
         octets_append(&client.output, <char*> line, len(line))
     else:

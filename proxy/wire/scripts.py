@@ -43,12 +43,16 @@ class Script(NamedTuple):
         """
         keys = []
         for template in self.keys:
-            filled = [part for part in template if isinstance(part, Filled)]
-            parts = [arguments[part.argument] for part in filled if not part.whole]
-            if any(not part or b":" in part for part in parts):
-                return None
-            whole = (p if isinstance(p, bytes) else arguments[p.argument] for p in template)
-            keys.append(b"".join(whole))
+            parts = []
+            for part in template:
+                if isinstance(part, bytes):
+                    parts.append(part)
+                    continue
+                argument = arguments[part.argument]
+                if not part.whole and (not argument or b":" in argument):
+                    return None
+                parts.append(argument)
+            keys.append(b"".join(parts))
         return [self.digest, b"%d" % len(keys), *keys, *arguments]
 
 

@@ -2,6 +2,7 @@
 from libc.stdint cimport int16_t, int64_t, uint8_t, uint32_t
 
 from proxy.wire.patterns cimport Match, Patterns
+from proxy.wire.refusals cimport Refusals
 
 cdef enum:
     SLOTS = 16384
@@ -105,6 +106,10 @@ cdef enum:
     # What CommandRow.runs says.
     RUNS_BODIES = 1
     RUNS_NAMED = 2       # by digest, or by a function's name
+    # What CommandRow.takes says: how a lock is taken that PostgreSQL decides.
+    TAKES_SET = 1
+    TAKES_SETNX = 2
+    TAKES_NAMED = 3
     # rules.KeyKind
     KEYS_NONE = 0
     KEYS_RANGE = 1
@@ -148,6 +153,9 @@ cdef struct CommandRow:
     bint touches
     bint looks_up
     int runs                       # what scripts that are offered as commands are called by it
+    int takes                      # how it takes a lock, if it does
+    int owner                      # the word of its run that says for whom
+    int alone                      # words of its run where it is about one lock
 
 
 cdef struct KeyspaceRow:
@@ -263,6 +271,7 @@ cdef class Router:
     cdef public Ruleset ruleset
     cdef public SlotMap slots
     cdef public int pause          # rules.Pause: what is held back of every client
+    cdef readonly Refusals refusals
 
 
 cdef class Location:

@@ -17,6 +17,7 @@ from libc.string cimport memchr, memcmp, memcpy, memset
 from proxy.wire.bounds cimport ArgumentBounds
 from proxy.wire.limits import Rate
 from proxy.wire.patterns cimport Match, Patterns, rest
+from proxy.wire.refusals cimport Refusals
 
 OUTCOMES = ("ok", "error", "refused", "abandoned")
 
@@ -25,6 +26,11 @@ LATENCY_BOUNDS = tuple(32e-6 * 2**i for i in range(LATENCY_BUCKETS - 1))
 
 # How rules change what clients send: within the command, or by one of ours behind it.
 AMENDMENTS = ("rewritten", "followed")
+
+# Commands that take a lock where PostgreSQL decides who holds it; what has arguments that may be
+# wrong is no matter of the data plane.
+NUMBERS = {"seconds", "token"}
+TAKES = {b"set": TAKES_SET, b"setnx": TAKES_SETNX}
 
 PARTS = ("queue", "upstream", "total")
 
@@ -336,6 +342,7 @@ cdef class Ruleset:
             row.grows = command.grows
             row.touches = command.touches
             row.looks_up = command.looks_up
+            row.takes = TAKES.get(name, 0)
             place = _hash(name, len(name))
             while self.table[place] >= 0:
                 place = (place + 1) & (TABLE_SIZE - 1)
@@ -357,6 +364,12 @@ cdef class Ruleset:
                 if name in called:
                     self.offered.setdefault(own, {}).update(dict.fromkeys(called[name], i))
                     self.rows[own].runs = RUNS_BODIES if name == b"eval" else RUNS_NAMED
+            if command.script.lock == "acquire" and not NUMBERS & {*command.script.arguments}:
+                # Name, digest, number of keys, keys, arguments.
+                own = 3 + len(command.script.keys)
+                self.rows[i].takes = TAKES_NAMED
+                self.rows[i].owner = own + command.script.arguments.index("owner")
+                self.rows[i].alone = own + len(command.script.arguments)
 
     def _lay_out_keyspaces(self):
         cdef int i
@@ -576,6 +589,7 @@ cdef class Router:
     def __init__(self, Ruleset ruleset not None, SlotMap slots not None):
         self.ruleset = ruleset
         self.slots = slots
+        self.refusals = Refusals()
 
 
 cdef class Location:

@@ -1,0 +1,85 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""Locks that others hold: who asks for one is refused here, while that is as good as a question.
+
+`handlers.gate` says which, for how long, and takes back what is no longer so; the data plane looks
+here before it makes a Request of a command that takes a lock. Of a crowd before one lock Python
+sees those who come when nobody knows.
+
+Always true: nobody is refused whom a value may name as the holder, whatever else it says.
+"""
+
+from libc.string cimport memchr, memcmp
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+
+# Locks that are known; of too many all are forgotten, and asked about again.
+MOST = 10_000
+
+cdef extern from "<string.h>" nogil:
+    void* memmem(const void* text, size_t size, const void* part, size_t length)
+
+
+cdef bint _has(const char* text, Py_ssize_t size, bytes part) noexcept:
+    return memmem(text, size, <char*> part, len(part)) != NULL
+
+
+cdef class Refusal:
+    """What is known of one lock."""
+
+    cdef bint holds(self, const char* owner, Py_ssize_t size) noexcept:
+        """Whether somebody is the holder."""
+        return (self.holder is not None and size == len(self.holder)
+                and memcmp(owner, <char*> self.holder, size) == 0)
+
+    cdef bint names(self, const char* value, Py_ssize_t size) noexcept:
+        """Whether a value may name the holder, or no owner at all."""
+        if self.member is None:
+            return self.holds(value, size)
+        # In JSON a name may be written with escapes.
+        return (memchr(value, c"\\", size) != NULL or not _has(value, size, self.member)
+                or (self.holder is not None and _has(value, size, self.holder)))
+
+    cdef bytes line(self, int protocol, double now):
+        """Return the reply of a named operation: its outcome, and when the lock ends."""
+        cdef long long left = <long long> ((self.ends - now) * 1000)
+        mark = b"%" if protocol == 3 else b"*"
+        pairs = b"$7\r\noutcome\r\n$%d\r\n%b\r\n" % (len(self.outcome), self.outcome)
+        if not self.ends:
+            return b"%b%d\r\n%b" % (mark, 1 if protocol == 3 else 2, pairs)
+        return b"%b%d\r\n%b$13\r\nexpires_in_ms\r\n:%d\r\n" % (
+            mark, 2 if protocol == 3 else 4, pairs, max(left, 0))
+
+
+cdef class Refusals:
+    """All of them."""
+
+    def __init__(self):
+        self.held = {}
+
+    def close(self, bytes key not None, str outcome not None, double until, str holder=None,
+              tuple path=(), double ends=0.0):
+        """Refuse a lock until a time of the loop; but not to its holder.
+
+        By the path of its policy a value is the owner, or JSON with the owner at the end of it.
+        """
+        cdef Refusal refusal = Refusal.__new__(Refusal)
+        refusal.outcome = outcome.encode()
+        refusal.until = until
+        refusal.ends = ends
+        refusal.holder = None if holder is None else holder.encode()
+        refusal.member = b'"%b"' % path[len(path) - 1].encode() if path else None
+        if len(self.held) >= MOST:
+            self.held.clear()
+        self.held[key] = refusal
+
+    def open(self, bytes key not None):
+        """Refuse a lock no longer."""
+        self.held.pop(key, None)
+
+    cdef Refusal find(self, const char* key, Py_ssize_t size, double now):
+        """Return what is known of a lock; None where it has to be asked."""
+        cdef Refusal refusal
+        if not self.held:
+            return None
+        refusal = self.held.get(PyBytes_FromStringAndSize(key, size))
+        return refusal if refusal is not None and now < refusal.until else None

@@ -1,0 +1,147 @@
+"""Locks that others hold, refused by the data plane alone."""
+
+from typing import Any
+
+import pytest
+
+from proxy import wire
+from proxy.commands import ROWS
+from proxy.wire.rules import Duty
+from tests.wire.player import pattern_of
+from tests.wire.stage import Stage, keyspace, ruleset
+
+KEY = b"seat_lock:e:1"
+NULL = b"$-1\r\n"
+HELD = b"*4\r\n$7\r\noutcome\r\n$4\r\nheld\r\n$13\r\nexpires_in_ms\r\n:%d\r\n"
+
+ORIGIN = bytes(Duty.ORIGIN * bool(row.keys.kind) for row in ROWS)
+
+
+class Desk:
+    """One client before one keyspace of locks, at a time that stands still."""
+
+    def __init__(self, path: tuple[str, ...] = ("user_id",)) -> None:
+        space = keyspace("seat_lock", pattern_of("seat_lock:{e}:{s}"), duties=ORIGIN, decided=True)
+        self.stage = Stage(ruleset(keyspaces=(space,)))
+        self.refusals = self.stage.router.refusals
+        self.client = self.stage.client()
+        self.path = path
+
+    def hold(self, holder: str = "ann", until: float = 10.0, ends: float = 100.0) -> None:
+        self.refusals.close(KEY, "held", until, holder, self.path, ends)
+
+    def say(self, *words: bytes, now: float = 1.0) -> bytes | None:
+        """Return what is answered at once; None where Python has to."""
+        found = self.client.receive_data(wire.pack(words), now)
+        if found is not None:
+            self.client.answer(found, b"")
+            self.client.data_to_send()
+            return None
+        return self.client.data_to_send()
+
+
+@pytest.fixture
+def desk() -> Desk:
+    desk = Desk()
+    desk.hold()
+    return desk
+
+
+BOB = b'{"user_id": "bob"}'
+
+
+@pytest.mark.parametrize(
+    "options",
+    [[b"NX"], [b"nx", b"EX", b"5"], [b"PX", b"100", b"Nx"]],
+)
+def test_a_lock_of_another_is_refused(desk: Desk, options: list[bytes]) -> None:
+    """SET NX hears a null, SETNX a zero, whatever the order of its options."""
+    assert desk.say(b"SET", KEY, BOB, *options) == NULL
+    assert desk.say(b"SETNX", KEY, BOB) == b":0\r\n"
+    assert desk.refusals.count == 2
+
+
+def test_resp3_has_a_null_of_its_own(desk: Desk) -> None:
+    """A client of RESP3 hears `_`."""
+    desk.client.protocol = 3
+    assert desk.say(b"SET", KEY, BOB, b"NX") == b"_\r\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [b"SET", KEY, b'{"user_id": "ann"}', b"NX"],
+        [b"SET", KEY, b'{"user_id":"ann","booking_id":"b"}', b"NX", b"EX", b"5"],
+        [b"SET", KEY, b'{"user_id": "\\u0061nn"}', b"NX"],
+        [b"SET", KEY, b'{"owner": "bob"}', b"NX"],
+        [b"SET", KEY, b"bob", b"NX"],
+        [b"SETNX", KEY, b'{"user_id": "ann"}'],
+        [b"SET", KEY, BOB],
+        [b"SET", KEY, BOB, b"XX"],
+        [b"SET", KEY, BOB, b"NX", b"GET"],
+        [b"SET", KEY, BOB, b"NX", b"NX"],
+        [b"SET", KEY, BOB, b"NX", b"EX"],
+        [b"SET", KEY, BOB, b"NX", b"EX", b"0"],
+        [b"SET", KEY, BOB, b"NX", b"EX", b"-1"],
+        [b"SET", KEY, BOB, b"NX", b"EX", b"1e3"],
+        [b"SET", KEY, BOB, b"NX", b"EX", b"9999999999"],
+        [b"SET", KEY, BOB, b"NX", b"EX", b"5", b"PX", b"5"],
+        [b"SET", KEY, BOB, b"NX", b"EXAT", b"99"],
+        [b"SET", KEY + b"2", BOB, b"NX"],
+        [b"GET", KEY],
+        [b"DEL", KEY],
+    ],
+)
+def test_all_else_is_for_python(desk: Desk, words: list[bytes]) -> None:
+    """Who may be the holder, and what may be another answer, is not answered here."""
+    assert desk.say(*words) is None
+    assert desk.refusals.count == 0
+
+
+def test_a_value_that_is_its_owner() -> None:
+    """Without a path the whole value is compared, and a part of it is somebody else."""
+    desk = Desk(())
+    desk.hold("ann")
+    assert desk.say(b"SET", KEY, b"annabel", b"NX") == NULL
+    assert desk.say(b"SET", KEY, b"ann", b"NX") is None
+
+
+def test_what_is_known_ends(desk: Desk) -> None:
+    """At its time, or when it is taken back, Python is asked."""
+    assert desk.say(b"SETNX", KEY, BOB, now=9.99) == b":0\r\n"
+    assert desk.say(b"SETNX", KEY, BOB, now=10.0) is None
+    desk.hold(until=20.0)
+    desk.refusals.open(KEY)
+    assert desk.say(b"SETNX", KEY, BOB, now=11.0) is None
+
+
+def test_what_is_sold_is_refused_to_everybody(desk: Desk) -> None:
+    """Of a seat that nobody can hold there is no holder who may ask."""
+    desk.refusals.close(KEY, "booked", 10.0, None, desk.path)
+    assert desk.say(b"SET", KEY, b'{"user_id": "ann"}', b"NX") == NULL
+
+
+def test_a_refusal_keeps_its_turn(desk: Desk) -> None:
+    """It is no earlier than the reply of what was sent before."""
+    desk.client.receive_data(wire.pack([b"GET", b"other"]), 1.0)
+    desk.client.receive_data(wire.pack([b"SETNX", KEY, BOB]), 1.0)
+    assert desk.client.data_to_send() == b""
+    (node,) = desk.stage.upstreams
+    node.data_to_send(1.0)
+    node.receive_data(b"$1\r\nx\r\n", 1.0)
+    assert desk.client.data_to_send() == b"$1\r\nx\r\n:0\r\n"
+
+
+def test_nothing_is_refused_inside_a_transaction(desk: Desk) -> None:
+    """What is captured is answered by who captures it."""
+    desk.client.capture = True
+    assert desk.say(b"SETNX", KEY, BOB) is None
+
+
+def test_as_many_are_known_as_there_is_room_for(desk: Desk) -> None:
+    """Of too many locks all are forgotten."""
+    fields: dict[str, Any] = {"outcome": "held", "until": 10.0, "holder": "ann"}
+    for number in range(10_000):
+        desk.refusals.close(b"seat_lock:f:%d" % number, **fields)
+    assert desk.say(b"SETNX", KEY, BOB) is None
+    assert desk.say(b"SETNX", b"seat_lock:f:9999", BOB) == b":0\r\n"
