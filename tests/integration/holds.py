@@ -1,5 +1,6 @@
 """Seats of a small database behind a proxy, and locks that no table of it has."""
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ from proxy.embedded.sidecar import Sidecar, configuration_for
 from proxy.origin import installing
 from proxy.origin.batching import Connection
 from proxy.policy import compiler, planning
+from proxy.upstream.mirror import SEEN
 from proxy.wire import key_slot
 from tests.integration.rig import Caller
 
@@ -102,6 +104,8 @@ class Hall:
             " booking_id = NULL, session_id = NULL"
         )
         await self.cluster.flush()
+        # What the proxy has seen of a lock it takes for true for so long.
+        await asyncio.sleep(SEEN)
 
     async def expire(self, seat: str, event: str = "e1") -> None:
         """Let the lock of a seat be over."""
