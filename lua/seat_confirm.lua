@@ -3,6 +3,9 @@
 -- KEYS  1 the seat's lock   2 what its owner holds in the event   3 the event's availability
 -- ARGV  1 event   2 seat   3 owner   4 token   5 booking
 -- Reply outcome, confirmed or lost
+if #ARGV > 5 then
+  return redis.error_reply('ERR Redis alone sells one seat at a time')
+end
 local known = redis.call('GET', KEYS[1])
 local lock = known and cjson.decode(known)
 if not lock or lock.user_id ~= ARGV[3] or lock.token ~= ARGV[4] then

@@ -51,6 +51,14 @@ class Claim(NamedTuple):
     value: str | None = None  # as the client has written it
 
 
+class Hold(NamedTuple):
+    """A lock, and what is said of who holds it."""
+
+    key: bytes
+    owner: str | None  # None: whoever
+    token: int | None  # None: whichever grant
+
+
 class Taken(NamedTuple):
     """What became of a claim."""
 
@@ -213,31 +221,41 @@ class Grants:
             )
             self._mirror.put(plan, key, token, text.encode(), round(left * 1000))
 
-    async def release(
-        self, plan: Plan, keys: Sequence[bytes], owner: str | None, token: int | None
-    ) -> Sequence[int]:
-        """Give locks up; return the places of those that were held so. Raises OriginError."""
-        wishes = [Wish(plan, key, owner, (None if token is None else str(token),)) for key in keys]
-        if len(keys) == 1 and (freed := await self._drops.ask(wishes[0])).looked:
-            found = [freed]
-        else:
+    async def release(self, plan: Plan, holds: Sequence[Hold]) -> list[bool]:
+        """Give locks up at once; return of each whether it was held so. Raises OriginError."""
+        wishes = [Wish(plan, each.key, each.owner, (_number(each.token),)) for each in holds]
+        again, found = False, []
+        if len(wishes) == 1:
+            found = [await self._drops.ask(wishes[0])]
+            again = found[0].again
+        if not (found and found[0].looked):
             found = await self._free(wishes, patient=True)
-        places = [place for place, each in enumerate(found) if each.token is not None]
-        if found[0].again and token is not None and len(keys) == 1 and not places:
-            now = await self.row(plan, keys[0])
-            if now is not None and now.token == token and now.status == "available":
-                # Released by the call whose answer was lost.
-                return [0]
-            if now is not None and now.token > token:
-                # Granted again meanwhile: whether that call released it, nobody can tell.
-                raise OriginDown("the answer to a release was lost", sent=True)
-        self._metrics.count("released" if places else "not_held")
-        for place in places:
-            self._gate.note(keys[place], None)
-        await asyncio.gather(
-            *(self._mirror.drop(plan, keys[place], found[place].token or 0) for place in places)
-        )
-        return places
+            again = again or found[0].again
+        dropped = [
+            (hold.key, freed.token)
+            for hold, freed in zip(holds, found, strict=True)
+            if freed.token is not None
+        ]
+        for key, _ in dropped:
+            self._gate.note(key, None)
+        await asyncio.gather(*(self._mirror.drop(plan, *each) for each in dropped))
+        told = [freed.token is not None for freed in found]
+        if again:
+            told = [done or await self._released(plan, hold)
+                    for done, hold in zip(told, holds, strict=True)]  # fmt: skip
+        self._metrics.count("released", told.count(True))
+        self._metrics.count("not_held", told.count(False))
+        return told
+
+    async def _released(self, plan: Plan, hold: Hold) -> bool:
+        """Return whether a call whose answer was lost has given a lock up. Raises OriginError."""
+        now = None if hold.token is None else await self.row(plan, hold.key)
+        if now is None or hold.token is None or now.token < hold.token:
+            return False
+        if now.token > hold.token:
+            # Granted again meanwhile: whether that call released it, nobody can tell.
+            raise OriginDown("the answer to a release was lost", sent=True)
+        return now.status == "available"
 
     async def _free(self, wishes: Sequence[Wish], *, patient: bool) -> list[Freed]:
         """Give locks up; without patience those that nobody else has in hand."""
@@ -257,27 +275,26 @@ class Grants:
             for number in range(1, len(wishes) + 1)
         ]
 
-    async def vanish(
-        self, plan: Plan, keys: Sequence[bytes], owner: str, token: int | None
-    ) -> None:
+    async def vanish(self, plan: Plan, hold: Hold) -> None:
         """Give up what was granted to a client that has gone meanwhile."""
         self._metrics.count("vanished")
         with contextlib.suppress(OriginError):
-            await self.release(plan, keys, owner, token)
+            await self.release(plan, [hold])
 
-    async def confirm(
-        self, plan: Plan, keys: Sequence[bytes], owner: str, tokens: Sequence[int], booking: str
-    ) -> str:
-        """Make locks bookings, all or none: "confirmed" or "lost". Raises OriginError."""
+    async def confirm(self, plan: Plan, holds: Sequence[Hold], booking: str) -> str:
+        """Make locks of one owner bookings, all or none: "confirmed" or "lost".
+
+        Raises OriginError.
+        """
         rows, _ = await self._call(
-            plan, _locking(plan).calls.confirm, _arrays(plan, keys),
-            (owner, [str(token) for token in tokens], booking),
+            plan, _locking(plan).calls.confirm, _arrays(plan, [each.key for each in holds]),
+            (holds[0].owner, [_number(each.token) for each in holds], booking),
         )  # fmt: skip
         outcome = str(rows[0]["outcome"])
         self._metrics.count(outcome)
         if outcome == "confirmed":
             await asyncio.gather(
-                *(self._mirror.drop(plan, *each) for each in zip(keys, tokens, strict=True))
+                *(self._mirror.drop(plan, each.key, each.token or 0) for each in holds)
             )
         return outcome
 
@@ -360,6 +377,10 @@ class Grants:
 def _locking(plan: Plan) -> Locking:
     assert plan.locking is not None
     return plan.locking
+
+
+def _number(token: int | None) -> str | None:
+    return None if token is None else str(token)
 
 
 def _flag(on: bool) -> str:

@@ -19,7 +19,7 @@ from proxy import errors, resp, wire
 from proxy.errors import OriginDown, OriginError
 from proxy.handlers import Session
 from proxy.handlers.connection import integer
-from proxy.handlers.grants import Claim, Grants
+from proxy.handlers.grants import Claim, Grants, Hold
 from proxy.handlers.lock_scripts import Does, Form, form_of
 from proxy.handlers.owners import member, owner_of, said_by
 from proxy.handlers.scripts import NOSCRIPT, body_of
@@ -145,7 +145,7 @@ async def _grant(
         return errors.lock_refused(plan.name, "limit")
     if taken.granted:
         if session.gone and taken.outcome == "acquired":
-            await grants.vanish(plan, [target.key], claim.owner, taken.tokens[0])
+            await grants.vanish(plan, Hold(target.key, claim.owner, taken.tokens[0]))
         remember(session, target.key, claim.owner, taken.tokens[0])
     return taken.granted
 
@@ -273,7 +273,7 @@ async def _expire(
     if known is None:
         return await _not_ours(grants, target)
     if seconds <= 0:
-        return resp.integer(len(await grants.release(target.plan, [target.key], *known)))
+        return resp.integer(sum(await grants.release(target.plan, [Hold(target.key, *known)])))
     taken = await grants.take(target.plan, [target.key], Claim(known[0], seconds), mine=True)
     same = taken.granted and taken.tokens[0] == known[1]
     return resp.integer(same)
@@ -283,20 +283,22 @@ async def _del(
     session: Session, request: wire.Request, grants: Grants, targets: Sequence[Target]
 ) -> bytes:
     """DEL and UNLINK, of what this connection was granted."""
-    ours: list[tuple[Target, tuple[str, int]]] = []
+    ours: dict[str, tuple[Plan, list[Hold]]] = {}
     for target in targets:
         locking = target.plan.locking
         assert locking is not None
         known = _known(session, target.key) if locking.blind else None
         if known is not None:
-            ours.append((target, known))
+            _, holds = ours.setdefault(target.plan.name, (target.plan, []))
+            holds.append(Hold(target.key, *known))
         elif (reply := await _not_ours(grants, target))[:1] == b"-":
             # Before anything is given up: an error says that nothing was done.
             return reply
     count = 0
-    for target, known in ours:
-        count += len(await grants.release(target.plan, [target.key], *known))
-        forget(session, target.key)
+    for plan, holds in ours.values():
+        count += sum(await grants.release(plan, holds))
+        for hold in holds:
+            forget(session, hold.key)
     return resp.integer(count)
 
 
@@ -349,7 +351,7 @@ async def _one(
 ) -> int:
     plan, key = target.plan, target.key
     if form.does is Does.RELEASE:
-        return len(await grants.release(plan, [key], owner, None))
+        return sum(await grants.release(plan, [Hold(key, owner, None)]))
     held = await grants.held(plan, key)
     left = 0.0 if held is None or held.owner != owner else held.left
     if form.does is Does.LEFT:
@@ -361,7 +363,7 @@ async def _one(
     if form.does is Does.LENGTHEN and rest[2] == b"0":
         seconds += left
     if seconds <= 0:
-        return len(await grants.release(plan, [key], owner, None))
+        return sum(await grants.release(plan, [Hold(key, owner, None)]))
     claim = Claim(owner, bounded(request.ruleset, plan, seconds))
     return int((await grants.take(plan, [key], claim, mine=True)).granted)
 

@@ -4,7 +4,7 @@ A script of the policies that says `lock: acquire` (or another operation of `_OP
 command of that meaning; `offered` gives it here, its keys judged and its arguments by name. Which
 arguments an operation reads is said beside it. Replies are maps, flat for RESP2: `outcome` first.
 
-Always true: an operation on several locks does all of it or nothing; whoever is told of a token can
+Always true: several locks are taken, kept and confirmed all or none; whoever is told of a token can
 prove by it, to PostgreSQL, that no later grant was made.
 """
 
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from proxy import errors, resp, wire
 from proxy.handlers import Session
 from proxy.handlers.connection import integer
-from proxy.handlers.grants import Claim, Grants, Taken
+from proxy.handlers.grants import Claim, Grants, Hold, Taken
 from proxy.handlers.locks import LONGEST, answered, bounded, forget, remember
 from proxy.handlers.targets import misspelled, target_of
 from proxy.plans import Plan, plans_in
@@ -45,8 +45,11 @@ class Order(NamedTuple):
         return self.values["owner"]
 
     @property
-    def token(self) -> int:
-        return int(self.values["token"])
+    def holds(self) -> list[Hold]:
+        """The locks with their tokens: further words are pairs of both."""
+        tokens = [self.values["token"], *self.more[1::2]]
+        return [Hold(key, self.owner, int(token))
+                for key, token in zip(self.keys, tokens, strict=True)]  # fmt: skip
 
     def reply(self, **fields: object) -> bytes:
         pairs = [(resp.bulk(name.encode()), _encoded(value)) for name, value in fields.items()]
@@ -84,9 +87,14 @@ def named(
         return errors.invalid_expire(request.name.decode())
     locks = list(keys[:1])
     if operation in _SEVERAL:
-        locks = list(dict.fromkeys([keys[0], *(_beside(keys[0], seat) for seat in more)]))
+        names, rest = (more[::2], more[1::2]) if operation in _PROVEN else (more, ())
+        if any(integer(word) is None for word in rest):
+            return errors.NOT_AN_INTEGER
+        locks = list(dict.fromkeys([keys[0], *(_beside(keys[0], name) for name in names)]))
         if len(locks) > MOST:
             return errors.TOO_MANY_LOCKS
+        if operation in _PROVEN and (len(names) != len(rest) or len(locks) <= len(names)):
+            return errors.SYNTAX
         if any(request.ruleset.find_keyspace(key) != plan.keyspace for key in locks):
             return errors.key_refused(plan.name, "it is no name of a lock")
         # The first has been judged with the command.
@@ -128,7 +136,7 @@ async def _acquire(order: Order) -> bytes:
             # The token of this grant: what the owner held before is not given up.
             for key, token in zip(order.keys, taken.tokens, strict=True):
                 if token == max(taken.tokens):
-                    await order.grants.vanish(order.plan, [key], order.owner, token)
+                    await order.grants.vanish(order.plan, Hold(key, order.owner, token))
         for key, token in zip(order.keys, taken.tokens, strict=True):
             remember(order.session, key, order.owner, token)
     return _told(order, taken)
@@ -157,20 +165,24 @@ def _told(order: Order, taken: Taken) -> bytes:
 
 
 async def _release(order: Order) -> bytes:
-    """`owner` gives a lock up that was granted with `token`."""
-    places = await order.grants.release(order.plan, order.keys, order.owner, order.token)
-    for place in places:
-        forget(order.session, order.keys[place])
-    return order.reply(outcome="released" if places else "lost")
+    """`owner` gives up a lock that was granted with `token`, and others by theirs.
+
+    What is not held so is left alone, whatever becomes of the others.
+    """
+    released = await order.grants.release(order.plan, order.holds)
+    for key, done in zip(order.keys, released, strict=True):
+        if done:
+            forget(order.session, key)
+    outcome = "released" if all(released) else "lost"
+    if len(released) == 1:
+        return order.reply(outcome=outcome)
+    return order.reply(outcome=outcome, released=sum(released))
 
 
 async def _confirm(order: Order) -> bytes:
-    """`owner` makes a lock with `token` a sale for `booking`."""
+    """`owner` makes a lock with `token`, and others with theirs, a sale for `booking`."""
     booking = order.values.get("booking", "")
-    outcome = await order.grants.confirm(
-        order.plan, order.keys, order.owner, [order.token], booking
-    )
-    return order.reply(outcome=outcome)
+    return order.reply(outcome=await order.grants.confirm(order.plan, order.holds, booking))
 
 
 async def _status(order: Order) -> bytes:
@@ -242,5 +254,6 @@ _OPERATIONS: Mapping[str, Callable[[Order], Awaitable[bytes]]] = {
     "mine": _mine,
 }
 
-# Those that take names of further locks.
-_SEVERAL = frozenset(("acquire", "extend"))
+# Those that take names of further locks, and those that want a token behind each, no lock twice.
+_SEVERAL = frozenset(("acquire", "extend", "release", "confirm"))
+_PROVEN = frozenset(("release", "confirm"))

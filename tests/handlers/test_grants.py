@@ -11,7 +11,7 @@ from proxy import errors
 from proxy.embedded.postgres import Postgres as Server
 from proxy.embedded.redis import Cluster
 from proxy.errors import OriginDown
-from proxy.handlers.grants import Claim, Grants
+from proxy.handlers.grants import Claim, Grants, Hold
 from proxy.handlers.owners import member, said_by
 from proxy.origin.postgres import Postgres
 from proxy.plans import Plan
@@ -68,7 +68,7 @@ async def test_a_grant_is_in_the_row_and_in_the_mirror(counter: Counter) -> None
 
     await wait_for(mirrored, "the mirror to show it")
     assert await counter.mirrored.token() == str(taken.tokens[0])
-    assert await counter.grants.release(counter.plan, [KEY], "u1", taken.tokens[0]) == [0]
+    assert await counter.grants.release(counter.plan, [Hold(KEY, "u1", taken.tokens[0])]) == [True]
     assert await counter.mirrored.value() is None
     assert await counter.grants.held(counter.plan, KEY) is None
 
@@ -143,9 +143,9 @@ async def test_a_lost_answer_is_asked_for_again(counter: Counter) -> None:
 async def test_a_client_that_has_gone_gives_up(counter: Counter) -> None:
     """What was granted to it is free again; that nobody holds it is no error."""
     taken = await counter.grants.take(counter.plan, [KEY], Claim("u1", 30))
-    await counter.grants.vanish(counter.plan, [KEY], "u1", taken.tokens[0])
+    await counter.grants.vanish(counter.plan, Hold(KEY, "u1", taken.tokens[0]))
     assert await counter.grants.held(counter.plan, KEY) is None
-    await counter.grants.vanish(counter.plan, [KEY], "u1", taken.tokens[0])
+    await counter.grants.vanish(counter.plan, Hold(KEY, "u1", taken.tokens[0]))
 
 
 async def test_without_a_database_it_is_down(counter: Counter, postgres_server: Server) -> None:
@@ -155,8 +155,8 @@ async def test_without_a_database_it_is_down(counter: Counter, postgres_server: 
         await Postgres.start(away)
     for call in (
         grants.take(counter.plan, [KEY], Claim("u1", 30)),
-        grants.release(counter.plan, [KEY], "u1", None),
-        grants.confirm(counter.plan, [KEY], "u1", [1], "b"),
+        grants.release(counter.plan, [Hold(KEY, "u1", None)]),
+        grants.confirm(counter.plan, [Hold(KEY, "u1", 1)], "b"),
         grants.queue(counter.plan, KEY, "u1", leaving=False),
         grants.held(counter.plan, KEY),
     ):

@@ -201,6 +201,37 @@ async def test_what_follows_from_a_lock(box: Box) -> None:
         assert is_error(await caller.call(*words)), words
 
 
+async def test_a_party_is_sold_together(box: Box) -> None:
+    """Several seats are confirmed all or none, each by its own token, and given up as held."""
+    caller, (one, two, three) = await box.caller(), box.free[:3]
+    first = (await box.tell(caller, "ACQUIRE", one, "u", "", ""))["token"]
+    tokens = (await box.tell(caller, "ACQUIRE", two, "u", "", "", three))["tokens"]
+    proof = ("u", first, "party", two, tokens[0], three)
+    assert await box.tell(caller, "CONFIRM", one, *proof, tokens[1] + 1) == {"outcome": "lost"}
+    assert (await box.row(one))["status"] == (await box.row(two))["status"] == "locked"
+    again = await box.tell(caller, "RELEASE", three, "u", tokens[1], one, first + 1)
+    assert again == {"outcome": "lost", "released": 1}
+    assert (await box.row(three))["status"] == "available"
+    last = (await box.tell(caller, "ACQUIRE", three, "u", "", ""))["token"]
+    assert await box.tell(caller, "CONFIRM", one, *proof, last) == {"outcome": "confirmed"}
+    rows = [await box.row(seat) for seat in (one, two, three)]
+    assert {(row["status"], row["booking_id"]) for row in rows} == {("booked", "party")}
+
+
+async def test_words_that_make_no_pairs(box: Box) -> None:
+    """A seat without a token, a token that is no number, a seat twice: nothing is done."""
+    caller, (one, two) = await box.caller(), box.free[:2]
+    token = (await box.tell(caller, "ACQUIRE", one, "u", "", ""))["token"]
+    for words, error in (
+        ((two,), "syntax"), ((two, "x"), "integer"), ((two, 1, two, 1), "syntax"),
+        ((one, token), "syntax"),
+    ):  # fmt: skip
+        reply = await caller.call("SEAT.RELEASE", box.event, one, "u", token, *words)
+        assert error in str(reply)
+        assert is_error(reply)
+    assert (await box.row(one))["status"] == "locked"
+
+
 async def test_a_limit_of_ten(box: Box) -> None:
     """The eleventh seat of an event is refused, and another user may have it."""
     caller = await box.caller()
