@@ -555,7 +555,7 @@ def test_sql_for_whoever_may_not_connect(run: Run) -> None:
     assert (code, err) == (0, "")
     assert out.startswith("BEGIN;")
     assert out.count("CREATE OR REPLACE FUNCTION") == 9
-    assert out.count("CREATE FUNCTION") == 5  # of the locks of seats
+    assert out.count("CREATE FUNCTION") == 6  # of the locks of seats
     code, out, _ = run("sql", "install", "--print", "--remove", "--policies", str(POLICIES))
     assert out.count("DROP FUNCTION") == 8
 

@@ -14,8 +14,9 @@ Always true:
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from proxy.errors import OriginBusy
 from proxy.plans import Plan
@@ -39,7 +40,8 @@ class Wish(NamedTuple):
 
 
 Answer = TypeVar("Answer")
-Call = Callable[[Sequence[Wish]], Awaitable[Sequence[Answer]]]
+Call = Callable[[Sequence[Wish]], Coroutine[Any, Any, Sequence[Answer]]]
+_Asked = tuple[Wish, asyncio.Future[Answer]]
 
 
 class Together(Generic[Answer]):
@@ -49,7 +51,7 @@ class Together(Generic[Answer]):
         self._call = call
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[tuple[Wish, asyncio.Future[Answer], float]] = deque()
-        self._calls: set[asyncio.Task[None]] = set()
+        self._calls: set[asyncio.Task[Sequence[Answer]]] = set()
 
     async def ask(self, wish: Wish) -> Answer:
         """Return what a call has answered to a wish. Raises OriginError."""
@@ -62,17 +64,28 @@ class Together(Generic[Answer]):
 
     def _go_on(self) -> None:
         while self._waiting and len(self._calls) < CALLS:
-            task = self._loop.create_task(self._make(self._next()))
-            self._calls.add(task)
-            task.add_done_callback(self._made)
+            if chosen := self._next():
+                task = self._loop.create_task(self._call([wish for wish, _ in chosen]))
+                self._calls.add(task)
+                task.add_done_callback(partial(self._made, chosen))
 
-    def _made(self, task: asyncio.Task[None]) -> None:
+    def _made(self, chosen: Sequence[_Asked[Answer]], task: asyncio.Task[Sequence[Answer]]) -> None:
         self._calls.discard(task)
+        error = None if task.cancelled() else task.exception()
+        for place, (_, answer) in enumerate(chosen):
+            if answer.done():
+                continue
+            if task.cancelled():
+                answer.cancel()
+            elif error is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(task.result()[place])
         self._go_on()
 
-    def _next(self) -> list[tuple[Wish, asyncio.Future[Answer]]]:
+    def _next(self) -> list[_Asked[Answer]]:
         """Return those of the next call, in the order in which they came."""
-        chosen: list[tuple[Wish, asyncio.Future[Answer]]] = []
+        chosen: list[_Asked[Answer]] = []
         later: list[tuple[Wish, asyncio.Future[Answer], float]] = []
         taken: set[bytes | str | None] = set()
         first: Plan | None = None
@@ -91,18 +104,3 @@ class Together(Generic[Answer]):
                 chosen.append((wish, answer))
         self._waiting.extendleft(reversed(later))
         return chosen
-
-    async def _make(self, chosen: Sequence[tuple[Wish, asyncio.Future[Answer]]]) -> None:
-        if not chosen:
-            return
-        try:
-            answers = await self._call([wish for wish, _ in chosen])
-        except Exception as error:
-            # Whatever it is: who asked has to hear it.
-            for _, answer in chosen:
-                if not answer.done():
-                    answer.set_exception(error)
-            return
-        for (_, answer), said in zip(chosen, answers, strict=True):
-            if not answer.done():
-                answer.set_result(said)

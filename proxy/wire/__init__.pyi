@@ -222,6 +222,7 @@ class Router:
     def refusals(self) -> Refusals: ...
     def __init__(self, ruleset: Ruleset, slots: SlotMap) -> None: ...
 
+@final
 class Refusals:
     """Locks that others hold, which the data plane refuses by itself."""
 
