@@ -60,9 +60,12 @@ BUYERS, EVENTS, SEATS_EACH, HOT = 500, 20, 10, 20
 # How long a buyer thinks, seconds; less than from one seat of a buyer to the next.
 THOUGHT = 0.2
 
-# The generator wakes this often (a loop of uvloop spins for less), and waits so long for the last
-# replies; seconds.
-TURN, PATIENCE = 0.001, 5.0
+# The generator wakes this often, in seconds. For refusals it does not sleep at all: that takes one
+# of two cores, and a timer of a millisecond would be most of what is measured. Grants leave none.
+GRANTS_TURN, REFUSALS_TURN = 0.001, 0.0
+
+# How long the last replies are waited for, seconds.
+PATIENCE = 5.0
 
 # Statements at a time of the application without a proxy, as many as the proxy may have.
 CONNECTIONS = 8
@@ -198,7 +201,9 @@ async def lines(plan: Plan) -> list[Line]:
     ]
 
 
-async def paced(tallies: Tallies, rate: float, seconds: float, send: Callable[..., None]) -> None:
+async def paced(
+    tallies: Tallies, rate: float, seconds: float, send: Callable[..., None], turn: float
+) -> None:
     """Call send with number and moment of each request when it is due."""
     total, sent, start = int(rate * seconds), 0, time.perf_counter() + 0.01
     while sent < total:
@@ -207,7 +212,7 @@ async def paced(tallies: Tallies, rate: float, seconds: float, send: Callable[..
             send(sent, due)
             tallies.late += now - due > 0.001
             sent += 1
-        await asyncio.sleep(TURN)
+        await asyncio.sleep(turn)
     deadline = time.perf_counter() + PATIENCE
     while len(tallies.times) < total and time.perf_counter() < deadline:
         await asyncio.sleep(0.01)
@@ -234,7 +239,7 @@ async def grants(plan: Plan, wording: str) -> dict[str, Any]:
         line.ask(take(*seat, ""), heard)
 
     spent = plan.target.cpu_seconds()
-    await paced(tallies, plan.grants, plan.seconds, send)
+    await paced(tallies, plan.grants, plan.seconds, send, GRANTS_TURN)
     await asyncio.sleep(2 * THOUGHT)
     spent = plan.target.cpu_seconds() - spent
     for line in buyers:
@@ -269,7 +274,7 @@ async def direct(plan: Plan, wording: str) -> dict[str, Any]:
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 
-        await paced(tallies, plan.grants, plan.seconds, send)
+        await paced(tallies, plan.grants, plan.seconds, send, GRANTS_TURN)
         await asyncio.gather(*tasks)
     await cluster.aclose()
     return tallies.figures(plan.seconds, "acquired")
@@ -297,9 +302,9 @@ async def refusals(plan: Plan, wording: str) -> dict[str, Any]:
 
         return send
 
-    await paced(warm, plan.refusals / 2, 1.0, sender(warm))
+    await paced(warm, plan.refusals / 2, 1.0, sender(warm), REFUSALS_TURN)
     spent, own = plan.target.cpu_seconds(), time.process_time()
-    await paced(tallies, plan.refusals, plan.seconds, sender(tallies))
+    await paced(tallies, plan.refusals, plan.seconds, sender(tallies), REFUSALS_TURN)
     spent, own = plan.target.cpu_seconds() - spent, time.process_time() - own
     most = await _closed(plan, askers, reel)
     for line in askers:

@@ -1,15 +1,15 @@
 """The gate before PostgreSQL: who asks for a lock that another holds mostly hears so at once.
 
 `grants` asks it before PostgreSQL and tells it what PostgreSQL has said. A crowd before one lock
-then costs PostgreSQL two questions a second and Redis some two hundred, however large it is.
+then costs PostgreSQL two questions a second and Redis some fifty, however large it is.
 
 Always true:
   * the gate refuses only what PostgreSQL has refused within BELIEVED. Of a seat that is held, only
-    while Redis shows the same holder, or did so less than `mirror.SEEN` ago; of one that is sold or
-    blocked, without asking. A sale that is cancelled, or what Redis shows by mistake, costs others
-    that long; who holds a lock is never turned away;
+    while Redis shows the same holder, or did so less than `mirror.SEEN` ago, and GRACE more while
+    one asks again; of one that is sold or blocked, without asking. A sale that is cancelled, or
+    what Redis shows by mistake, costs others that long; who holds a lock is never turned away;
   * a release or a grant of this sidecar ends what was seen before it: who is told of a release
-    finds the gate open. Behind another sidecar it may stay shut for SEEN;
+    finds the gate open. Behind another sidecar it may stay shut for SEEN and GRACE;
   * of a crowd one at a time asks PostgreSQL. Others wait for its answer, no longer than PATIENCE,
     and share its failure.
 """
@@ -23,7 +23,7 @@ from typing import NamedTuple
 from proxy.errors import OriginBusy, OriginDown
 from proxy.handlers.owners import holder_of
 from proxy.plans import Plan
-from proxy.upstream.mirror import Mirror, Shown
+from proxy.upstream.mirror import GRACE, Mirror, Shown
 
 # How long PostgreSQL's word is taken, after which part of it somebody asks again while others are
 # still refused, and how long a crowd waits for one of it; seconds.
@@ -99,8 +99,9 @@ class Gate:
 
     def note(self, key: bytes, said: Said | None) -> None:
         """Hear what PostgreSQL says of a lock to anybody; None: somebody may get it."""
-        self._said.pop(key, None)
-        self._mirror.refusals.open(key)
+        _, before = self._said.pop(key, (0.0, None))
+        if said is None or said != before:
+            self._mirror.refusals.open(key)
         if said is not None:
             if len(self._said) >= LOCKS:
                 del self._said[next(iter(self._said))]
@@ -120,7 +121,8 @@ class Gate:
         since, said = found
         until = since + (BELIEVED if key in self._asking else RENEWED)
         if said.outcome != "held":
-            self._mirror.refusals.close(key, said.outcome, until, None, plan.locking.owner)
+            path = plan.locking.owner
+            self._mirror.refusals.close(key, said.outcome, until, None, path, grace=GRACE)
             return said
         holder = None if shown is None else holder_of(plan.locking.owner, shown.value)
         # What Redis shows may be of before.
@@ -129,5 +131,5 @@ class Gate:
         if self._mirror.seen(key) is shown:
             until = min(until, shown.until)
             path = plan.locking.owner
-            self._mirror.refusals.close(key, "held", until, holder, path, shown.ends)
+            self._mirror.refusals.close(key, "held", until, holder, path, shown.ends, GRACE)
         return Said("held", holder, shown.ends - self._loop.time())

@@ -27,11 +27,14 @@ DROP = Script("lock_drop")
 # is of no use.
 PATIENCE = 0.05
 
-# How long an answer is as good as another question, in seconds, and of how many locks. Who is told
-# that a seat is taken would not have been quicker by a twentieth of a second; and a loop that a
-# crowd keeps busy has to come round within it, or nobody profits by any answer.
-SEEN = 0.05
+# How long an answer is as good as another question, in seconds, and of how many locks: somebody who
+# is told that a seat is taken would not have been quicker by that.
+SEEN = 0.02
 SEEN_LOCKS = 1000
+
+# While one asks again others are told the old answer for so long, in seconds. A loop that a crowd
+# keeps busy has to come round within it, or everybody asks and nobody profits by an answer.
+GRACE = 0.03
 
 
 class Shown(NamedTuple):

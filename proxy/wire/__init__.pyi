@@ -235,11 +235,13 @@ class Refusals:
         holder: str | None = None,
         path: tuple[str, ...] = (),
         ends: float = 0.0,
+        grace: float = 0.0,
     ) -> None:
         """Refuse a lock until a time of the loop, but not to its holder; without one, to all.
 
-        By the path of its policy a value is the owner, or JSON with the owner at the end of it.
-        The outcome and when it ends, a time of the loop, are told to who asks by name.
+        Then one asks again, and for some seconds of grace others are refused meanwhile. By the
+        path of its policy a value is the owner, or JSON with the owner at the end of it. Outcome
+        and end, a time of the loop, are told to who asks by name.
         """
 
     def open(self, key: bytes) -> None:

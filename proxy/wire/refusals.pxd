@@ -6,6 +6,8 @@ cdef class Refusal:
     cdef bytes member          # what a value that names an owner has in it; none: it is the owner
     cdef bytes outcome
     cdef double until          # a time of the loop: no longer as good as a question
+    cdef double late           # until then one asks again and others are refused meanwhile
+    cdef bint asked            # somebody was left to Python since
     cdef double ends           # when the lock ends, a time of the loop; 0: it does not
     cdef bint holds(self, const char* owner, Py_ssize_t size) noexcept
     cdef bint names(self, const char* value, Py_ssize_t size) noexcept

@@ -57,14 +57,16 @@ cdef class Refusals:
         self.held = {}
 
     def close(self, bytes key not None, str outcome not None, double until, str holder=None,
-              tuple path=(), double ends=0.0):
+              tuple path=(), double ends=0.0, double grace=0.0):
         """Refuse a lock until a time of the loop; but not to its holder.
 
-        By the path of its policy a value is the owner, or JSON with the owner at the end of it.
+        Then one asks again, and for some seconds of grace others are refused meanwhile. By the path of its policy a value is the owner, or JSON with the owner at the end of it.
         """
         cdef Refusal refusal = Refusal.__new__(Refusal)
         refusal.outcome = outcome.encode()
         refusal.until = until
+        refusal.late = until + grace
+        refusal.asked = False
         refusal.ends = ends
         refusal.holder = None if holder is None else holder.encode()
         refusal.member = b'"%b"' % path[len(path) - 1].encode() if path else None
@@ -82,4 +84,11 @@ cdef class Refusals:
         if not self.held:
             return None
         refusal = self.held.get(PyBytes_FromStringAndSize(key, size))
-        return refusal if refusal is not None and now < refusal.until else None
+        if refusal is None or now < refusal.until:
+            return refusal
+        if now >= refusal.late or (refusal.ends and now >= refusal.ends):
+            return None
+        if not refusal.asked:
+            refusal.asked = True
+            return None
+        return refusal

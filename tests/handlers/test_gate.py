@@ -71,7 +71,7 @@ async def test_the_data_plane_refuses_what_the_gate_would(gate: Gate, key: bytes
     told: list[tuple[str, bytes]] = []
 
     class Told:
-        def close(self, key: bytes, outcome: str, *more: object) -> None:
+        def close(self, key: bytes, outcome: str, *_: object, **more: object) -> None:
             told.append((outcome, key))
 
         def open(self, key: bytes) -> None:

@@ -16,7 +16,7 @@ from proxy.embedded.sidecar import Sidecar, configuration_for
 from proxy.origin import installing
 from proxy.origin.batching import Connection
 from proxy.policy import compiler, planning
-from proxy.upstream.mirror import SEEN
+from proxy.upstream.mirror import GRACE, SEEN
 from proxy.wire import key_slot
 from tests.integration.rig import Caller
 
@@ -105,7 +105,7 @@ class Hall:
         )
         await self.cluster.flush()
         # What the proxy has seen of a lock it takes for true for so long.
-        await asyncio.sleep(SEEN)
+        await asyncio.sleep(SEEN + GRACE)
 
     async def expire(self, seat: str, event: str = "e1") -> None:
         """Let the lock of a seat be over."""

@@ -28,7 +28,7 @@ class Desk:
         self.path = path
 
     def hold(self, holder: str = "ann", until: float = 10.0, ends: float = 100.0) -> None:
-        self.refusals.close(KEY, "held", until, holder, self.path, ends)
+        self.refusals.close(KEY, "held", until, holder, self.path, ends, 0.03)
 
     def say(self, *words: bytes, now: float = 1.0) -> bytes | None:
         """Return what is answered at once; None where Python has to."""
@@ -109,10 +109,20 @@ def test_a_value_that_is_its_owner() -> None:
 def test_what_is_known_ends(desk: Desk) -> None:
     """At its time, or when it is taken back, Python is asked."""
     assert desk.say(b"SETNX", KEY, BOB, now=9.99) == b":0\r\n"
-    assert desk.say(b"SETNX", KEY, BOB, now=10.0) is None
+    assert desk.say(b"SETNX", KEY, BOB, now=10.1) is None
     desk.hold(until=20.0)
     desk.refusals.open(KEY)
     assert desk.say(b"SETNX", KEY, BOB, now=11.0) is None
+
+
+def test_one_of_a_crowd_asks_again(desk: Desk) -> None:
+    """While that one asks others are refused, for a moment; the end of the lock ends it too."""
+    assert desk.say(b"SETNX", KEY, BOB, now=10.0) is None
+    assert desk.say(b"SETNX", KEY, BOB, now=10.01) == b":0\r\n"
+    assert desk.say(b"SETNX", KEY, BOB, now=10.04) is None
+    desk.hold(until=20.0, ends=20.0)
+    assert desk.say(b"SETNX", KEY, BOB, now=20.0) is None
+    assert desk.say(b"SETNX", KEY, BOB, now=20.01) is None
 
 
 def test_what_is_sold_is_refused_to_everybody(desk: Desk) -> None:
