@@ -43,13 +43,22 @@ def number(text: str) -> Number:
 
 def document(text: str) -> Document:
     """Return JSON as the same bytes for all texts that mean the same."""
-    # `number` also for integers: Python refuses to read those of more than 4,300 digits.
-    parsed = json.loads(text, parse_int=Number, parse_float=number)
-    return Document(canonical(parsed))
+    return Document(canonical(_read(text)))
+
+
+# `Number` also for integers: Python refuses to read those of more than 4,300 digits.
+_read = json.JSONDecoder(parse_int=Number, parse_float=number).decode
+_written = json.encoder.encode_basestring
 
 
 def canonical(value: Any) -> str:
     """Return a value as JSON: of this module, or of objects and arrays of such."""
+    # Most of what there is, before all that may be.
+    if type(value) is str:
+        return _written(value)
+    if type(value) is dict:
+        members = [f"{_written(name)}:{canonical(value[name])}" for name in sorted(value)]
+        return f"{{{','.join(members)}}}"
     match value:
         case None:
             return "null"
@@ -61,13 +70,9 @@ def canonical(value: Any) -> str:
             # JSON has no words for these.
             return value if value.lstrip("-")[0].isdigit() else f'"{value}"'
         case str():
-            return json.encoder.encode_basestring(value)
+            return _written(value)
         case bytes():
             return f'"\\\\x{value.hex()}"'
-        case dict():
-            members = (f"{json.encoder.encode_basestring(k)}:{canonical(value[k])}"
-                       for k in sorted(value))  # fmt: skip
-            return "{" + ",".join(members) + "}"
         case _:
             return "[" + ",".join(map(canonical, value)) + "]"
 
