@@ -15,9 +15,9 @@ import contextlib
 import functools
 import random
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from proxy.errors import OriginBusy, OriginDown, OriginError
+from proxy.errors import OriginBusy, OriginDown, OriginError, OriginRefused
+from proxy.handlers.claims import Claim, Freed, Hold, Mine, Row, Taken, Waiting
 from proxy.handlers.gate import Gate, Said
 from proxy.handlers.owners import value_for
 from proxy.handlers.together import Together, Wish
@@ -41,74 +41,6 @@ RETRIES = 4
 _OWN = frozenset(("queue", "limit", "missing", "lost"))
 
 
-class Claim(NamedTuple):
-    """Who wants a lock, and for how long."""
-
-    owner: str
-    seconds: float
-    booking: str | None = None
-    session: str | None = None
-    value: str | None = None  # as the client has written it
-
-
-class Hold(NamedTuple):
-    """A lock, and what is said of who holds it."""
-
-    key: bytes
-    owner: str | None  # None: whoever
-    token: int | None  # None: whichever grant
-
-
-class Taken(NamedTuple):
-    """What became of a claim."""
-
-    outcome: str  # acquired extended held queue limit lost missing, or the state of the row
-    tokens: Sequence[int] = ()
-    lefts: Sequence[float] = ()  # seconds: of what is held, or of the first that another holds
-    holder: str | None = None
-    ahead: int = 0  # how many wait before the owner, or how many locks the owner has
-
-    @property
-    def granted(self) -> bool:
-        return self.outcome in ("acquired", "extended")
-
-
-class Freed(NamedTuple):
-    """What became of a wish to give a lock up."""
-
-    token: int | None  # of the grant that is no longer; None: it was not held so
-    looked: bool  # whether that is known
-    again: bool  # whether an earlier answer was lost
-
-
-class Waiting(NamedTuple):
-    """A place in a queue."""
-
-    outcome: str  # waiting offered holder left full, or the state of the row
-    place: int  # 1: the next
-    waits: float  # seconds, at most as it looks now
-    offered: float  # seconds left to take what is offered
-
-
-class Row(NamedTuple):
-    """A lock as its table has it."""
-
-    status: str
-    owner: str | None
-    token: int
-    booking: str | None
-    session: str | None
-    left: float  # seconds
-
-
-class Mine(NamedTuple):
-    """A lock that somebody holds."""
-
-    columns: Sequence[str]  # of its key
-    token: int
-    left: float  # seconds
-
-
 class Grants:
     """All locks of all keyspaces."""
 
@@ -119,8 +51,9 @@ class Grants:
         self._loop = asyncio.get_running_loop()
         self._gate = Gate(mirror)
         metrics.watch(lambda: mirror.refusals.count)
-        self._grabs = Together(self._grab)
-        self._drops = Together(functools.partial(self._free, patient=False))
+        # By keyspace: one that is slow keeps no other waiting.
+        self._grabs: dict[str, Together[Taken]] = {}
+        self._drops: dict[str, Together[Freed]] = {}
 
     def refused(self, plan: Plan, key: bytes, owner: str) -> Taken | None:
         """Return a refusal of a lock where nothing has to be asked for that."""
@@ -148,7 +81,9 @@ class Grants:
     async def _take_one(self, plan: Plan, key: bytes, claim: Claim) -> Taken:
         """Take a lock with what others want, or alone where anything is in the way of it."""
         what = (claim.booking, claim.session, claim.value, f"{claim.seconds:.3f}")
-        taken = await self._grabs.ask(Wish(plan, key, claim.owner, what))
+        if (grabs := self._grabs.get(plan.name)) is None:
+            grabs = self._grabs[plan.name] = Together(self._grab)
+        taken = await grabs.ask(Wish(plan, key, claim.owner, what))
         if not taken.granted:
             lost = taken.outcome == "lost"
             return await self._take(plan, [key], claim, mine=False, lost=lost)
@@ -161,11 +96,15 @@ class Grants:
         locking = _locking(plan)
         columns = [_columns(plan, wish.key) for wish in wishes]
         scopes = [each[locking.scope] if locking.most else "" for each in columns]
-        rows, again = await self._call(
-            plan, locking.calls.grab, _turned(columns),
-            ([wish.owner for wish in wishes], *_turned([wish.what for wish in wishes]),
-             f"{locking.longest:.3f}", scopes, str(locking.most), _flag(locking.heartbeat > 0)),
-        )  # fmt: skip
+        try:
+            rows, again = await self._call(
+                plan, locking.calls.grab, _turned(columns),
+                ([wish.owner for wish in wishes], *_turned([wish.what for wish in wishes]),
+                 f"{locking.longest:.3f}", scopes, str(locking.most), _flag(locking.heartbeat > 0)),
+            )  # fmt: skip
+        except OriginRefused:
+            # One of them is refused, for whatever is in it or a trigger of the application.
+            return [Taken("open")] * len(wishes)
         (row,) = rows
         found = [Taken("lost" if again else "open")] * len(wishes)
         each = (row[name] or () for name in ("numbers", "outcomes", "tokens", "lefts"))
@@ -224,13 +163,12 @@ class Grants:
     async def release(self, plan: Plan, holds: Sequence[Hold]) -> list[bool]:
         """Give locks up at once; return of each whether it was held so. Raises OriginError."""
         wishes = [Wish(plan, each.key, each.owner, (_number(each.token),)) for each in holds]
-        again, found = False, []
-        if len(wishes) == 1:
-            found = [await self._drops.ask(wishes[0])]
-            again = found[0].again
-        if not (found and found[0].looked):
+        first = await self._drop(wishes[0]) if len(wishes) == 1 else None
+        if first is not None and first.looked:
+            found = [first]
+        else:
             found = await self._free(wishes, patient=True)
-            again = again or found[0].again
+        again = found[0].again or (first is not None and first.again)
         dropped = [
             (hold.key, freed.token)
             for hold, freed in zip(holds, found, strict=True)
@@ -247,13 +185,24 @@ class Grants:
         self._metrics.count("not_held", told.count(False))
         return told
 
+    async def _drop(self, wish: Wish) -> Freed | None:
+        """Give a lock up with what others give up; None where that has to be done alone."""
+        if (drops := self._drops.get(wish.plan.name)) is None:
+            together = functools.partial(self._free, patient=False)
+            drops = self._drops[wish.plan.name] = Together(together)
+        try:
+            return await drops.ask(wish)
+        except (OriginBusy, OriginRefused):
+            # A release that is not made keeps others away until the lock expires.
+            return None
+
     async def _released(self, plan: Plan, hold: Hold) -> bool:
         """Return whether a call whose answer was lost has given a lock up. Raises OriginError."""
-        now = None if hold.token is None else await self.row(plan, hold.key)
-        if now is None or hold.token is None or now.token < hold.token:
+        now = await self.row(plan, hold.key)
+        if now is None or (hold.token is not None and now.token < hold.token):
             return False
-        if now.token > hold.token:
-            # Granted again meanwhile: whether that call released it, nobody can tell.
+        if hold.token is None or now.token > hold.token:
+            # Nobody's, or granted again meanwhile: whether by that call, nobody can tell.
             raise OriginDown("the answer to a release was lost", sent=True)
         return now.status == "available"
 
@@ -358,9 +307,11 @@ class Grants:
                 rows = await self._postgres.fetch(
                     statement, [*arrays, *rest], share_of(plan), primary=True
                 )
-            except OriginBusy:
+            except OriginBusy as error:
                 tries += 1
                 if tries > RETRIES and not (lost and self._loop.time() < until):
+                    if lost:
+                        raise OriginDown(str(error), sent=True) from error
                     raise
                 await asyncio.sleep(AGAIN * random.random())
             except OriginDown as error:

@@ -18,8 +18,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from proxy import errors, resp, wire
 from proxy.errors import OriginDown, OriginError
 from proxy.handlers import Session
+from proxy.handlers.claims import Claim, Hold
 from proxy.handlers.connection import integer
-from proxy.handlers.grants import Claim, Grants, Hold
+from proxy.handlers.grants import Grants
 from proxy.handlers.lock_scripts import Does, Form, form_of
 from proxy.handlers.owners import member, owner_of, said_by
 from proxy.handlers.scripts import NOSCRIPT, body_of
@@ -180,7 +181,7 @@ def remember(session: Session, key: bytes, owner: str, token: int) -> None:
 
 def _time_of(options: Sequence[bytes], plan: Plan) -> float | bytes:
     """Return for how many seconds SET takes a lock, or the error line of a SET that takes none."""
-    words, seconds, conditional = iter(options), plan.ttl_ms / 1000, False
+    words, seconds, conditional, timed = iter(options), plan.ttl_ms / 1000, False, False
     for word in words:
         name = word.upper()
         if name == b"NX":
@@ -188,7 +189,10 @@ def _time_of(options: Sequence[bytes], plan: Plan) -> float | bytes:
             continue
         if name not in _UNITS:
             return errors.lock_refused(plan.name, "command")
-        number = integer(next(words, b""))
+        word = next(words, b"")
+        if timed or not word:
+            return errors.SYNTAX
+        timed, number = True, integer(word)
         if number is None:
             return errors.NOT_AN_INTEGER
         unit, absolute = _UNITS[name]

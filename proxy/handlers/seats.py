@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 from proxy import errors, resp, wire
 from proxy.handlers import Session
+from proxy.handlers.claims import Claim, Hold, Taken
 from proxy.handlers.connection import integer
-from proxy.handlers.grants import Claim, Grants, Hold, Taken
+from proxy.handlers.grants import Grants
 from proxy.handlers.locks import LONGEST, answered, bounded, forget, remember
 from proxy.handlers.targets import misspelled, target_of
 from proxy.plans import Plan, plans_in

@@ -1,14 +1,15 @@
 """Wishes that PostgreSQL hears together: one call for what several clients want at a time.
 
-`grants` has one of these for each thing that is wanted of one lock. A wish that comes while few
-calls are under way goes at once; others gather, and the next call takes them all. So a round trip,
-a COMMIT and whatever triggers do are shared by those who came meanwhile, and nobody waits for
-company.
+`grants` has one of these for each thing that is wanted of one lock of a keyspace. A wish that comes
+while few calls are under way goes at once; others gather, and the next call takes them all. So a
+round trip, a COMMIT and whatever triggers do are shared by those who came meanwhile, and nobody
+waits for company.
 
 Always true:
-  * a call is for one keyspace, and has each lock once and each owner once: no wish in it depends on
-    another;
-  * what a call leaves open is for who asked to ask alone;
+  * a call is for one version of the policies, has each lock once and each owner once, and its locks
+    in the order of their keys: what triggers lock beyond them is locked in one order too;
+  * what a call leaves open is for who asked to ask alone, and so is what PostgreSQL refuses: only
+    who is alone with a refusal knows that it is meant;
   * who has waited for PATIENCE hears OriginBusy, and nothing of it was sent.
 """
 
@@ -45,13 +46,14 @@ _Asked = tuple[Wish, asyncio.Future[Answer]]
 
 
 class Together(Generic[Answer]):
-    """Wishes of one kind; a call is made of those for one keyspace, by the same version of it."""
+    """Wishes of one kind, for the locks of one keyspace."""
 
     def __init__(self, call: Call[Answer]) -> None:
         self._call = call
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[tuple[Wish, asyncio.Future[Answer], float]] = deque()
         self._calls: set[asyncio.Task[Sequence[Answer]]] = set()
+        self._late: asyncio.TimerHandle | None = None  # for who has waited longest
 
     async def ask(self, wish: Wish) -> Answer:
         """Return what a call has answered to a wish. Raises OriginError."""
@@ -60,7 +62,22 @@ class Together(Generic[Answer]):
         answer: asyncio.Future[Answer] = self._loop.create_future()
         self._waiting.append((wish, answer, self._loop.time()))
         self._go_on()
+        self._watch()
         return await answer
+
+    def _watch(self) -> None:
+        """Let who has waited longest hear when it is too long."""
+        if self._waiting and self._late is None:
+            self._late = self._loop.call_at(self._waiting[0][2] + PATIENCE, self._give_up)
+
+    def _give_up(self) -> None:
+        self._late = None
+        oldest = self._loop.time() - PATIENCE
+        while self._waiting and self._waiting[0][2] <= oldest:
+            _, answer, _ = self._waiting.popleft()
+            if not answer.done():
+                answer.set_exception(OriginBusy("PostgreSQL is busy with other locks"))
+        self._watch()
 
     def _go_on(self) -> None:
         while self._waiting and len(self._calls) < CALLS:
@@ -84,23 +101,21 @@ class Together(Generic[Answer]):
         self._go_on()
 
     def _next(self) -> list[_Asked[Answer]]:
-        """Return those of the next call, in the order in which they came."""
+        """Return those of the next call: who came first, in the order of their keys."""
         chosen: list[_Asked[Answer]] = []
         later: list[tuple[Wish, asyncio.Future[Answer], float]] = []
         taken: set[bytes | str | None] = set()
         first: Plan | None = None
-        oldest = self._loop.time() - PATIENCE
         while self._waiting and len(chosen) < MOST:
             wish, answer, since = self._waiting.popleft()
             first = first or wish.plan
             if answer.done():
                 continue
-            if since < oldest:
-                answer.set_exception(OriginBusy("PostgreSQL is busy with other locks"))
-            elif wish.key in taken or wish.owner in taken or wish.plan is not first:
+            if wish.key in taken or wish.owner in taken or wish.plan is not first:
                 later.append((wish, answer, since))
             else:
                 taken |= {wish.key, wish.owner}
                 chosen.append((wish, answer))
         self._waiting.extendleft(reversed(later))
+        chosen.sort(key=lambda each: each[0].key)
         return chosen

@@ -27,6 +27,13 @@ MADE_FREE = """
     INSERT INTO {schema}.sidecache_locks AS l (keyspace, name)
     SELECT '{keyspace}', n FROM unnest(k0) AS n ORDER BY n ON CONFLICT DO NOTHING;"""
 
+# A lock that the application's table does not have is waited for by nobody.
+ABSENT = """    IF NOT FOUND THEN
+        RETURN QUERY SELECT 'missing', 0::bigint, 0::float8, 0::float8;
+        RETURN;
+    END IF;
+"""
+
 UNUSED = """
     DELETE FROM {schema}.sidecache_locks WHERE ctid IN (
         SELECT ctid FROM {schema}.sidecache_locks
@@ -138,8 +145,8 @@ BEGIN
 END $sidecache$;"""
 
 # Of locks that different owners want, each for itself: those that nobody is in the way of, not even
-# a waiter. What another transaction has in hand is left out like what is held: this waits for
-# nobody, so none of those it was called for waits for what another wants.
+# a waiter. What another transaction has in hand is left out like what is held: of locks this waits
+# for nobody, so none of those it was called for waits for what another wants.
 _GRAB = """({keys}, _who text[], _booking text[], _session text[], _said text[], _hold float8[],
     _longest float8, _place text[], _most integer, _fair boolean)
 RETURNS TABLE (numbers bigint[], outcomes text[], tokens bigint[], lefts float8[])
@@ -286,7 +293,7 @@ BEGIN
     SELECT t.status::text AS status, t.locked_by::text AS holder,
            greatest(0, extract(epoch FROM t.locked_until - _moment))::float8 AS remains INTO _lock
       FROM unnest({arrays}) AS k({columns}) JOIN {table} t ON {found};
-    IF FOUND AND _lock.status NOT IN ('available', 'locked') THEN
+{absent}    IF FOUND AND _lock.status NOT IN ('available', 'locked') THEN
         RETURN QUERY SELECT _lock.status, 0::bigint, 0::float8, 0::float8;
         RETURN;
     END IF;

@@ -16,7 +16,8 @@ Always true:
   * a lock that is held and has not expired is granted to nobody else, and every new grant of it has
     a greater token than all before: the row is locked before the clock is read;
   * expiry is a predicate by the database's clock, so a sweep that is late delays nobody;
-  * no two callers wait for each other: an owner's number is locked before rows, rows in order;
+  * no two callers wait for each other: an owner's number is locked before rows, rows in order. What
+    triggers of the application lock beyond them they lock in that order too;
   * what is refused because somebody holds it is refused without a row lock, however many ask.
 """
 
@@ -151,6 +152,7 @@ def functions(plan: Plan, schema: str, tables: Mapping[str, str] | None = None) 
         "unused": lock_functions.UNUSED.format(schema=schema, keyspace=plan.name, most=SWEPT)
         if own
         else "",
+        "absent": "" if own else lock_functions.ABSENT,
         "most_swept": SWEPT,
         "longest_queue": LONGEST_QUEUE,
         "planned": lock_functions.PLANNED,

@@ -31,7 +31,6 @@ TIMEOUT = 2.0
 # Arguments and columns are text: the connection may have codecs of its own, and xid8 has none.
 # The limit in each branch is what keeps PostgreSQL to the index, whatever its statistics say.
 _NEXT = f"""(xid, id) > ($2::text::xid8, $3::text::bigint)
-      AND (tbl = ANY ($5::text[]) OR $5 IS NULL)
       AND ($4::text = '' OR pg_visible_in_snapshot(xid, nullif($4::text, '')::pg_snapshot))
     ORDER BY xid, id LIMIT {PAGE}"""
 _POLL = f"""
@@ -191,7 +190,7 @@ class Outbox:
         """
         xid, number = self._last
         rows = await self._connection.fetch(
-            _POLL, self._behind.text, str(xid), str(number), self._ahead, tables, timeout=TIMEOUT
+            _POLL, self._behind.text, str(xid), str(number), self._ahead, timeout=TIMEOUT
         )
         self.now = int(rows[0]["now"])
         found = [row for row in rows if row["xid"] is not None]
@@ -201,7 +200,8 @@ class Outbox:
             self._behind, self._ahead, self._last = Snapshot(ahead), "", (0, 0)
         else:
             self._ahead, self._last = ahead, (int(found[-1]["xid"]), int(found[-1]["id"]))
-        return _changes(found)
+        # All of a page are read, or a look would have no end where few of many rows are wanted.
+        return _changes([row for row in found if tables is None or row["tbl"] in tables])
 
     async def clean(self, keep: float) -> int:
         """Delete rows that are older than so many seconds and have been read; return how many."""

@@ -12,6 +12,8 @@ from libc.string cimport memchr, memcmp
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 
+from proxy.wire.json_values cimport JSON_FINE, judge_json
+
 # Locks that are known; of too many all are forgotten, and asked about again.
 MOST = 10_000
 
@@ -19,8 +21,22 @@ cdef extern from "<string.h>" nogil:
     void* memmem(const void* text, size_t size, const void* part, size_t length)
 
 
-cdef bint _has(const char* text, Py_ssize_t size, bytes part) noexcept:
-    return memmem(text, size, <char*> part, len(part)) != NULL
+cdef const char* _find(const char* text, Py_ssize_t size, bytes part) noexcept:
+    return <const char*> memmem(text, size, <char*> part, len(part))
+
+
+cdef bint _tells(const char* rest, Py_ssize_t size) noexcept:
+    """Whether behind the name of a member comes a text that is not empty, or a whole number."""
+    cdef Py_ssize_t i = 0
+    while i < size and (rest[i] == c" " or rest[i] == c":"):
+        i += 1
+    if i + 1 >= size or i == 0:
+        return False
+    if rest[i] == c'"':
+        return rest[i + 1] != c'"'
+    while i < size and c"0" <= rest[i] <= c"9":
+        i += 1
+    return rest[i - 1] != c":" and rest[i - 1] != c" " and i < size and rest[i] in (c",", c"}", c" ")
 
 
 cdef class Refusal:
@@ -32,12 +48,29 @@ cdef class Refusal:
                 and memcmp(owner, <char*> self.holder, size) == 0)
 
     cdef bint names(self, const char* value, Py_ssize_t size) noexcept:
-        """Whether a value may name the holder, or no owner at all."""
+        """Whether a value may name the holder, or no owner at all.
+
+        No is said of plain ones alone: of letters that are ASCII, and of JSON that is one object of
+        texts and numbers without an escape, with the owner in it once.
+        """
+        cdef Py_ssize_t i, at = 0
+        cdef const char* found
+        for i in range(size):
+            if not 0x20 <= <unsigned char> value[i] < 0x7F or value[i] == c"\\":
+                return True
         if self.member is None:
-            return self.holds(value, size)
-        # In JSON a name may be written with escapes.
-        return (memchr(value, c"\\", size) != NULL or not _has(value, size, self.member)
-                or (self.holder is not None and _has(value, size, self.holder)))
+            return size == 0 or self.holds(value, size)
+        if not size or value[0] != c"{" or memchr(value + 1, c"{", size - 1) != NULL:
+            return True
+        if memchr(value, c"[", size) != NULL or judge_json(value, size, &at) != JSON_FINE:
+            return True
+        if self.holder is not None and _find(value, size, self.holder) != NULL:
+            return True
+        found = _find(value, size, self.member)
+        if found == NULL:
+            return True
+        i = found - value + len(self.member)
+        return _find(value + i, size - i, self.member) != NULL or not _tells(value + i, size - i)
 
     cdef bytes line(self, int protocol, double now):
         """Return the reply of a named operation: its outcome, and when the lock ends."""
@@ -69,7 +102,10 @@ cdef class Refusals:
         refusal.asked = False
         refusal.ends = ends
         refusal.holder = None if holder is None else holder.encode()
-        refusal.member = b'"%b"' % path[len(path) - 1].encode() if path else None
+        # Of an owner deeper inside Python is asked.
+        refusal.member = b'"%b"' % path[0].encode() if path else None
+        if len(path) > 1:
+            refusal.member = b"{"
         if len(self.held) >= MOST:
             self.held.clear()
         self.held[key] = refusal

@@ -4,17 +4,22 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import cast
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from proxy import errors
 from proxy.embedded.postgres import Postgres as Server
 from proxy.embedded.redis import Cluster
-from proxy.errors import OriginDown
-from proxy.handlers.grants import Claim, Grants, Hold
+from proxy.errors import OriginBusy, OriginDown, OriginRefused
+from proxy.handlers import grants as module
+from proxy.handlers.claims import Claim, Hold, Taken
+from proxy.handlers.grants import Grants
 from proxy.handlers.owners import member, said_by
 from proxy.origin.postgres import Postgres
 from proxy.plans import Plan
+from proxy.tallies import LockMetrics
 from tests.handlers.lock_desk import grants_of
 from tests.integration.rig import wait_for
 from tests.origin.ticketing import Asker, Ticketing, ticketing
@@ -138,6 +143,75 @@ async def test_a_lost_answer_is_asked_for_again(counter: Counter) -> None:
         assert (taken.outcome, row["locked_by"]) == ("acquired", f"u{number}")
         assert list(taken.tokens) == [row["lock_token"]]
     assert unknown < 50
+
+
+# A trigger of the application that objects to one seat.
+OBJECTION = """
+CREATE FUNCTION object() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF new.seat = 's13' THEN RAISE 'not that one'; END IF;
+    RETURN new;
+END $$;
+CREATE TRIGGER object BEFORE UPDATE ON seats FOR EACH ROW EXECUTE FUNCTION object()"""
+
+
+async def test_what_is_refused_is_refused_to_one(counter: Counter) -> None:
+    """A seat to which the database objects keeps nobody from others, to take or to release."""
+    asker = await counter.asker()
+    await counter.grants.take(counter.plan, [b"seat_lock:e1:s13"], Claim("u13", 30))
+    await asker.connection.execute(OBJECTION)
+    keys = [b"seat_lock:e1:s%d" % number for number in range(1, 31)]
+    taken = await asyncio.gather(
+        *(counter.grants.take(counter.plan, [key], Claim(f"u{number}", 30))
+          for number, key in enumerate(keys, 1)), return_exceptions=True,
+    )  # fmt: skip
+    assert isinstance(taken.pop(12), OriginRefused)
+    assert {each.outcome for each in taken if isinstance(each, Taken)} == {"acquired"}
+    assert len(taken) == 29
+    freed = await asyncio.gather(
+        *(counter.grants.release(counter.plan, [Hold(key, f"u{number}", None)])
+          for number, key in enumerate(keys, 1)), return_exceptions=True,
+    )  # fmt: skip
+    assert isinstance(freed.pop(12), OriginRefused)
+    assert freed == [[True]] * 29
+
+
+class Fails:
+    """A database of which the first answer is lost and later ones are errors."""
+
+    def __init__(self, *ends: Exception | list[object]) -> None:
+        self.ends = list(ends)
+
+    async def fetch(self, *_: object, **__: object) -> object:
+        end = self.ends.pop(0) if len(self.ends) > 1 else self.ends[0]
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+
+async def test_what_was_lost_is_unknown_however_it_goes_on(
+    counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither "no room" nor "not yours" says that nothing was done by the call before."""
+    monkeypatch.setattr(module, "RESOLVE", 0.1)
+    lost = OriginDown("lost", sent=True)
+    grants = Grants(
+        cast(Postgres, Fails(lost, OriginBusy("no room"))),
+        counter.mirrored.mirror, LockMetrics(CollectorRegistry()),
+    )  # fmt: skip
+    with pytest.raises(OriginDown) as caught:
+        await grants.take(counter.plan, [KEY], Claim("u1", 30))
+    assert caught.value.sent
+    nothing = [{"numbers": None, "tokens": None, "looked": ["1"]}]
+    held = [{"status": "available", "locked_by": None, "token": "3", "booking_id": None,
+             "session_id": None, "remains": None}]  # fmt: skip
+    grants = Grants(
+        cast(Postgres, Fails(lost, nothing, held)),
+        counter.mirrored.mirror, LockMetrics(CollectorRegistry()),
+    )  # fmt: skip
+    with pytest.raises(OriginDown) as caught:
+        await grants.release(counter.plan, [Hold(KEY, "u1", None)])
+    assert caught.value.sent
 
 
 async def test_a_client_that_has_gone_gives_up(counter: Counter) -> None:

@@ -362,6 +362,16 @@ async def test_del_of_several_is_all_or_nothing(stage: Hall) -> None:
     assert await one.call("DEL", KEY, "seat_lock:e1:s3", "seat_lock:e1:s4") == 2
 
 
+@pytest.mark.parametrize(
+    "options", [("NX", "EX", "5", "PX", "100"), ("NX", "EX"), ("EX", "5", "EX")]
+)
+async def test_options_that_make_no_set(stage: Hall, options: tuple[str, ...]) -> None:
+    """Two times, or a time without its number, are what Redis calls a syntax error."""
+    caller = await stage.caller()
+    assert "syntax" in str(await caller.call("SET", KEY, held_by("u"), *options))
+    assert (await stage.row("s1"))["status"] == "available"
+
+
 @pytest.mark.parametrize("number", ["0", "-1", "abc", "9" * 30, "9" * 5000, "1.5", "9" * 18])
 async def test_times_that_cannot_be(stage: Hall, number: str) -> None:
     """Redis' own words, and the lock stays as it was: no number of a client's is a mystery."""
@@ -369,7 +379,7 @@ async def test_times_that_cannot_be(stage: Hall, number: str) -> None:
     words = ("is not an integer or out of range", "invalid expire time")
     reply = str(await caller.call("SET", KEY, held_by("u"), "NX", "EX", number))
     assert any(word in reply for word in words)
-    await caller.call("SET", KEY, held_by("u"), "NX", "EX", 30)
+    assert await caller.call("SET", KEY, held_by("u"), "NX", "EX", 30) == b"OK"
     if number not in ("0", "-1"):
         reply = str(await caller.call("EXPIRE", KEY, number))
         assert any(word in reply for word in words)

@@ -232,6 +232,13 @@ async def test_words_that_make_no_pairs(box: Box) -> None:
     assert (await box.row(one))["status"] == "locked"
 
 
+async def test_nobody_waits_for_what_is_not_there(box: Box) -> None:
+    """A seat that the venue does not have has no queue."""
+    caller = await box.caller()
+    assert await box.tell(caller, "QUEUE", "nosuch", "u") == {"outcome": "missing"}
+    assert await box.stage.database.fetchval("SELECT count(*) FROM sidecache_lock_queue") == 0
+
+
 async def test_a_limit_of_ten(box: Box) -> None:
     """The eleventh seat of an event is refused, and another user may have it."""
     caller = await box.caller()

@@ -75,6 +75,18 @@ def test_resp3_has_a_null_of_its_own(desk: Desk) -> None:
         [b"SET", KEY, b'{"user_id": "\\u0061nn"}', b"NX"],
         [b"SET", KEY, b'{"owner": "bob"}', b"NX"],
         [b"SET", KEY, b"bob", b"NX"],
+        [b"SET", KEY, b"", b"NX"],
+        [b"SET", KEY, b'"user_id"', b"NX"],
+        [b"SET", KEY, b'{"user_id":true}', b"NX"],
+        [b"SET", KEY, b'{"user_id":1.5}', b"NX"],
+        [b"SET", KEY, b'{"user_id":-}', b"NX"],
+        [b"SET", KEY, b'{"user_id":"","x":"y"}', b"NX"],
+        [b"SET", KEY, b'{"x":{"user_id":"q"}}', b"NX"],
+        [b"SET", KEY, b'[{"user_id":"q"}]', b"NX"],
+        [b"SET", KEY, b'{"x":"user_id"}', b"NX"],
+        [b"SET", KEY, b'{"user_id":"bob","user_id":""}', b"NX"],
+        [b"SET", KEY, b'{"user_id":"bob"', b"NX"],
+        [b"SET", KEY, '{"user_id":"b\u00f6b"}'.encode(), b"NX"],
         [b"SETNX", KEY, b'{"user_id": "ann"}'],
         [b"SET", KEY, BOB],
         [b"SET", KEY, BOB, b"XX"],
@@ -96,6 +108,27 @@ def test_all_else_is_for_python(desk: Desk, words: list[bytes]) -> None:
     """Who may be the holder, and what may be another answer, is not answered here."""
     assert desk.say(*words) is None
     assert desk.refusals.count == 0
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b'{"user_id":7}',
+        b'{ "booking_id" : "b", "user_id" : "bob" }',
+        b'{"a":1.5,"user_id":"bob","b":null}',
+    ],
+)
+def test_plain_values_are_read_here(desk: Desk, value: bytes) -> None:
+    """An owner is a text or a whole number among other members."""
+    assert desk.say(b"SET", KEY, value, b"NX") == NULL
+
+
+def test_an_owner_that_is_deeper(desk: Desk) -> None:
+    """What a path of two members leads to is read by Python."""
+    desk.path = ("user", "id")
+    desk.hold()
+    assert desk.say(b"SET", KEY, b'{"id":"bob"}', b"NX") is None
+    assert desk.say(b"SET", KEY, b'{"user":{"id":"bob"}}', b"NX") is None
 
 
 def test_a_value_that_is_its_owner() -> None:
