@@ -16,16 +16,27 @@ MINE = "(t.status = 'locked' AND t.locked_by = _who AND t.locked_until > _moment
 OPEN = """(t.status = 'available'
             OR (t.status = 'locked' AND (t.locked_until <= _moment OR t.locked_by = _who)))"""
 
-# The row of a lock that has none: made, or locked where it is there.
-MADE = """
-            INSERT INTO {schema}.sidecache_locks AS l (keyspace, name)
-            SELECT '{keyspace}', n FROM unnest(k0) AS n ORDER BY n
-                ON CONFLICT (keyspace, name) DO UPDATE SET updated_at = clock_timestamp();"""
+# How a row t becomes its holder's; fresh: a new token, kept: further columns.
+GRANTED = """SET status = 'locked', locked_by = _who,
+               booking_id = coalesce(_booking, CASE WHEN {mine} THEN t.booking_id END),
+               session_id = coalesce(_session, CASE WHEN {mine} THEN t.session_id END),
+               -- The application may have given out tokens of its own, or locks without one.
+               lock_token = coalesce(CASE WHEN {mine} THEN t.lock_token END,
+                                     greatest({fresh}, t.lock_token + 1)),
+               locked_at = CASE WHEN {mine} THEN t.locked_at ELSE _moment END,
+               locked_until = least(
+                   _moment + make_interval(secs => _hold),
+                   CASE WHEN _longest > 0
+                        THEN CASE WHEN {mine} THEN t.locked_at ELSE _moment END
+                             + make_interval(secs => _longest) END),
+               updated_at = _moment{kept}"""
 
-# The same for what waits for nobody, but for who makes the same rows just now, in the same order.
-MADE_FREE = """
+# The row of a lock that has none; conflict: what becomes of one that is there.
+MADE = """
     INSERT INTO {schema}.sidecache_locks AS l (keyspace, name)
-    SELECT '{keyspace}', n FROM unnest(k0) AS n ORDER BY n ON CONFLICT DO NOTHING;"""
+    SELECT '{keyspace}', n FROM unnest(k0) AS n ORDER BY n
+        ON CONFLICT (keyspace, name) DO {conflict};"""
+LOCKED = "UPDATE SET updated_at = clock_timestamp()"
 
 # A lock that the application's table does not have is waited for by nobody.
 ABSENT = """    IF NOT FOUND THEN
@@ -121,19 +132,7 @@ BEGIN
     WITH fresh AS (SELECT nextval('{schema}.sidecache_lock_token') AS token),
     changed AS (
         UPDATE {table} t
-           SET status = 'locked', locked_by = _who,
-               booking_id = coalesce(_booking, CASE WHEN {mine} THEN t.booking_id END),
-               session_id = coalesce(_session, CASE WHEN {mine} THEN t.session_id END),
-               -- The application may have given out tokens of its own, or locks without one.
-               lock_token = coalesce(CASE WHEN {mine} THEN t.lock_token END,
-                                     greatest(fresh.token, t.lock_token + 1)),
-               locked_at = CASE WHEN {mine} THEN t.locked_at ELSE _moment END,
-               locked_until = least(
-                   _moment + make_interval(secs => _hold),
-                   CASE WHEN _longest > 0
-                        THEN CASE WHEN {mine} THEN t.locked_at ELSE _moment END
-                             + make_interval(secs => _longest) END),
-               updated_at = _moment{kept}
+           {granted}
           FROM fresh, unnest({arrays}) WITH ORDINALITY AS k({columns}, n)
          WHERE {found}
      RETURNING k.n, t.lock_token, t.locked_at < _moment AS longer,
@@ -168,21 +167,9 @@ BEGIN{made_free}
     _moment := clock_timestamp();
     WITH changed AS (
         UPDATE {table} t
-           SET status = 'locked', locked_by = k._who,
-               booking_id = coalesce(k.booking, CASE WHEN {mine} THEN t.booking_id END),
-               session_id = coalesce(k.session, CASE WHEN {mine} THEN t.session_id END),
-               lock_token = coalesce(
-                   CASE WHEN {mine} THEN t.lock_token END,
-                   greatest(nextval('{schema}.sidecache_lock_token'), t.lock_token + 1)),
-               locked_at = CASE WHEN {mine} THEN t.locked_at ELSE _moment END,
-               locked_until = least(
-                   _moment + make_interval(secs => k.hold),
-                   CASE WHEN _longest > 0
-                        THEN CASE WHEN {mine} THEN t.locked_at ELSE _moment END
-                             + make_interval(secs => _longest) END),
-               updated_at = _moment{kept_each}
+           {granted_each}
           FROM unnest({arrays}, _who, _booking, _session, _said, _hold, _place) WITH ORDINALITY
-               AS k({columns}, _who, booking, session, said, hold, _place, n)
+               AS k({columns}, _who, _booking, _session, _said, _hold, _place, n)
          WHERE {found} AND k.n = ANY (_free) AND {open}
            AND (_most = 0 OR {mine}
                 OR _most > (SELECT count(*) FROM {table} t WHERE {counted} AND {mine}))

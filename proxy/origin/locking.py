@@ -123,38 +123,17 @@ def functions(plan: Plan, schema: str, tables: Mapping[str, str] | None = None) 
     """Yield the SQL that makes the functions of a keyspace."""
     table = table_of(plan, schema, tables)
     own = plan.locking is not None and plan.locking.table is None
-    columns = [name for name, _ in table.columns]
-    words = {
+    words = _about(table) | (_of_ours(schema, plan.name) if own else _OF_OTHERS)
+    granted = {"mine": lock_functions.MINE, "kept": words["kept"]}
+    words |= {
         "schema": schema,
-        "table": table.name,
         "keyspace": plan.name,
-        "only": table.only,
-        "keys": ", ".join(f"k{n} {kind}[]" for n, (_, kind) in enumerate(table.columns)),
-        "arrays": ", ".join(f"k{n}" for n in range(len(columns))),
-        "columns": ", ".join(f"c{n}" for n in range(len(columns))),
-        "found": table.only + " AND ".join(f"t.{name} = k.c{n}" for n, name in enumerate(columns)),
-        "order": ", ".join(f"t.{name}" for name in columns),
-        "name": f"ARRAY[{', '.join(f'k.c{n}::text' for n in range(len(columns)))}]",
-        "row_name": f"ARRAY[{', '.join(f't.{name}::text' for name in columns)}]",
-        "queued": table.only
-        + " AND ".join(
-            f"t.{name} = q.name[{n}]::{kind}" for n, (name, kind) in enumerate(table.columns, 1)
+        "granted": lock_functions.GRANTED.format(**granted, fresh="fresh.token"),
+        "granted_each": lock_functions.GRANTED.format(
+            **granted, fresh=f"nextval('{schema}.sidecache_lock_token')"
         ),
-        "counted": f"{table.only}t.{table.scope[0]} = _place::{table.scope[1]}"
-        if table.scope
-        else f"{table.only}true",
-        "made": lock_functions.MADE.format(schema=schema, keyspace=plan.name) if own else "",
-        "made_free": lock_functions.MADE_FREE.format(schema=schema, keyspace=plan.name)
-        if own
-        else "",
-        "kept_each": ", scope = k._place, value = coalesce(k.said, t.value)" if own else "",
-        "kept": ", scope = _place, value = coalesce(_said, t.value)" if own else "",
-        "unused": lock_functions.UNUSED.format(schema=schema, keyspace=plan.name, most=SWEPT)
-        if own
-        else "",
-        "absent": "" if own else lock_functions.ABSENT,
-        "most_swept": SWEPT,
-        "longest_queue": LONGEST_QUEUE,
+        "most_swept": str(SWEPT),
+        "longest_queue": str(LONGEST_QUEUE),
         "planned": lock_functions.PLANNED,
         "mine": lock_functions.MINE,
         "open": lock_functions.OPEN,
@@ -164,6 +143,47 @@ def functions(plan: Plan, schema: str, tables: Mapping[str, str] | None = None) 
     for verb, text in lock_functions.FUNCTIONS.items():
         function = f"{schema}.{_quoted(lock_function(verb, plan.name))}"
         yield f"CREATE FUNCTION {function}" + text.format_map(words)
+
+
+def _about(table: Table) -> dict[str, str]:
+    """Return what the functions say of the columns of a table."""
+    columns = [name for name, _ in table.columns]
+    numbers = range(len(columns))
+    return {
+        "table": table.name,
+        "only": table.only,
+        "keys": ", ".join(f"k{n} {kind}[]" for n, (_, kind) in enumerate(table.columns)),
+        "arrays": ", ".join(f"k{n}" for n in numbers),
+        "columns": ", ".join(f"c{n}" for n in numbers),
+        "found": table.only + " AND ".join(f"t.{name} = k.c{n}" for n, name in enumerate(columns)),
+        "order": ", ".join(f"t.{name}" for name in columns),
+        "name": f"ARRAY[{', '.join(f'k.c{n}::text' for n in numbers)}]",
+        "row_name": f"ARRAY[{', '.join(f't.{name}::text' for name in columns)}]",
+        "queued": table.only
+        + " AND ".join(
+            f"t.{name} = q.name[{n}]::{kind}" for n, (name, kind) in enumerate(table.columns, 1)
+        ),
+        "counted": table.only
+        + (f"t.{table.scope[0]} = _place::{table.scope[1]}" if table.scope else "true"),
+    }
+
+
+def _of_ours(schema: str, keyspace: str) -> dict[str, str]:
+    """Return what is done beside the rest where locks are rows of `sidecache_locks`."""
+    ours = {"schema": schema, "keyspace": keyspace}
+    return {
+        "made": lock_functions.MADE.format(**ours, conflict=lock_functions.LOCKED),
+        "made_free": lock_functions.MADE.format(**ours, conflict="NOTHING"),
+        "kept": ", scope = _place, value = coalesce(_said, t.value)",
+        "unused": lock_functions.UNUSED.format(**ours, most=SWEPT),
+        "absent": "",
+    }
+
+
+# A table of the application has the rows that it has.
+_OF_OTHERS = {
+    "made": "", "made_free": "", "kept": "", "unused": "", "absent": lock_functions.ABSENT,
+}  # fmt: skip
 
 
 def dropped(plan: Plan, schema: str) -> Iterable[str]:
