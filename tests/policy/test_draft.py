@@ -31,6 +31,7 @@ def order(folder: Folder, before: bytes | None = None) -> Order:
     return Order(folder.path, CLUSTERS, before)
 
 
+@pytest.mark.integration
 def test_another_process_gives_the_same(folder: Folder) -> None:
     """Its draft equals one made here, and says when nothing has changed since."""
     folder.write(MANY)
@@ -49,6 +50,7 @@ def test_another_process_gives_the_same(folder: Folder) -> None:
     assert again.mark != here.mark
 
 
+@pytest.mark.integration
 def test_what_keyspaces_share_is_one_object(folder: Folder) -> None:
     """Values that many rows have are there once, each as what it is; collections go on after."""
     gc.enable()  # the verb check, which other tests run here, leaves it to the end of its process
@@ -66,6 +68,7 @@ def test_what_keyspaces_share_is_one_object(folder: Folder) -> None:
     assert gc.isenabled()
 
 
+@pytest.mark.integration
 def test_what_changes_is_told(folder: Folder) -> None:
     """Against the rules in force: what is new, gone or changed, by inheritance too."""
     folder.write("keyspaces: {a: {key: a}, b: {key: b}, c: {key: c, ttl: {max: 5s}}}\n")
@@ -80,6 +83,7 @@ def test_what_changes_is_told(folder: Folder) -> None:
     assert {"role r: new", "defaults: unmatched forward -> reject"} <= set(told)
 
 
+@pytest.mark.integration
 def test_mistakes_come_back(folder: Folder) -> None:
     """Every mistake is told with its place, and which files were looked at."""
     folder.write("keyspaces: {a: {key: 'a{'}}\nroles: {r: {keyspaces: [b]}}\n")
@@ -109,6 +113,7 @@ def test_files_that_go_on_changing(folder: Folder, monkeypatch: pytest.MonkeyPat
     assert next(sizes) == draft.ATTEMPTS + 1
 
 
+@pytest.mark.integration
 def test_a_process_that_fails(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     """No process, one that is too slow, is stopped or breaks: each is told for what it is."""
     folder.write(MANY)
