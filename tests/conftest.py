@@ -84,9 +84,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    if not is_worker(session.config) and session.config.cache is not None:
+    cache = getattr(session.config, "cache", None)
+    if not is_worker(session.config) and cache is not None:
         # For who has it from make, which has one status for all.
-        session.config.cache.set("sidecache/status", int(exitstatus))
+        cache.set("sidecache/status", int(exitstatus))
     if (tools := session.config.stash.get(TOOLCHAIN, None)) is not None:
         tools.stop()
 

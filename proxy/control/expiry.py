@@ -23,6 +23,9 @@ PERIOD = 0.25
 TIMEOUT = 5.0
 PAUSE = 0.5
 
+# So many expired locks at once, and the next sweep begins at once.
+MANY = 100
+
 
 class Expiry:
     """The sweeper of one sidecar."""
@@ -60,13 +63,30 @@ class Expiry:
             while plans := self._plans():
                 busy = False
                 for plan in plans:
-                    busy = await self._sweep(connection, plan) or busy
+                    busy = await self._swept(connection, plan) or busy
                 if not busy:
                     await asyncio.sleep(PERIOD)
 
     def _plans(self) -> Sequence[Plan]:
         known = plans_in(self._router.ruleset).by_keyspace.values()
         return [plan for plan in known if plan.locking is not None]
+
+    async def _swept(self, connection: "asyncpg.Connection[Any]", plan: Plan) -> bool:
+        """Do the same; what the database refuses of one keyspace keeps no other waiting."""
+        try:
+            busy = await self._sweep(connection, plan)
+        except asyncpg.PostgresError as error:
+            if connection.is_closed():
+                raise
+            self._states.change(
+                log.WARNING, f"locks {plan.name}", "unswept", "keyspace_unswept",
+                keyspace=plan.name, reason=str(error),
+            )  # fmt: skip
+            return False
+        self._states.change(
+            log.INFO, f"locks {plan.name}", "swept", "keyspace_swept", keyspace=plan.name
+        )
+        return busy
 
     async def _sweep(self, connection: "asyncpg.Connection[Any]", plan: Plan) -> bool:
         """Give back what has expired; return whether that was much."""
@@ -78,7 +98,7 @@ class Expiry:
         self._metrics.count("expired", amount=len(rows))
         keys = ((self._key(plan, row["name"]), row["token"]) for row in rows)
         await asyncio.gather(*(self._mirror.drop(plan, key, token) for key, token in keys))
-        return len(rows) >= 100
+        return len(rows) >= MANY
 
     @staticmethod
     def _key(plan: Plan, columns: Sequence[str]) -> bytes:

@@ -25,7 +25,12 @@ MARGIN = 5.0
 
 def take(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
     """Answer a Request of a keyspace that PostgreSQL stands behind, within a deadline."""
-    reply = _taken(session, request)
+    return _timed(session, request, _taken(session, request))
+
+
+def _timed(
+    session: Session, request: wire.Request, reply: bytes | Awaitable[bytes]
+) -> bytes | Awaitable[bytes]:
     # What a future waits for, a node or a fetch, has a deadline of its own.
     return reply if isinstance(reply, bytes | asyncio.Future) else _in_time(session, request, reply)
 
@@ -88,12 +93,14 @@ def handled(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]
     """
     if offered.decided(session, request):
         # No node runs it; what PostgreSQL changes by it the outbox tells Redis.
-        return offered.answer(session, request)
+        return _timed(session, request, offered.answer(session, request))
     targets = targets_of(request)
     alone = offered.script_of(request) is not None
     if _about_locks(targets.values()) and (alone or request.name in (*WAYS, b"watch")):
         line = misspelled(targets.values())
-        return line or locks.scripted(session, request, [*targets.values()])
+        if line is not None:
+            return line
+        return _timed(session, request, locks.scripted(session, request, [*targets.values()]))
     if not targets or _without_postgres(session):
         return session.server.handlers[request.name](session, request)
     line = misspelled(targets.values()) or behind.unjournalled(session, request, targets.values())

@@ -30,6 +30,7 @@ class Taken(NamedTuple):
     lefts: Sequence[float] = ()  # seconds: of what is held, or of the first that another holds
     holder: str | None = None
     ahead: int = 0  # how many wait before the owner, or how many locks the owner has
+    fresh: Sequence[int] = ()  # places of those that nobody held; what may be given up again
 
     @property
     def granted(self) -> bool:

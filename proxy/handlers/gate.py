@@ -64,21 +64,31 @@ class Gate:
 
         Raises OriginBusy and OriginDown: who asked for all of a crowd had no answer.
         """
-        until = self._loop.time() + PATIENCE
-        while (age := self._age(key)) > BELIEVED and (asking := self._asking.get(key)) is not None:
-            await asyncio.wait([asking], timeout=until - self._loop.time())
+        came = self._loop.time()
+        while True:
+            age = self._age(key)
+            if RENEWED < age <= BELIEVED and key not in self._asking:
+                return None
+            if age <= BELIEVED:
+                shown = None
+                if self._said[key][1].outcome == "held":
+                    shown = await self._mirror.look(plan, key)
+                if (refusal := self._refusal(plan, key, owner, shown)) is not None:
+                    return refusal
+            if (asking := self._asking.get(key)) is None:
+                return None
+            await asyncio.wait([asking], timeout=came + PATIENCE - self._loop.time())
             if not asking.done():
                 return None
             if (error := asking.result()) is not None:
                 # A crowd that asked now would keep PostgreSQL from getting better. Of what it
                 # wants nothing was sent.
                 raise type(error)(str(error))
+            since, said = self._said.get(key, (0.0, None))
+            if said is not None and since >= came:
+                # PostgreSQL has just said so, whatever Redis shows.
+                return said if said.holder != owner else None
             # Where nobody holds it after all, the next of the crowd asks.
-        if age > RENEWED and key not in self._asking:
-            return None
-        if self._said[key][1].outcome != "held":
-            return self._refusal(plan, key, owner, None)
-        return self._refusal(plan, key, owner, await self._mirror.look(plan, key))
 
     @contextlib.contextmanager
     def asking(self, key: bytes) -> Iterator[None]:
@@ -100,7 +110,7 @@ class Gate:
     def note(self, key: bytes, said: Said | None) -> None:
         """Hear what PostgreSQL says of a lock to anybody; None: somebody may get it."""
         _, before = self._said.pop(key, (0.0, None))
-        if said is None or said != before:
+        if said is None or before is None or said[:2] != before[:2]:
             self._mirror.refusals.open(key)
         if said is not None:
             if len(self._said) >= LOCKS:

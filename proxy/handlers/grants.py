@@ -60,12 +60,10 @@ class Grants:
         said = self._gate.known(plan, key, owner) if _locking(plan).gate else None
         return None if said is None else self._refusal(said)
 
-    async def take(
-        self, plan: Plan, keys: Sequence[bytes], claim: Claim, *, mine: bool = False
-    ) -> Taken:
-        """Take locks, all or none; mine: only longer what the owner holds. Raises OriginError."""
-        if len(keys) > 1 or mine:
-            return await self._take(plan, keys, claim, mine=mine)
+    async def take(self, plan: Plan, keys: Sequence[bytes], claim: Claim) -> Taken:
+        """Take locks, all or none. Raises OriginError."""
+        if len(keys) > 1:
+            return await self._take(plan, keys, claim)
         if not _locking(plan).gate:
             return await self._take_one(plan, keys[0], claim)
         said = await self._gate.shut(plan, keys[0], claim.owner)
@@ -73,6 +71,15 @@ class Grants:
             return self._refusal(said)
         with self._gate.asking(keys[0]):
             return await self._take_one(plan, keys[0], claim)
+
+    async def extend(
+        self, plan: Plan, keys: Sequence[bytes], claim: Claim, token: int | None = None
+    ) -> Taken:
+        """Hold longer, or shorter, what the owner holds, by that token where it is known.
+
+        Raises OriginError.
+        """
+        return await self._take(plan, keys, claim, mine=True, token=token)
 
     def _refusal(self, said: Said) -> Taken:
         self._metrics.count("gate")
@@ -86,7 +93,7 @@ class Grants:
         taken = await grabs.ask(Wish(plan, key, claim.owner, what))
         if not taken.granted:
             lost = taken.outcome == "lost"
-            return await self._take(plan, [key], claim, mine=False, lost=lost)
+            return await self._take(plan, [key], claim, lost=lost)
         self._granted(plan, [key], taken, claim)
         return taken
 
@@ -110,13 +117,15 @@ class Grants:
         each = (row[name] or () for name in ("numbers", "outcomes", "tokens", "lefts"))
         for number, outcome, token, left in zip(*each, strict=True):
             # Granted by the call whose answer was lost.
+            fresh = (0,) if outcome == "acquired" else ()
             outcome = "acquired" if again else outcome
-            found[int(number) - 1] = Taken(outcome, [int(token)], [float(left)])
+            found[int(number) - 1] = Taken(outcome, [int(token)], [float(left)], fresh=fresh)
         return found
 
     async def _take(
-        self, plan: Plan, keys: Sequence[bytes], claim: Claim, *, mine: bool, lost: bool = False
-    ) -> Taken:
+        self, plan: Plan, keys: Sequence[bytes], claim: Claim, *, mine: bool = False,
+        token: int | None = None, lost: bool = False,
+    ) -> Taken:  # fmt: skip
         """Take locks in PostgreSQL, and tell mirror and gate of it. Raises OriginError.
 
         Lost: an answer to the same was lost before.
@@ -127,7 +136,7 @@ class Grants:
             plan, locking.calls.take, _turned(columns),
             (claim.owner, claim.booking, claim.session, claim.value, f"{claim.seconds:.3f}",
              f"{locking.longest:.3f}", columns[0][locking.scope] if locking.most else "",
-             str(locking.most), _flag(locking.heartbeat > 0), _flag(mine)),
+             str(locking.most), _flag(locking.heartbeat > 0), _flag(mine), _number(token)),
         )  # fmt: skip
         (row,) = rows
         # Numbers arrive as PostgreSQL writes them.
@@ -137,6 +146,7 @@ class Grants:
             [float(left) for left in row["lefts"] or ()],
             row["holder"],
             int(row["ahead"]),
+            [int(number) - 1 for number in row["fresh"] or ()],
         )
         if (again or lost) and taken.outcome == "extended" and not mine:
             # Granted by the call whose answer was lost.
@@ -146,8 +156,9 @@ class Grants:
             return taken
         self._metrics.count(taken.outcome)
         if locking.gate and len(keys) == 1 and not mine:
-            common = taken.outcome not in _OWN
-            self._gate.note(keys[0], Said(taken.outcome, taken.holder) if common else None)
+            left = taken.lefts[0] if taken.lefts else None
+            said = Said(taken.outcome, taken.holder, left)
+            self._gate.note(keys[0], None if taken.outcome in _OWN else said)
         return taken
 
     def _granted(self, plan: Plan, keys: Sequence[bytes], taken: Taken, claim: Claim) -> None:
@@ -224,11 +235,14 @@ class Grants:
             for number in range(1, len(wishes) + 1)
         ]
 
-    async def vanish(self, plan: Plan, hold: Hold) -> None:
-        """Give up what was granted to a client that has gone meanwhile."""
+    async def vanish(self, plan: Plan, keys: Sequence[bytes], claim: Claim, taken: Taken) -> None:
+        """Give up what was granted to a client that has gone meanwhile; not what it had before."""
+        if not taken.fresh:
+            return
         self._metrics.count("vanished")
+        holds = [Hold(keys[each], claim.owner, taken.tokens[each]) for each in taken.fresh]
         with contextlib.suppress(OriginError):
-            await self.release(plan, [hold])
+            await self.release(plan, holds)
 
     async def confirm(self, plan: Plan, holds: Sequence[Hold], booking: str) -> str:
         """Make locks of one owner bookings, all or none: "confirmed" or "lost".
@@ -314,6 +328,10 @@ class Grants:
                         raise OriginDown(str(error), sent=True) from error
                     raise
                 await asyncio.sleep(AGAIN * random.random())
+            except OriginRefused as error:
+                if lost:
+                    raise OriginDown(str(error), sent=True) from error
+                raise
             except OriginDown as error:
                 lost = lost or error.sent
                 if not lost:

@@ -145,8 +145,8 @@ async def _grant(
     if taken.outcome == "limit":
         return errors.lock_refused(plan.name, "limit")
     if taken.granted:
-        if session.gone and taken.outcome == "acquired":
-            await grants.vanish(plan, Hold(target.key, claim.owner, taken.tokens[0]))
+        if session.gone:
+            await grants.vanish(plan, [target.key], claim, taken)
         remember(session, target.key, claim.owner, taken.tokens[0])
     return taken.granted
 
@@ -273,14 +273,17 @@ async def _expire(
         return errors.invalid_expire(name.decode())
     if name.endswith(b"at"):
         seconds -= time.time()
-    known = _known(session, target.key)
-    if known is None:
+    known, locking = _known(session, target.key), target.plan.locking
+    assert locking is not None
+    if known is None or (seconds <= 0 and not locking.blind):
         return await _not_ours(grants, target)
     if seconds <= 0:
-        return resp.integer(sum(await grants.release(target.plan, [Hold(target.key, *known)])))
-    taken = await grants.take(target.plan, [target.key], Claim(known[0], seconds), mine=True)
-    same = taken.granted and taken.tokens[0] == known[1]
-    return resp.integer(same)
+        released = await grants.release(target.plan, [Hold(target.key, *known)])
+        forget(session, target.key)
+        return resp.integer(sum(released))
+    owner, token = known
+    taken = await grants.extend(target.plan, [target.key], Claim(owner, seconds), token)
+    return resp.integer(taken.granted)
 
 
 async def _del(
@@ -298,9 +301,12 @@ async def _del(
         elif (reply := await _not_ours(grants, target))[:1] == b"-":
             # Before anything is given up: an error says that nothing was done.
             return reply
+    if len(ours) > 1:
+        # They would be given up one keyspace after the other.
+        return errors.lock_refused(targets[0].plan.name, "command")
     count = 0
     for plan, holds in ours.values():
-        count += sum(await grants.release(plan, holds))
+        count = sum(await grants.release(plan, holds))
         for hold in holds:
             forget(session, hold.key)
     return resp.integer(count)
@@ -335,6 +341,8 @@ async def _run(
     rest: Sequence[bytes],
 ) -> bytes:
     """Do what a known script does, for each of its keys."""
+    if form.does is Does.RELEASE:
+        return await _give_up(grants, form, targets, rest[0])
     total = 0
     for target in targets:
         locking = target.plan.locking
@@ -343,6 +351,18 @@ async def _run(
         hit = False if owner is None else await _one(request, grants, form, target, owner, rest)
         total += hit if form.does is Does.LEFT else form.hit if hit else form.miss
     return resp.integer(total)
+
+
+async def _give_up(grants: Grants, form: Form, targets: Sequence[Target], value: bytes) -> bytes:
+    """Release locks that their owner names, all at once."""
+    plan = targets[0].plan
+    if plan.locking is None or any(target.plan is not plan for target in targets):
+        return errors.lock_refused(plan.name, "command")
+    owner = owner_of(plan.locking.owner, value)
+    if owner is None:
+        return resp.integer(form.miss * len(targets))
+    released = await grants.release(plan, [Hold(each.key, owner, None) for each in targets])
+    return resp.integer(sum(form.hit if done else form.miss for done in released))
 
 
 async def _one(
@@ -354,8 +374,6 @@ async def _one(
     rest: Sequence[bytes],
 ) -> int:
     plan, key = target.plan, target.key
-    if form.does is Does.RELEASE:
-        return sum(await grants.release(plan, [Hold(key, owner, None)]))
     held = await grants.held(plan, key)
     left = 0.0 if held is None or held.owner != owner else held.left
     if form.does is Does.LEFT:
@@ -369,7 +387,7 @@ async def _one(
     if seconds <= 0:
         return sum(await grants.release(plan, [Hold(key, owner, None)]))
     claim = Claim(owner, bounded(request.ruleset, plan, seconds))
-    return int((await grants.take(plan, [key], claim, mine=True)).granted)
+    return int((await grants.extend(plan, [key], claim)).granted)
 
 
 def bounded(ruleset: wire.Ruleset, plan: Plan, seconds: float) -> float:

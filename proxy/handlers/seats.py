@@ -133,11 +133,8 @@ async def _acquire(order: Order) -> bytes:
     claim = Claim(order.owner, _seconds(order), order.value("booking"), order.value("session"))
     taken = await order.grants.take(order.plan, order.keys, claim)
     if taken.granted:
-        if order.session.gone and taken.outcome == "acquired":
-            # The token of this grant: what the owner held before is not given up.
-            for key, token in zip(order.keys, taken.tokens, strict=True):
-                if token == max(taken.tokens):
-                    await order.grants.vanish(order.plan, Hold(key, order.owner, token))
+        if order.session.gone:
+            await order.grants.vanish(order.plan, order.keys, claim, taken)
         for key, token in zip(order.keys, taken.tokens, strict=True):
             remember(order.session, key, order.owner, token)
     return _told(order, taken)
@@ -146,7 +143,7 @@ async def _acquire(order: Order) -> bytes:
 async def _extend(order: Order) -> bytes:
     """`owner` keeps locks for `seconds` from now, at most as long as the policy says."""
     claim = Claim(order.owner, _seconds(order))
-    return _told(order, await order.grants.take(order.plan, order.keys, claim, mine=True))
+    return _told(order, await order.grants.extend(order.plan, order.keys, claim))
 
 
 def _told(order: Order, taken: Taken) -> bytes:
@@ -183,7 +180,11 @@ async def _release(order: Order) -> bytes:
 async def _confirm(order: Order) -> bytes:
     """`owner` makes a lock with `token`, and others with theirs, a sale for `booking`."""
     booking = order.values.get("booking", "")
-    return order.reply(outcome=await order.grants.confirm(order.plan, order.holds, booking))
+    outcome = await order.grants.confirm(order.plan, order.holds, booking)
+    if outcome == "confirmed":
+        for key in order.keys:
+            forget(order.session, key)
+    return order.reply(outcome=outcome)
 
 
 async def _status(order: Order) -> bytes:

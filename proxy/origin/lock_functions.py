@@ -53,10 +53,13 @@ UNUSED = """
          LIMIT {most} FOR UPDATE SKIP LOCKED);"""
 
 # hold, longest: seconds; longest 0: no bound. most 0: no limit. fair: who waits goes first.
-# mine: only what who holds already. Of what is not said (NULL) the row keeps what it has.
+# mine: only what who holds already, by that token where there is one. Of what is not said (NULL)
+# the row keeps what it has. fresh: which of the locks nobody held, from 1.
 _TAKE = """({keys}, _who text, _booking text, _session text, _said text,
-    _hold float8, _longest float8, _place text, _most integer, _fair boolean, _mine boolean)
-RETURNS TABLE (outcome text, tokens bigint[], lefts float8[], holder text, ahead bigint)
+    _hold float8, _longest float8, _place text, _most integer, _fair boolean, _mine boolean,
+    _token bigint)
+RETURNS TABLE (outcome text, tokens bigint[], lefts float8[], holder text, ahead bigint,
+               fresh bigint[])
 {planned}
 #variable_conflict use_column
 DECLARE
@@ -71,16 +74,17 @@ BEGIN
                extract(epoch FROM t.locked_until - _moment)::float8 AS remains
           INTO _other
           FROM unnest({arrays}) AS k({columns}) JOIN {table} t ON {found}
-         WHERE NOT ({mine} OR (NOT _mine AND {open}))
+         WHERE NOT ({mine} AND (_token IS NULL OR t.lock_token = _token) OR (NOT _mine AND {open}))
          ORDER BY {order} LIMIT 1;
         IF FOUND THEN
             IF _other.status = 'locked' AND _other.remains > 0 THEN
                 RETURN QUERY SELECT 'held', NULL::bigint[], ARRAY[_other.remains],
-                                    _other.locked_by::text, 0::bigint;
+                                    _other.locked_by::text, 0::bigint, NULL::bigint[];
             ELSE
                 RETURN QUERY SELECT CASE WHEN _other.status IN ('locked', 'available') THEN 'lost'
                                          ELSE _other.status::text END, NULL::bigint[],
-                                    NULL::float8[], _other.locked_by::text, 0::bigint;
+                                    NULL::float8[], _other.locked_by::text, 0::bigint,
+                                    NULL::bigint[];
             END IF;
             RETURN;
         END IF;
@@ -94,7 +98,7 @@ BEGIN
             GET DIAGNOSTICS _many = ROW_COUNT;
             IF _many < cardinality(k0) THEN
                 RETURN QUERY SELECT 'missing', NULL::bigint[], NULL::float8[], NULL::text,
-                                    0::bigint;
+                                    0::bigint, NULL::bigint[];
                 RETURN;
             END IF;
         END IF;
@@ -111,7 +115,8 @@ BEGIN
            AND coalesce(q.offered_until, 'infinity') > _moment
            AND (me.pos IS NULL OR q.pos < me.pos) AND NOT {mine};
         IF _many > 0 THEN
-            RETURN QUERY SELECT 'queue', NULL::bigint[], NULL::float8[], NULL::text, _many;
+            RETURN QUERY SELECT 'queue', NULL::bigint[], NULL::float8[], NULL::text, _many,
+                                NULL::bigint[];
             RETURN;
         END IF;
     END IF;
@@ -120,7 +125,8 @@ BEGIN
          WHERE {counted} AND {mine}
            AND NOT EXISTS (SELECT FROM unnest({arrays}) AS k({columns}) WHERE {found});
         IF _many + cardinality(k0) > _most THEN
-            RETURN QUERY SELECT 'limit', NULL::bigint[], NULL::float8[], NULL::text, _many;
+            RETURN QUERY SELECT 'limit', NULL::bigint[], NULL::float8[], NULL::text, _many,
+                                NULL::bigint[];
             RETURN;
         END IF;
     END IF;
@@ -139,7 +145,7 @@ BEGIN
                extract(epoch FROM t.locked_until - clock_timestamp())::float8 AS remains)
     SELECT CASE WHEN bool_and(longer) THEN 'extended' ELSE 'acquired' END,
            array_agg(lock_token::bigint ORDER BY n), array_agg(remains ORDER BY n),
-           _who, 0::bigint
+           _who, 0::bigint, array_agg(n) FILTER (WHERE NOT longer)
       FROM changed;
 END $sidecache$;"""
 

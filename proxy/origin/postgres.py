@@ -4,8 +4,9 @@ Made by `app`, used by `handlers` and `control`. Each call has a turn in the bud
 deadline and one of four ends: an answer, OriginBusy, OriginDown or OriginRefused (`errors`).
 Reads that allow it go to a replica, and to the primary when no replica answers.
 
-Always true: a call ends within patience and timeout together; clients are served while PostgreSQL
-is away, so `start` does not fail.
+Always true: a call ends within patience and timeout together, or twice the timeout where a replica
+was asked first and is silent; clients are served while PostgreSQL is away, so `start` does not
+fail.
 """
 
 import asyncio

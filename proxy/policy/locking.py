@@ -12,7 +12,7 @@ from proxy.policy.model import Keyspace
 # What each function takes behind the keys; see `origin.locking`.
 _ARGUMENTS = {
     "take": ("text", "text", "text", "text", "float8", "float8", "text", "integer", "boolean",
-             "boolean"),
+             "boolean", "bigint"),
     "grab": ("text[]", "text[]", "text[]", "text[]", "float8[]", "float8", "text[]", "integer",
              "boolean"),
     "release": ("text[]", "bigint[]", "float8", "boolean"),

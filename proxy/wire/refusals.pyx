@@ -34,9 +34,11 @@ cdef bint _tells(const char* rest, Py_ssize_t size) noexcept:
         return False
     if rest[i] == c'"':
         return rest[i + 1] != c'"'
+    if not c"0" <= rest[i] <= c"9":
+        return False
     while i < size and c"0" <= rest[i] <= c"9":
         i += 1
-    return rest[i - 1] != c":" and rest[i - 1] != c" " and i < size and rest[i] in (c",", c"}", c" ")
+    return i < size and rest[i] in (c",", c"}", c" ")
 
 
 cdef class Refusal:
@@ -93,7 +95,8 @@ cdef class Refusals:
               tuple path=(), double ends=0.0, double grace=0.0):
         """Refuse a lock until a time of the loop; but not to its holder.
 
-        Then one asks again, and for some seconds of grace others are refused meanwhile. By the path of its policy a value is the owner, or JSON with the owner at the end of it.
+        Then one asks again, and for some seconds of grace others are refused meanwhile. By the path
+        of its policy a value is the owner, or JSON with the owner at the end of it.
         """
         cdef Refusal refusal = Refusal.__new__(Refusal)
         refusal.outcome = outcome.encode()

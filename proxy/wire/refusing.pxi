@@ -21,7 +21,9 @@ cdef int _refuse_lock(Downstream client, const char* frame, CommandRow* row, dou
             return PASSED
     else:
         word = &WORDS.items[2]
-        if refusal.names(frame + word.at, word.size) or (row.takes == TAKES_SET and not _only_new(frame)):
+        if row.takes == TAKES_SET and not _only_new(frame):
+            return PASSED
+        if refusal.names(frame + word.at, word.size):
             return PASSED
     refusals.count += 1
     return _say(client, refusal.line(client.protocol, now) if row.takes == TAKES_NAMED

@@ -202,6 +202,21 @@ async def test_what_was_lost_is_unknown_however_it_goes_on(
     with pytest.raises(OriginDown) as caught:
         await grants.take(counter.plan, [KEY], Claim("u1", 30))
     assert caught.value.sent
+    refused = OriginRefused("not that one", "P0001")
+    for call in ("take", "release", "confirm"):
+        grants = Grants(
+            cast(Postgres, Fails(lost, refused)),
+            counter.mirrored.mirror, LockMetrics(CollectorRegistry()),
+        )  # fmt: skip
+        hold = [Hold(KEY, "u1", 3)]
+        calls = {
+            "take": lambda of=grants: of.take(counter.plan, [KEY], Claim("u1", 30)),
+            "release": lambda of=grants, what=hold: of.release(counter.plan, what),
+            "confirm": lambda of=grants, what=hold: of.confirm(counter.plan, what, "b"),
+        }
+        with pytest.raises(OriginDown) as caught:
+            await calls[call]()
+        assert caught.value.sent
     nothing = [{"numbers": None, "tokens": None, "looked": ["1"]}]
     held = [{"status": "available", "locked_by": None, "token": "3", "booking_id": None,
              "session_id": None, "remains": None}]  # fmt: skip
@@ -216,10 +231,40 @@ async def test_what_was_lost_is_unknown_however_it_goes_on(
 
 async def test_a_client_that_has_gone_gives_up(counter: Counter) -> None:
     """What was granted to it is free again; that nobody holds it is no error."""
-    taken = await counter.grants.take(counter.plan, [KEY], Claim("u1", 30))
-    await counter.grants.vanish(counter.plan, Hold(KEY, "u1", taken.tokens[0]))
+    claim = Claim("u1", 30)
+    taken = await counter.grants.take(counter.plan, [KEY], claim)
+    await counter.grants.vanish(counter.plan, [KEY], claim, taken)
     assert await counter.grants.held(counter.plan, KEY) is None
-    await counter.grants.vanish(counter.plan, Hold(KEY, "u1", taken.tokens[0]))
+    await counter.grants.vanish(counter.plan, [KEY], claim, taken)
+
+
+async def test_a_client_that_has_gone_keeps_what_it_had(counter: Counter) -> None:
+    """Of several locks those go that were nobody's, whatever tokens the application gives out."""
+    asker = await counter.asker()
+    await asker.connection.execute("UPDATE seats SET lock_token = 9000 WHERE seat = 's1'")
+    first, claim = [b"seat_lock:e1:s1"], Claim("u1", 30)
+    party = [b"seat_lock:e1:s2", *first, b"seat_lock:e1:s3"]
+    before = await counter.grants.take(counter.plan, first, claim)
+    taken = await counter.grants.take(counter.plan, party, claim)
+    assert list(taken.fresh) == [0, 2]
+    await counter.grants.vanish(counter.plan, party, claim, taken)
+    held = [await counter.grants.held(counter.plan, key) for key in party]
+    assert [row and row.token for row in held] == [None, before.tokens[0], None]
+    again = await counter.grants.take(counter.plan, first, claim)
+    await counter.grants.vanish(counter.plan, first, claim, again)
+    assert await counter.grants.held(counter.plan, first[0]) is not None
+
+
+async def test_only_its_own_grant_is_extended(counter: Counter) -> None:
+    """By the token of a grant that is over nothing becomes longer or shorter."""
+    taken = await counter.grants.take(counter.plan, [KEY], Claim("u1", 30))
+    (token,) = taken.tokens
+    late = await counter.grants.extend(counter.plan, [KEY], Claim("u1", 1), token - 1)
+    assert (late.outcome, late.granted) == ("held", False)
+    held = await counter.grants.held(counter.plan, KEY)
+    assert held is not None
+    assert held.left > 25
+    assert (await counter.grants.extend(counter.plan, [KEY], Claim("u1", 50), token)).granted
 
 
 async def test_without_a_database_it_is_down(counter: Counter, postgres_server: Server) -> None:

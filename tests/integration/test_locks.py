@@ -111,6 +111,27 @@ async def test_a_late_del_does_not_end_the_lock_of_the_next(stage: Hall) -> None
     assert (await stage.row("s1"))["locked_by"] == "v"
 
 
+async def test_a_late_expire_changes_no_later_grant(stage: Hall) -> None:
+    """Not even of the same owner: it names the grant of its connection."""
+    one, other = await stage.caller(), await stage.caller()
+    await one.call("SET", KEY, held_by("u"), "NX", "EX", 30)
+    await stage.expire("s1")
+    assert await other.call("SET", KEY, held_by("u"), "NX", "EX", 60) == b"OK"
+    assert await one.call("PEXPIRE", KEY, 500) == 0
+    assert await other.call("PTTL", KEY) > 50_000
+    assert await other.call("EXPIRE", KEY, 0) == 1
+    assert await other.call("EXISTS", KEY) == 0
+
+
+async def test_no_blind_end_where_the_policy_says_never(stage: Hall) -> None:
+    """Neither DEL nor an EXPIRE into the past releases such a lock, not even for its connection."""
+    caller = await stage.caller()
+    assert await caller.call("SET", "careful:x", "me", "NX") == b"OK"
+    for words in (("DEL", "careful:x"), ("EXPIRE", "careful:x", 0)):
+        assert str(await caller.call(*words)).startswith("LOCKOWNER")
+    assert await caller.call("EXISTS", "careful:x") == 1
+
+
 async def test_tokens_grow_with_every_grant(stage: Hall) -> None:
     """Every new holder of a seat has a greater token than all before, whatever the table had."""
     caller, tokens = await stage.caller(), []

@@ -28,6 +28,7 @@ class Taken(NamedTuple):
     lefts: Sequence[float] | None
     holder: str | None
     ahead: int
+    fresh: Sequence[int] | None
 
 
 class Asker:
@@ -51,7 +52,7 @@ class Asker:
 
     async def take(
         self, owner: str, *names: str, hold: float = 60.0, mine: bool = False,
-        value: str | None = None, booking: str | None = None,
+        token: int | None = None, value: str | None = None, booking: str | None = None,
     ) -> Taken:  # fmt: skip
         """Take locks as `handlers.grants` does."""
         scope = EVENT if self.locking.most else ""
@@ -59,6 +60,7 @@ class Asker:
             self.locking.calls.take, names, owner, booking, None, value, str(hold),
             str(self.locking.longest), scope, str(self.locking.most),
             "t" if self.locking.heartbeat else "f", "t" if mine else "f",
+            None if token is None else str(token),
         )  # fmt: skip
         return Taken(*row)
 
