@@ -47,22 +47,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 TOOLCHAIN = pytest.StashKey[Toolchain]()
 
 
-# What starts servers once for all who ask.
-SHARED = frozenset(("clusters", "plain_redis", "postgres_server", "proxy"))
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Ask the tools last, as they run beside the other tests, or first, in a worker of several.
 
-    Tests with the servers of a session are one group: a worker does them one after the other, on
-    servers that it starts once, while another does those with servers of their own, and the rest.
+    Tests with servers are one group: a worker does them one after the other, on servers that it
+    starts once, while another does the rest.
     """
     items.sort(key=needs_tools, reverse=is_worker(config))
     for item in items:
         if item.get_closest_marker("integration") is not None:
-            shared = SHARED.intersection(getattr(item, "fixturenames", ()))
-            group = "servers of the session" if shared else "servers of their own"
-            item.add_marker(pytest.mark.xdist_group(group))
+            item.add_marker(pytest.mark.xdist_group("servers"))
 
 
 def is_worker(config: pytest.Config) -> bool:

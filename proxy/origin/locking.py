@@ -16,8 +16,7 @@ Always true:
   * a lock that is held and has not expired is granted to nobody else, and every new grant of it has
     a greater token than all before: the row is locked before the clock is read;
   * expiry is a predicate by the database's clock, so a sweep that is late delays nobody;
-  * no two callers wait for each other: an owner's number is locked before rows, rows in order. What
-    triggers of the application lock beyond them they lock in that order too;
+  * no two callers wait for each other: an owner's number is locked before rows, rows in order;
   * what is refused because somebody holds it is refused without a row lock, however many ask.
 """
 
