@@ -53,8 +53,20 @@ def take(session: Session, request: wire.Request, plan: Plan) -> bytes | Awaitab
     row = request.ruleset.commands[request.row]
     if session.server.behind is not None and row.write and request.name not in _TIMES:
         return write(session, request, plan)
-    # Redis has what PostgreSQL lacks.
-    return in_redis.plain(session, request) if dirty(session, request) else None
+    return _beside(session, request) if dirty(session, request) else None
+
+
+async def _beside(session: Session, request: wire.Request) -> bytes:
+    """Answer a read of several keys: of those that wait for PostgreSQL Redis has what it lacks.
+
+    The others are fetched where Redis has none of them.
+    """
+    behind = session.server.behind
+    assert behind is not None
+    clean = [each for each in _readable(request) if behind.overlay(each.plan, each.key) is None]
+    if clean and (line := await in_redis.filled(session, clean)) is not None:
+        return line
+    return await in_redis.awaited(in_redis.plain(session, request))
 
 
 async def write(session: Session, request: wire.Request, plan: Plan) -> bytes:
@@ -79,7 +91,8 @@ async def write(session: Session, request: wire.Request, plan: Plan) -> bytes:
     else:
         reply = await in_redis.awaited(in_redis.plain(session, request))
     if reply[:1] == b"-" and reply != errors.UNKNOWN_OUTCOME:
-        await _taken_back(behind, parts)
+        taken_back = await _taken_back(behind, parts)
+        return reply if taken_back else errors.UNKNOWN_WRITE
     return reply
 
 
@@ -106,13 +119,16 @@ async def look_up(session: Session, request: wire.Request, plan: Plan) -> bytes:
     assert request.reply is not None
     behind, words = session.server.behind, request.arguments
     assert behind is not None
+    waiting = behind.overlay(plan, words[1]) or Row(plan.name, words[1])
+    asked = plan.read is not None or request.reason == Reason.AWAY
     try:
-        if plan.read is not None or request.reason == Reason.AWAY:
+        if asked and not _is_set(waiting):
             fields = await _fields(session, plan, words[1])
         else:
-            fields = overlaid(behind.overlay(plan, words[1]) or Row(plan.name, words[1]), {})
-    except Refused:
-        return request.reply
+            fields = overlaid(waiting, {})
+    except Refused as refused:
+        # Redis' nil would be a lie: something was written.
+        return refused.line if request.reason == Reason.MISS else request.reply
     return answer(_value(plan, fields), words, session.protocol, plan.ttl_ms) or request.reply
 
 
@@ -178,10 +194,13 @@ def _is_text(*words: bytes) -> bool:
 
 async def _journalled(behind: WriteBehind, parts: Sequence[tuple[Plan, Told]]) -> bytes | None:
     """Journal all parts; return the error line where that did not work."""
+    if any(behind.full(plan) for plan, _ in parts):
+        return errors.JOURNAL_FULL
     try:
         await asyncio.gather(*(behind.write(plan, key, changes) for plan, (key, changes) in parts))
     except WriteBehindFull:
-        return errors.JOURNAL_FULL
+        # Full by the first of them.
+        return errors.JOURNAL_FULL if len(parts) == 1 else errors.UNKNOWN_WRITE
     except JournalRefused as refused:
         # Of several keys some may have been taken.
         sure = refused.certain and len(parts) == 1
@@ -189,14 +208,15 @@ async def _journalled(behind: WriteBehind, parts: Sequence[tuple[Plan, Told]]) -
     return None
 
 
-async def _taken_back(behind: WriteBehind, parts: Sequence[tuple[Plan, Told]]) -> None:
-    """Journal the opposite of increments that Redis did not carry out."""
+async def _taken_back(behind: WriteBehind, parts: Sequence[tuple[Plan, Told]]) -> bool:
+    """Journal the opposite of increments that Redis did not carry out; return whether it is."""
     opposite = [
         (plan, Told(key, tuple(Change(Op.ADD, each.field, _negated(each.value))
                                for each in changes if each.op is Op.ADD)))
         for plan, (key, changes) in parts
     ]  # fmt: skip
-    await _journalled(behind, [(plan, part) for plan, part in opposite if part.changes])
+    wanted = [(plan, part) for plan, part in opposite if part.changes]
+    return await _journalled(behind, wanted) is None
 
 
 def _negated(value: bytes) -> bytes:
@@ -221,6 +241,10 @@ async def _without_redis(
     behind = session.server.behind
     assert behind is not None
     if plan.detour.writes != "journal":
+        return errors.CLUSTERDOWN
+    named = {request.arguments[at] for at in request.keys}
+    if named != {part.key for _, part in parts}:
+        # Of the others nobody would hear.
         return errors.CLUSTERDOWN
     try:
         # Nobody else counts on the same value until this write is in the overlay.
@@ -271,6 +295,12 @@ async def _fields(session: Session, plan: Plan, key: bytes) -> dict[bytes, bytes
             return overlaid(waiting, base)
     except TimeoutError:
         raise Refused(errors.ORIGIN_BUSY) from None
+
+
+def _is_set(waiting: Row) -> bool:
+    """Return whether what waits is all of a string."""
+    cell = waiting.cells.get(VALUE)
+    return cell is not None and cell.op is Op.SET
 
 
 async def _read(session: Session, plan: Plan, key: bytes) -> Value | None:

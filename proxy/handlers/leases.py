@@ -88,17 +88,22 @@ class Leases:
         owed = list(itertools.islice(self._owed.items(), BATCH))
         done = await asyncio.gather(*(self._void(place[0], keys) for place, keys in owed))
         for (place, keys), gone in zip(owed, done, strict=True):
+            if self._owed.get(place) is not keys:
+                # Owed once more meanwhile, for a later change, or pushed out.
+                continue
             # Last in the row again, so that a node that stays away does not hold up the others.
             del self._owed[place]
             if not gone:
                 self._owed[place] = keys
         if not self._owed:
             self._states.change(log.INFO, "invalidations", "sent", "invalidations_sent")
+            self._states.change(log.INFO, "owed keys", "kept", "invalidations_kept")
 
     def _owe(self, cluster: int, name: bytes, keys: Sequence[bytes]) -> None:
-        if len(self._owed) >= OWED:
+        if len(self._owed) >= OWED and (cluster, name) not in self._owed:
             del self._owed[next(iter(self._owed))]
-        self._owed[cluster, name] = keys
+            self._states.change(log.WARNING, "owed keys", "dropped", "invalidations_dropped")
+        self._owed[cluster, name] = [*keys]
         self._states.change(log.WARNING, "invalidations", "owed", "invalidations_owed")
 
     async def _void(self, cluster: int, keys: Sequence[bytes]) -> bool:

@@ -7,6 +7,7 @@ keyspace's statement has no place for: nothing is acknowledged that does not arr
 Always true: words that Redis would refuse are refused here, in its words.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -110,7 +111,13 @@ def _set(plan: Plan, words: Sequence[bytes]) -> list[Told]:
         if word in (b"EX", b"PX", b"EXAT", b"PXAT") and place + 1 < len(options):
             place += 1
             amount = _positive(options[place], "set")
-            seconds = {b"EX": b"%d" % amount, b"PX": b"%.3f" % (amount / 1000)}.get(word)
+            left = amount / (1000 if word.startswith(b"PX") else 1)
+            left -= time.time() if word.endswith(b"AT") else 0
+            seconds = b"%d" % amount if word == b"EX" else b"%.3f" % left
+        elif word == b"KEEPTTL" and _times(plan, None):
+            raise Refused(
+                errors.not_behind(plan.name, "PostgreSQL is told a time, and KEEPTTL none")
+            )
         elif word not in (b"KEEPTTL", b"GET"):
             raise Refused(errors.SYNTAX)
         place += 1

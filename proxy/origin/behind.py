@@ -66,6 +66,7 @@ class WriteBehind:
         self._journal: Journal | None = None
         self._flushers: list[Flusher] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._appending: set[asyncio.Future[Entry]] = set()
         metrics.journal.set_function(lambda: self._journal.size if self._journal else 0)
         metrics.waiting.set_function(lambda: sum(f.partition.rows for f in self._flushers))
         metrics.age.set_function(self.age)
@@ -130,6 +131,7 @@ class WriteBehind:
         except JournalRefused as refused:
             if not refused.certain:
                 raise
+            await self._all_landed()
             await self._write_through(self._ready.entry(plan.name, key, changes))
         if share >= THROUGH:
             await self._flusher(key).through(entry.sequence, SLOWED_SECONDS)
@@ -168,16 +170,31 @@ class WriteBehind:
         assert self._journal is not None, "start comes first"
         return self._journal
 
+    async def _all_landed(self) -> None:
+        """Return when no number that was given out may still land.
+
+        PostgreSQL counts as told of every number below one that it is told: what lands late, with a
+        lower one, would be passed over after a crash.
+        """
+        until = asyncio.get_running_loop().time() + SYNC_SECONDS
+        while self._appending:
+            pending = [*self._appending]
+            left = until - asyncio.get_running_loop().time()
+            if left <= 0 or (await asyncio.wait(pending, timeout=left))[1]:
+                raise JournalRefused("the disk does not answer", certain=True)
+
     def _append(self, entry: Entry) -> asyncio.Future[Entry]:
         """Journal an entry that counts as waiting unless it is refused, whoever still listens."""
         self._count(entry.keyspace, entry.size)
 
         def ended(future: asyncio.Future[Entry]) -> None:
+            self._appending.discard(future)
             if future.exception() is not None:
                 self._count(entry.keyspace, -entry.size)
                 self._look()
 
         future = self._ready.append(entry)
+        self._appending.add(future)
         future.add_done_callback(ended)
         return future
 
@@ -195,6 +212,10 @@ class WriteBehind:
 
     def _flusher(self, key: bytes) -> Flusher:
         return self._flushers[zlib.crc32(key) % len(self._flushers)]
+
+    def full(self, plan: Plan) -> bool:
+        """Return whether nothing more is taken for a keyspace."""
+        return self._share(plan) >= 1.0
 
     def _share(self, plan: Plan) -> float:
         assert plan.writing is not None

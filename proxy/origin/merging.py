@@ -106,7 +106,7 @@ class Batch:
             row = self.rows[key] = Row(*key)
         row.merge(entry, kind)
         self.first = self.first or entry.sequence
-        self.last = entry.sequence
+        self.last = max(self.last, entry.sequence)
         self.oldest = min(self.oldest, entry.time)
         size = entry.size
         self.size += size

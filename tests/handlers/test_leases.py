@@ -1,7 +1,7 @@
 """Leases, fills and invalidations: what nodes are asked, and what scripts do there."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
@@ -72,6 +72,38 @@ async def test_what_could_not_be_invalidated_is_owed(
                 asked = table.node(number).commands()
                 table.node(number).answer(*[b":1\r\n"] * len(asked))
     watch.cancel()
+
+
+async def test_what_is_pushed_out_or_owed_again_in_a_round(
+    table: BackedDesk, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither ends the loop, and the later of two changes of a key stays owed."""
+    monkeypatch.setattr(leases, "OWED", 2)
+    began, go_on = asyncio.Event(), asyncio.Event()
+    gone = {b"a": True, b"b": False}
+
+    async def void(cluster: int, keys: Sequence[bytes]) -> bool:
+        if owing:
+            return False
+        began.set()
+        await go_on.wait()
+        return gone[keys[1]]
+
+    monkeypatch.setattr(table.leases, "_void", void)
+    owing = True
+    first, second, third = (target._replace(name=name) for name in (b"a", b"b", b"c"))
+    await table.leases.void(first)
+    await table.leases.void(second)
+    owing = False
+    round_ = asyncio.create_task(table.leases._repay())
+    await began.wait()
+    owing = True
+    await table.leases.void(first)
+    await table.leases.void(third)
+    go_on.set()
+    await round_
+    assert len(table.leases._owed) == 2
+    assert (target.plan.cluster, b"c") in table.leases._owed
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Commands as PostgreSQL is told of them."""
 
+import time
+
 import pytest
 
 from proxy import errors
@@ -45,8 +47,7 @@ def tell(plan: Plan, *words: bytes) -> list[Told]:
         (STRING, b"SET k v", (Change(SET, b"value", b"v"), NO_TIME)),
         (STRING, b"SET k v EX 5", (Change(SET, b"value", b"v"), Change(SET, b"ttl", b"5"))),
         (STRING, b"SET k v get px 9", (Change(SET, b"value", b"v"), Change(SET, b"ttl", MS9))),
-        (STRING, b"SET k v EXAT 99 GET", (Change(SET, b"value", b"v"), NO_TIME)),
-        (STRING, b"SET k v KEEPTTL", (Change(SET, b"value", b"v"), NO_TIME)),
+        (STRING, b"SET k v GET", (Change(SET, b"value", b"v"), NO_TIME)),
         (STRING, b"SETEX k 9 v", (Change(SET, b"value", b"v"), Change(SET, b"ttl", b"9"))),
         (STRING, b"PSETEX k 9 v", (Change(SET, b"value", b"v"), Change(SET, b"ttl", b"0.009"))),
         (COUNT, b"INCR k", (Change(ADD, b"value", b"1"),)),
@@ -114,3 +115,16 @@ def test_what_would_not_arrive_is_refused(plan: Plan, command: bytes, why: bytes
         tell(plan, *command.split())
     assert refused.value.line.startswith(b"-POLICY write refused by keyspace 'activity': ")
     assert why in refused.value.line
+
+
+def test_a_date_is_so_many_seconds() -> None:
+    """PostgreSQL is told how long a value lasts, however the client has said it."""
+    (told,) = tell(STRING, b"SET", b"k", b"v", b"EXAT", b"%d" % (time.time() + 100))
+    (ttl,) = (change for change in told.changes if change.field == b"ttl")
+    assert 98 < float(ttl.value) <= 100
+
+
+def test_a_time_that_is_kept_cannot_be_told() -> None:
+    """Where the statement takes a time, KEEPTTL would make it none."""
+    with pytest.raises(Refused, match="KEEPTTL"):
+        tell(STRING, b"SET", b"k", b"v", b"KEEPTTL")

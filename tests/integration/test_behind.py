@@ -205,6 +205,54 @@ async def test_a_key_that_redis_lost_is_answered_from_what_waits(
     assert await caller.call("HGET", KEY, "name") is None
 
 
+READ = """    type: string
+    ttl: {default: 3600s}
+    origin: {read: "SELECT value FROM notes WHERE id = :id"}
+"""
+
+
+@pytest.fixture
+async def noted(
+    empty_clusters: Clusters, proxy_process: StartProxy, blocks: dict[str, object],
+    activity: str, tmp_path: Path,
+) -> Caller:  # fmt: skip
+    """A client of notes that are read from PostgreSQL too, where one is already."""
+    write_rules(tmp_path, LONG)
+    rules = tmp_path / "rules" / "a.yaml"
+    rules.write_text(rules.read_text().replace("    type: string\n", READ))
+    await execute(activity, NOTES)
+    await execute(activity, "INSERT INTO notes VALUES ('row', 'in postgres', 3000)")
+    return await Caller.open((await proxy_process(**blocks)).port)
+
+
+async def test_a_row_beside_what_waits(noted: Caller) -> None:
+    """MGET and EXISTS find the row of one key though another waits for PostgreSQL."""
+    assert await noted.call("SET", "note:1", "a") == b"OK"
+    assert await noted.call("MGET", "note:1", "note:row") == [b"a", b"in postgres"]
+    assert await noted.call("EXISTS", "note:1", "note:row") == 2
+
+
+async def test_what_waits_needs_neither_redis_nor_postgres(
+    noted: Caller, empty_clusters: Clusters, activity: str
+) -> None:
+    """A value that was set is told; what nobody can say is an error, no nil."""
+    assert await noted.call("SET", "note:1", "a") == b"OK"
+    await empty_clusters.cache.flush()
+    await execute(activity, "ALTER TABLE notes RENAME TO hidden")
+    try:
+        assert await noted.call("GET", "note:1") == b"a"
+    finally:
+        await execute(activity, "ALTER TABLE hidden RENAME TO notes")
+
+
+async def test_times_of_set_are_told(noted: Caller) -> None:
+    """A date is a time too, and a time that is kept is none that PostgreSQL can be told."""
+    assert await noted.call("SET", "note:1", "a", "EXAT", 4_000_000_000) == b"OK"
+    assert await noted.call("TTL", "note:1") > 1_000_000
+    assert is_error(await noted.call("SET", "note:1", "b", "KEEPTTL"))
+    assert await noted.call("GET", "note:1") == b"a"
+
+
 async def test_a_proxy_that_is_killed_has_lost_nothing(
     empty_clusters: Clusters, proxy_process: StartProxy, blocks: dict[str, object],
     activity: str, tmp_path: Path,

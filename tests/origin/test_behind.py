@@ -7,7 +7,9 @@ import itertools
 import os
 import shutil
 import subprocess
+import threading
 import time
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +17,13 @@ from types import SimpleNamespace
 import pytest
 from prometheus_client import CollectorRegistry
 
+from proxy import errors
 from proxy.errors import JournalError, JournalRefused
+from proxy.handlers.behind import _journalled, _taken_back
+from proxy.handlers.told import Told
 from proxy.origin import behind as module
 from proxy.origin import journal as journal_module
+from proxy.origin import segments
 from proxy.origin.batching import Connection
 from proxy.origin.behind import WriteBehind, WriteBehindFull
 from proxy.origin.records import Change, Op
@@ -238,6 +244,51 @@ async def test_a_full_disk_makes_writes_wait_for_postgres(
         await sidecar.behind.write(plan, key_of(99), views(1))
         assert sidecar.state == "open"
     assert await rows_of(activity, "SELECT count(*), sum(views)::int FROM activity") == [(31, 31)]
+
+
+async def test_after_a_full_disk_numbers_still_land_in_their_order(
+    start: Start, activity: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write that was refused once comes behind those that were queued, so none is passed over."""
+    append, fail, go_on = segments.Segment.append, threading.Event(), threading.Event()
+    calls = itertools.count(1)
+
+    def failing(self: segments.Segment, data: bytes) -> None:
+        if (number := next(calls)) == 1:
+            fail.wait(5)
+            raise OSError(errno.ENOSPC, "full")
+        if number == 2:
+            go_on.wait(5)
+        append(self, data)
+
+    monkeypatch.setattr(segments.Segment, "append", failing)
+    plan = plan_of(writing(every=3600.0))
+    one_partition = [key for key in map(key_of, range(30)) if zlib.crc32(key) % 2 == 0][:2]
+    async with start(plan) as one:
+        writes = [
+            asyncio.create_task(one.behind.write(plan, key, views(1))) for key in one_partition
+        ]
+        while not one.behind._appending:
+            await asyncio.sleep(0)
+        fail.set()
+        go_on.set()
+        await asyncio.gather(*writes)
+        one.away = True
+        for flusher in one.behind._flushers:
+            flusher._drop_connection()
+    async with start(plan):
+        pass
+    assert len(await rows_of(activity, VIEWS)) == 2
+
+
+async def test_of_several_keys_some_may_have_found_room(start: Start) -> None:
+    """Only where nothing was taken hears the client that nothing was changed."""
+    plan = plan_of(writing(every=3600.0, journal_bytes=80))
+    async with start(plan) as one:
+        parts = [(plan, Told(key_of(number), views(1))) for number in range(3)]
+        assert await _journalled(one.behind, parts) == errors.UNKNOWN_WRITE
+        assert await _journalled(one.behind, parts) == errors.JOURNAL_FULL
+        assert not await _taken_back(one.behind, parts[:1])
 
 
 async def test_a_full_disk_without_postgres_is_told(
