@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import functools
 import random
+from collections import defaultdict
 from collections.abc import Sequence
 
 from proxy.errors import OriginBusy, OriginDown, OriginError, OriginRefused
@@ -52,8 +53,10 @@ class Grants:
         self._gate = Gate(mirror)
         metrics.watch(lambda: mirror.refusals.count)
         # By keyspace: one that is slow keeps no other waiting.
-        self._grabs: dict[str, Together[Taken]] = {}
-        self._drops: dict[str, Together[Freed]] = {}
+        self._grabs = defaultdict[str, Together[Taken]](lambda: Together(self._grab))
+        self._drops = defaultdict[str, Together[Freed]](
+            lambda: Together(functools.partial(self._free, patient=False))
+        )
 
     def refused(self, plan: Plan, key: bytes, owner: str) -> Taken | None:
         """Return a refusal of a lock where nothing has to be asked for that."""
@@ -88,9 +91,7 @@ class Grants:
     async def _take_one(self, plan: Plan, key: bytes, claim: Claim) -> Taken:
         """Take a lock with what others want, or alone where anything is in the way of it."""
         what = (claim.booking, claim.session, claim.value, f"{claim.seconds:.3f}")
-        if (grabs := self._grabs.get(plan.name)) is None:
-            grabs = self._grabs[plan.name] = Together(self._grab)
-        taken = await grabs.ask(Wish(plan, key, claim.owner, what))
+        taken = await self._grabs[plan.name].ask(Wish(plan, key, claim.owner, what))
         if not taken.granted:
             lost = taken.outcome == "lost"
             return await self._take(plan, [key], claim, lost=lost)
@@ -198,11 +199,8 @@ class Grants:
 
     async def _drop(self, wish: Wish) -> Freed | None:
         """Give a lock up with what others give up; None where that has to be done alone."""
-        if (drops := self._drops.get(wish.plan.name)) is None:
-            together = functools.partial(self._free, patient=False)
-            drops = self._drops[wish.plan.name] = Together(together)
         try:
-            return await drops.ask(wish)
+            return await self._drops[wish.plan.name].ask(wish)
         except (OriginBusy, OriginRefused):
             # A release that is not made keeps others away until the lock expires.
             return None
@@ -222,7 +220,7 @@ class Grants:
         plan = wishes[0].plan
         locking = _locking(plan)
         rows, again = await self._call(
-            plan, locking.calls.release, _turned([_columns(plan, wish.key) for wish in wishes]),
+            plan, locking.calls.release, _arrays(plan, [wish.key for wish in wishes]),
             ([wish.owner for wish in wishes], [wish.what[0] for wish in wishes],
              f"{locking.offer:.3f}", _flag(patient)),
         )  # fmt: skip

@@ -103,6 +103,7 @@ class Leases:
         if len(self._owed) >= OWED and (cluster, name) not in self._owed:
             del self._owed[next(iter(self._owed))]
             self._states.change(log.WARNING, "owed keys", "dropped", "invalidations_dropped")
+        # A list of its own, by which a round sees that this is not what it has sent.
         self._owed[cluster, name] = [*keys]
         self._states.change(log.WARNING, "invalidations", "owed", "invalidations_owed")
 

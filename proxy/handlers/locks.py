@@ -290,26 +290,26 @@ async def _del(
     session: Session, request: wire.Request, grants: Grants, targets: Sequence[Target]
 ) -> bytes:
     """DEL and UNLINK, of what this connection was granted."""
-    ours: dict[str, tuple[Plan, list[Hold]]] = {}
+    ours: list[tuple[Plan, Hold]] = []
     for target in targets:
         locking = target.plan.locking
         assert locking is not None
         known = _known(session, target.key) if locking.blind else None
         if known is not None:
-            _, holds = ours.setdefault(target.plan.name, (target.plan, []))
-            holds.append(Hold(target.key, *known))
+            ours.append((target.plan, Hold(target.key, *known)))
         elif (reply := await _not_ours(grants, target))[:1] == b"-":
             # Before anything is given up: an error says that nothing was done.
             return reply
-    if len(ours) > 1:
+    if not ours:
+        return resp.integer(0)
+    plan, holds = ours[0][0], [hold for _, hold in ours]
+    if any(other is not plan for other, _ in ours):
         # They would be given up one keyspace after the other.
         return errors.lock_refused(targets[0].plan.name, "command")
-    count = 0
-    for plan, holds in ours.values():
-        count = sum(await grants.release(plan, holds))
-        for hold in holds:
-            forget(session, hold.key)
-    return resp.integer(count)
+    released = await grants.release(plan, holds)
+    for hold in holds:
+        forget(session, hold.key)
+    return resp.integer(sum(released))
 
 
 async def _not_ours(grants: Grants, target: Target) -> bytes:

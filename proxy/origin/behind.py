@@ -116,7 +116,7 @@ class WriteBehind:
         Raises WriteBehindFull, and JournalRefused, whose `certain` says whether it may show yet.
         """
         share = self._share(plan)
-        if share >= 1.0:
+        if self.full(plan):
             self._look()
             raise WriteBehindFull(plan.name)
         entry = self._ready.entry(plan.name, key, changes)

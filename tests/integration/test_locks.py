@@ -100,12 +100,18 @@ async def test_only_the_connection_that_took_it_releases_blindly(stage: Hall) ->
     assert (await stage.row("s1"))["status"] == "available"
 
 
-async def test_a_late_del_does_not_end_the_lock_of_the_next(stage: Hall) -> None:
-    """What a connection holds is one grant: when that is over, DEL releases nothing."""
+async def overtaken(stage: Hall, owner: str) -> tuple[Caller, Caller]:
+    """Return who held a lock of `u` until it was over, and who holds the next, of an owner."""
     one, other = await stage.caller(), await stage.caller()
     await one.call("SET", KEY, held_by("u"), "NX", "EX", 30)
     await stage.expire("s1")
-    assert await other.call("SET", KEY, held_by("v"), "NX", "EX", 30) == b"OK"
+    assert await other.call("SET", KEY, held_by(owner), "NX", "EX", 60) == b"OK"
+    return one, other
+
+
+async def test_a_late_del_does_not_end_the_lock_of_the_next(stage: Hall) -> None:
+    """What a connection holds is one grant: when that is over, DEL releases nothing."""
+    one, _ = await overtaken(stage, "v")
     assert await one.call("EXPIRE", KEY, 30) == 0
     assert await one.call("DEL", KEY) == 0
     assert (await stage.row("s1"))["locked_by"] == "v"
@@ -113,10 +119,7 @@ async def test_a_late_del_does_not_end_the_lock_of_the_next(stage: Hall) -> None
 
 async def test_a_late_expire_changes_no_later_grant(stage: Hall) -> None:
     """Not even of the same owner: it names the grant of its connection."""
-    one, other = await stage.caller(), await stage.caller()
-    await one.call("SET", KEY, held_by("u"), "NX", "EX", 30)
-    await stage.expire("s1")
-    assert await other.call("SET", KEY, held_by("u"), "NX", "EX", 60) == b"OK"
+    one, other = await overtaken(stage, "u")
     assert await one.call("PEXPIRE", KEY, 500) == 0
     assert await other.call("PTTL", KEY) > 50_000
     assert await other.call("EXPIRE", KEY, 0) == 1
