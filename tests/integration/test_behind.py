@@ -69,7 +69,7 @@ def write_rules(tmp_path: Path, every: str = "50ms") -> None:
 
 @pytest.fixture
 async def proxy(
-    empty_clusters: Clusters, proxy_process: StartProxy, blocks: dict[str, object],
+    empty_clusters: Clusters, blocks: dict[str, object], proxy_process: StartProxy,
     activity: str, tmp_path: Path,
 ) -> Sidecar:  # fmt: skip
     write_rules(tmp_path)
@@ -187,7 +187,7 @@ async def test_without_redis_writes_go_on(
 
 
 async def test_a_key_that_redis_lost_is_answered_from_what_waits(
-    empty_clusters: Clusters, proxy_process: StartProxy, blocks: dict[str, object],
+    empty_clusters: Clusters, blocks: dict[str, object], proxy_process: StartProxy,
     activity: str, tmp_path: Path,
 ) -> None:  # fmt: skip
     """Until PostgreSQL is told, the journal has the only copy, and it is readable."""
@@ -213,7 +213,7 @@ READ = """    type: string
 
 @pytest.fixture
 async def noted(
-    empty_clusters: Clusters, proxy_process: StartProxy, blocks: dict[str, object],
+    empty_clusters: Clusters, blocks: dict[str, object], proxy_process: StartProxy,
     activity: str, tmp_path: Path,
 ) -> Caller:  # fmt: skip
     """A client of notes that are read from PostgreSQL too, where one is already."""
@@ -254,7 +254,7 @@ async def test_times_of_set_are_told(noted: Caller) -> None:
 
 
 async def test_a_proxy_that_is_killed_has_lost_nothing(
-    empty_clusters: Clusters, proxy_process: StartProxy, blocks: dict[str, object],
+    empty_clusters: Clusters, blocks: dict[str, object], proxy_process: StartProxy,
     activity: str, tmp_path: Path,
 ) -> None:  # fmt: skip
     """What was acknowledged is in PostgreSQL after the next start, each increment once."""
@@ -274,7 +274,7 @@ async def test_a_proxy_that_is_killed_has_lost_nothing(
 
 
 async def test_writes_behind_need_a_journal(
-    empty_clusters: Clusters, proxy_process: StartProxy, blocks: dict[str, object], tmp_path: Path
+    empty_clusters: Clusters, blocks: dict[str, object], proxy_process: StartProxy, tmp_path: Path
 ) -> None:
     """Without one the proxy does not start, and says what to write."""
     write_rules(tmp_path)
