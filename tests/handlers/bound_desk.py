@@ -52,7 +52,7 @@ class BoundDesk(Desk):
         """Return all that is asked for a client that has gone, each answered as done."""
         found = []
         while self.server.tasks:
-            await asyncio.sleep(0)
+            await asyncio.wait(self.server.tasks, timeout=0.001)
             self.settle()
             for words in self.home.commands():
                 known = words[1] == UNBIND.digest
