@@ -31,7 +31,7 @@ export PYTHONDONTWRITEBYTECODE :=
 demo: install
 	@$(BIN)/sidecache demo $(ARGS)
 
-# One process does the tests with servers, which mostly wait, and the other all the rest.
+# One process does the tests with servers, which mostly wait, and the other demos and all the rest.
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long" $(ARGS)
 

@@ -47,16 +47,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 TOOLCHAIN = pytest.StashKey[Toolchain]()
 
 
+def pytest_collection() -> None:
+    """Collect without the collector: nearly all that is made then stays."""
+    gc.disable()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Ask the tools last, as they run beside the other tests, or first, in a worker of several.
 
     Tests with servers are one group: a worker does them one after the other, on servers that it
-    starts once, while another does the rest.
+    starts once, while another does the rest, and demos, which start servers of their own.
     """
     items.sort(key=needs_tools, reverse=is_worker(config))
     for item in items:
         if item.get_closest_marker("integration") is not None:
-            item.add_marker(pytest.mark.xdist_group("servers"))
+            demo = "demo" in getattr(item, "fixturenames", ())
+            item.add_marker(pytest.mark.xdist_group("demos" if demo else "servers"))
 
 
 def is_worker(config: pytest.Config) -> bool:
@@ -75,6 +81,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         tools.start()
     # What was imported and collected stays to the end: no collection need look at it again.
     gc.freeze()
+    gc.enable()
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
