@@ -93,17 +93,24 @@ async def _with_redis(
     assert behind is not None
     if (line := await _journalled(behind, parts)) is not None:
         return line
-    if readable:
-        reply = await in_redis.carried_out(session, request, readable)
-    else:
-        reply = await in_redis.awaited(in_redis.plain(session, request))
-    if reply[:1] != b"-":
+    reply = errors.UNKNOWN_OUTCOME
+    try:
+        if readable:
+            reply = await in_redis.carried_out(session, request, readable)
+        else:
+            reply = await in_redis.awaited(in_redis.plain(session, request))
+    finally:
+        if reply == errors.UNKNOWN_OUTCOME:
+            # Also where it is given up here.
+            _lacking(session, parts, readable)
+    if reply[:1] != b"-" or reply == errors.UNKNOWN_OUTCOME:
         return reply
-    # Redis has what was there before, or nobody knows what it has.
-    await asyncio.gather(*(behind.lacking(plan, part.key) for plan, part in parts))
-    if reply != errors.UNKNOWN_OUTCOME and not await _taken_back(behind, parts):
-        return errors.UNKNOWN_WRITE
-    return reply
+    taken_back = await _taken_back(behind, parts)
+    changes = (change for _, part in parts for change in part.changes)
+    if not (taken_back and all(change.op is Op.ADD for change in changes)):
+        # Redis has what was there before.
+        _lacking(session, parts, readable)
+    return reply if taken_back else errors.UNKNOWN_WRITE
 
 
 async def _without_redis(
@@ -130,8 +137,22 @@ async def _without_redis(
         for key in named:
             reads.changed(key)
         await asyncio.gather(*(reads.leases.void(target) for target in named.values()))
-    await asyncio.gather(*(behind.lacking(plan, part.key) for plan, part in parts))
+    for plan, part in parts:
+        behind.lacking(plan, part.key)
     return reply if line is None else line
+
+
+def _lacking(
+    session: Session, parts: Sequence[tuple[Plan, Told]], readable: Iterable[Target]
+) -> None:
+    """Let the copies of keys go that Redis may have without what was journalled."""
+    behind, reads = session.server.behind, session.server.reads
+    assert behind is not None
+    waits = {part.key for plan, part in parts if behind.lacking(plan, part.key)}
+    for target in readable:
+        if reads is not None and target.key not in waits:
+            # PostgreSQL has been told of it meanwhile.
+            reads.leases.owe(target)
 
 
 def _parted(session: Session, targets: Iterable[Target]) -> tuple[list[Target], list[Target]]:

@@ -131,10 +131,15 @@ class WriteBehind:
         if not self._ready.available:
             await self._write_through(entry)
             return
+        landing = self._append(entry)
         try:
             async with asyncio.timeout(SYNC_SECONDS):
-                await asyncio.shield(self._append(entry))
-        except TimeoutError:
+                await asyncio.shield(landing)
+        except (TimeoutError, asyncio.CancelledError) as given_up:
+            # It may land yet, and nobody will tell Redis.
+            landing.add_done_callback(lambda _: self.lacking(plan, key))
+            if isinstance(given_up, asyncio.CancelledError):
+                raise
             raise JournalRefused("the disk does not answer", certain=False) from None
         except JournalRefused as refused:
             if not refused.certain:
@@ -148,10 +153,15 @@ class WriteBehind:
         """Return what of a key waits, or None."""
         return self._flusher(key).partition.overlay(plan.name, key)
 
-    async def lacking(self, plan: Plan, key: bytes) -> None:
-        """Note that Redis may lack what waits for a key: once that is flushed, the key is void."""
+    def lacking(self, plan: Plan, key: bytes) -> bool:
+        """Note that Redis may lack what waits for a key: once that is flushed, the key is void.
+
+        Return whether anything waits.
+        """
+        if self.overlay(plan, key) is None:
+            return False
         self._lacking.add((plan.name, key))
-        await self._revoke([(plan.name, key)])
+        return True
 
     def is_lacking(self, plan: Plan, key: bytes) -> bool:
         return (plan.name, key) in self._lacking

@@ -209,6 +209,29 @@ async def test_a_transaction_cannot_be_journalled(table: Table) -> None:
 
 
 @pytest.mark.parametrize("table", [READABLE], indirect=True)
+async def test_what_redis_may_have_without_a_write_goes(table: Table) -> None:
+    """Refused after it was journalled: void when that is flushed, so long PostgreSQL is asked."""
+    leases = Leases(Errands(table.server.router, table.batch), log.StateLog())
+    table.server.reads = Reads(nobody(), leases, ReadMetrics(CollectorRegistry()))
+    gone: list[bytes] = []
+
+    async def void(key: bytes) -> None:
+        gone.append(key)
+
+    table.behind.watch(void)
+    refused = b"-OOM\r\n"
+    for words in ((b"HINCRBY", KEY, b"views", b"2"), (b"HSET", KEY, b"name", b"x")):
+        table.client.send(*words)
+        await answered(table, b"EVALSHA", b"$5\r\nthere\r\n")
+        await answered(table, b"MULTI", b"+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n:0\r\n" + refused)
+        assert await table.client.reply() == refused
+        # An increment is taken back: Redis lacks nothing.
+        assert table.behind.is_lacking(READABLE, KEY) == (words[0] == b"HSET")
+    await table.behind.stop(10.0)
+    assert gone == [KEY]
+
+
+@pytest.mark.parametrize("table", [READABLE], indirect=True)
 async def test_a_write_is_upon_what_postgres_has_and_ends_fetches(table: Table) -> None:
     """A part is written to the whole row, and what was read before does not take its place."""
     leases = Leases(Errands(table.server.router, table.batch), log.StateLog())
