@@ -250,13 +250,18 @@ async def keys_on(cluster: Cluster, node: Node, count: int) -> list[str]:
 class Mover:
     """Moves slots between the primaries of a cluster as `redis-cli --cluster reshard` does."""
 
+    CHANNEL = "settle"
+
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self.links: dict[str, Caller] = {}
+        self.ears: dict[str, Caller] = {}
 
     async def open(self) -> None:
         for node in self.cluster.primaries:
             self.links[node.id] = await Caller.open(node.port)
+            self.ears[node.id] = await Caller.open(node.port)
+            await self.ears[node.id].call("SUBSCRIBE", self.CHANNEL)
 
     async def owners(self) -> list[Node]:
         """Return the primary of every slot."""
@@ -274,12 +279,13 @@ class Mover:
         return value
 
     async def settle(self) -> None:
-        """Wait until all nodes agree on every node's epoch and slots.
+        """Wait until no message of before is on its way, and all nodes agree on epochs and slots.
 
         A node that takes its first slot gives itself a new epoch, above those it has heard of. If
         it had not heard of the latest, two claims would carry the same epoch, and a node could
         lose slots with the keys in them. So a new target begins only when everybody agrees.
         """
+        await self._hear_out()
 
         async def agreed() -> bool:
             views = set()
@@ -290,6 +296,21 @@ class Mover:
             return len(views) == 1
 
         await wait_for(agreed, "agreement of all nodes")
+
+    async def _hear_out(self) -> None:
+        """Wait until every node has read what the others had sent it so far.
+
+        Agreement does not tell that: nodes learn of a move from us, before they learn of it from
+        each other. A target that reads a message its source had sent before the slot was the
+        source's own takes the slot at once, without its keys. What a node publishes goes the same
+        way as its messages, behind those that it had sent.
+        """
+        nodes = self.cluster.primaries
+        for node in nodes:
+            await self.ask(node, "PUBLISH", self.CHANNEL, node.id)
+        for node in nodes:
+            heard = {(await self.ears[node.id].next())[2] for _ in nodes}
+            assert len(heard) == len(nodes), f"{node.name} heard {heard}"
 
     async def move(self, slot: int, source: Node, target: Node) -> int:
         """Move one slot with its keys and return how many keys there were."""
@@ -304,5 +325,5 @@ class Mover:
         return moved
 
     def close(self) -> None:
-        for link in self.links.values():
+        for link in (*self.links.values(), *self.ears.values()):
             link.close()
