@@ -17,9 +17,8 @@ import argparse
 import asyncio
 import itertools
 import json
-import os
-import platform
 import statistics
+import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import date
@@ -28,18 +27,21 @@ from typing import NamedTuple
 
 import asyncpg
 
-from proxy.embedded.postgres import postgres_for
-from proxy.embedded.process import temporary_directory
-from proxy.origin.batching import Connection, apart, arguments_of, prepared, run, types_of
-from proxy.origin.flushing import Flushed, Flusher, Observer, Writer
-from proxy.origin.installing import install_sql
-from proxy.origin.journal import Journal
-from proxy.origin.merging import Partition, Row
-from proxy.origin.records import Change, Entry, Op
-from proxy.plans import Plan, Plans, plans_in
-from proxy.policy.draft import Order, drafted_here
-
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.endtoend import machine  # noqa: E402
+from proxy.embedded.postgres import postgres_for  # noqa: E402
+from proxy.embedded.process import temporary_directory  # noqa: E402
+from proxy.origin.batching import Connection, apart, arguments_of, prepared, run, types_of  # noqa: E402
+from proxy.origin.flushing import Flushed, Flusher, Observer, Writer  # noqa: E402
+from proxy.origin.installing import install_sql  # noqa: E402
+from proxy.origin.journal import Journal  # noqa: E402
+from proxy.origin.merging import Partition, Row  # noqa: E402
+from proxy.origin.records import Change, Entry, Op  # noqa: E402
+from proxy.plans import Plan, Plans, plans_in  # noqa: E402
+from proxy.policy.draft import Order, drafted_here  # noqa: E402
+
 ROWS = 20_000
 BATCH = 1000
 ROUNDS = 5
@@ -197,8 +199,7 @@ async def main(target: Path | None) -> None:
             connection.terminate()
             found = await measure(dsn)
     report = {
-        "machine": f"{platform.machine()}, Python {platform.python_version()}",
-        "load average": [round(each, 1) for each in os.getloadavg()],
+        "machine": machine(),
         "goal rows per second": GOAL,
         "rows per second": {
             name: {

@@ -20,12 +20,13 @@ from proxy.control.invalidation import (
     Surroundings,
     Untrusted,
 )
+from proxy.control.refill import Surroundings as RestoreSurroundings
 from proxy.control.restore import Restore
-from proxy.control.restore import Surroundings as RestoreSurroundings
 from proxy.control.sweeping import Sweeper
 from proxy.handlers.grants import Grants
 from proxy.handlers.leases import Leases
 from proxy.handlers.reading import Reads
+from proxy.handlers.targets import target_of
 from proxy.origin.behind import WriteBehind
 from proxy.origin.postgres import Postgres
 from proxy.plans import Plan, plans_in
@@ -50,6 +51,7 @@ class Backing:
     ) -> None:
         clusters, metrics = tuple(config.clusters), plumbing.metrics
         self._database = database
+        self._router = router
         self._states = plumbing.states
         self._leases = Leases(Errands(router, plumbing.batch), self._states)
         self.postgres = Postgres(database, metrics.origin)
@@ -68,6 +70,7 @@ class Backing:
                 lambda: plans_in(router.ruleset),
                 metrics.behind,
             )
+            self.behind.watch(self._void)
         self._sweeper = Sweeper(router, plumbing.batch, clusters)
         self.invalidation = Invalidation(
             Surroundings(
@@ -78,10 +81,11 @@ class Backing:
         )  # fmt: skip
         self.restore = Restore(
             RestoreSurroundings(
-                router, plumbing.batch, plumbing.states, metrics.restore, clusters, self.postgres
+                router, plumbing.batch, plumbing.states, metrics.restore, clusters, self.postgres,
+                self._dirty,
             ),
             self.invalidation.appliers,
-        )
+        )  # fmt: skip
         self.drift = Drift(
             DriftSurroundings(
                 router, plumbing.batch, plumbing.states, metrics.drift, clusters, self.postgres,
@@ -126,6 +130,13 @@ class Backing:
 
     def statistics(self) -> tuple[Statistics, ...]:
         return self.invalidation.statistics()
+
+    async def _void(self, key: bytes) -> None:
+        """Make a key one that Redis does not have."""
+        target = target_of(self._router.ruleset, key)
+        if target is not None:
+            self.reads.changed(key)
+            await self._leases.void(target)
 
     def _dirty(self, plan: Plan, key: bytes) -> bool:
         """Return whether PostgreSQL lacks writes of a key."""

@@ -290,11 +290,17 @@ class ReadMetrics(Collector):
         self._gutter = gauge(
             "sidecache_origin_gutter_bytes", "Copies inside this sidecar for while Redis is away."
         )
+        self._owed = gauge(
+            "sidecache_origin_owed", "Keys that go from Redis as soon as their nodes are back."
+        )
         registry.register(self)
 
-    def watch(self, flights: Callable[[], int], gutter: Callable[[], int]) -> None:
+    def watch(
+        self, flights: Callable[[], int], gutter: Callable[[], int], owed: Callable[[], int]
+    ) -> None:
         self._flights.set_function(flights)
         self._gutter.set_function(gutter)
+        self._owed.set_function(owed)
 
     def answer(self, keyspace: str, source: str) -> None:
         """Count an answer by a keyspace of the rules and one of SOURCES."""

@@ -6,7 +6,9 @@ equal to every reader.
 Always true:
   * what cannot be compared now is no drift: a key that is gone, that somebody fetches, that has
     writes which PostgreSQL has not got, or of which PostgreSQL says nothing;
-  * the row is read from the primary, so what is found is not how far a replica is behind.
+  * the row is read from the primary, so what is found is not how far a replica is behind;
+  * what is found may be a change that is still on its way to Redis: it is drift only where it is
+    there when everything that the row can show is applied, which is what `as_of` is for.
 """
 
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from proxy import plans, resp, wire
 from proxy.errors import OriginMisfit, OriginRefused
 from proxy.origin.budget import BACKGROUND
 from proxy.origin.render import Value, held
-from proxy.origin.rows import Origin, read_arguments, read_value
+from proxy.origin.rows import Origin, clock, read_arguments, read_value
 from proxy.plans import Plan, plans_in
 from proxy.upstream.errands import Errands, Script
 from proxy.wire.rules import Lifetime
@@ -43,6 +45,13 @@ class Verdict(NamedTuple):
 
     kind: str | None  # one of KINDS; None: nothing is wrong
     held: Held
+    # Milliseconds of the database's clock, behind everything that the row shows; 0 where nothing
+    # is wrong, or no change of the row is told.
+    as_of: int = 0
+
+    def settled(self, reached: int) -> bool:
+        """Return whether all that the row shows is in Redis, where all before a moment is."""
+        return self.as_of == 0 or self.as_of < reached
 
 
 # Tells of a keyspace and a key whether it has writes that PostgreSQL has not got.
@@ -80,7 +89,9 @@ class Comparer:
             for rows in plans_in(ruleset).by_table.values() for row in rows
         )  # fmt: skip
         lifetime = ruleset.keyspaces[ruleset.find_keyspace(key)].lifetime
-        return Verdict(what_is_wrong(plan, lifetime, there, value, told=told), there)
+        wrong = what_is_wrong(plan, lifetime, there, value, told=told)
+        as_of = await clock(self._origin, BACKGROUND) if wrong and told else 0
+        return Verdict(wrong, there, as_of)
 
     async def _look(self, plan: Plan, key: bytes) -> Held | None:
         name = self._router.ruleset.upstream_name(key)

@@ -5,7 +5,8 @@ is asked to. Keys are found by a scan without end of each cluster, one for all k
 that many read are fetched often and seldom wrong, and what nobody reads any more is found too.
 
 Always true:
-  * nothing is called drift before it is the same two seconds later;
+  * nothing is called drift before it is the same two seconds later, and every change that the
+    comparison may have met is in all shards: what is on its way mends itself, however slowly;
   * repair makes a key one that nobody has, as a change of its row does, and writes nothing. What is
     written behind is not repaired: another sidecar may have the writes that PostgreSQL lacks;
   * where more than a twentieth is wrong repairs stop: then the cause is not a lost message, and
@@ -49,8 +50,9 @@ CALM = 1.0
 # Of so many comparisons at least, and at most, more than this part is too much to repair.
 FEWEST, WINDOW, LIMIT = 100, 1000, 0.05
 
-# Keys of one report, those that it names, and how long it may take, in seconds.
-REPORT, NAMED, PATIENCE = 10_000, 20, 45.0
+# Keys of one report, those that it names, and how long it may take, in seconds; how long it waits
+# for changes that are under way.
+REPORT, NAMED, PATIENCE, UNDER_WAY = 10_000, 20, 45.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -181,16 +183,25 @@ class Drift:
 
     async def _confirm(self, cluster: int) -> None:
         """Look again at what was wrong long enough ago."""
-        for _ in range(len(self._suspects)):
-            suspect = self._suspects.popleft()
-            if suspect.plan.cluster != cluster or self._loop.time() < suspect.due:
-                self._suspects.append(suspect)
-            elif await self._confirmed(suspect):
+        now = self._loop.time()
+        due = [s for s in self._suspects if s.plan.cluster == cluster and s.due <= now]
+        for suspect in await self._settled(due):
+            self._suspects.remove(suspect)
+            if await self._confirmed(suspect):
                 self._judged(suspect.plan, wrong=True)
                 if not self._breakers[suspect.plan.name].open:
                     await self._repair(suspect)
             else:
                 self._judged(suspect.plan, wrong=False)
+
+    async def _settled(self, suspects: Sequence[Suspect]) -> list[Suspect]:
+        """Return those whose rows show nothing that is still on its way to Redis.
+
+        The shards are asked, not the applier: one that has lost its tail says so at once.
+        """
+        clusters = {suspect.plan.cluster for suspect in suspects}
+        reached = {each: await self._appliers[each].positions.reached() for each in clusters}
+        return [s for s in suspects if s.verdict.settled(reached[s.plan.cluster])]
 
     async def _confirmed(self, suspect: Suspect) -> bool:
         """Return whether a key is wrong as it was, and count it."""
@@ -243,11 +254,22 @@ class Drift:
                     suspects.append(Suspect(plan, key, verdict, 0.0))
                 if self._loop.time() > until:
                     break
-        if suspects:
-            await asyncio.sleep(CONFIRM)
-        wrong = [suspect for suspect in suspects if await self._confirmed(suspect)]
+        settled = await self._settling(suspects)
+        wrong = [suspect for suspect in settled if await self._confirmed(suspect)]
         repaired = Counter([s.plan.name for s in wrong if repair and await self._repair(s)])
-        return "\n".join(_lines(compared, wrong, repaired))
+        return "\n".join(_lines(compared, wrong, repaired, len(suspects) - len(settled)))
+
+    async def _settling(self, suspects: Sequence[Suspect]) -> Sequence[Suspect]:
+        """Return those that may be confirmed: all of them, unless invalidations are behind."""
+        if not suspects:
+            return ()
+        await asyncio.sleep(CONFIRM)
+        until = self._loop.time() + UNDER_WAY
+        settled = await self._settled(suspects)
+        while len(settled) < len(suspects) and self._loop.time() < until:
+            await asyncio.sleep(ROUND)
+            settled = await self._settled(suspects)
+        return settled
 
     async def _found(
         self, cluster: int, keyspace: str | None, keys: int, until: float
@@ -266,7 +288,7 @@ class Drift:
 
 
 def _lines(
-    compared: Counter[str], wrong: Sequence[Suspect], repaired: Counter[str]
+    compared: Counter[str], wrong: Sequence[Suspect], repaired: Counter[str], unsettled: int
 ) -> Iterable[str]:
     """Return a line for each keyspace, and one for each of the first keys that are wrong."""
     for name in sorted(compared):
@@ -278,5 +300,7 @@ def _lines(
         yield f"  {suspect.verdict.kind:6} {errors.quoted(suspect.key)}"
     if len(wrong) > NAMED:
         yield f"  and {len(wrong) - NAMED} more"
+    if unsettled:
+        yield f"  {unsettled} differ from rows whose changes are not in Redis yet"
     if not compared:
         yield "nothing to compare"

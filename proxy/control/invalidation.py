@@ -324,7 +324,7 @@ class Applier:
         return told
 
     async def _say(self, connection: "asyncpg.Connection[Any]", reader: Outbox) -> None:
-        position = Position(reader.position, reader.now, self._history)
+        position = Position(reader.position, reader.began, self._history)
         found = await self.positions.write(position)
         if found:
             await self._reconcile(connection, reader, found)

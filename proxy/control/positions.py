@@ -51,7 +51,9 @@ class Position(NamedTuple):
     """Everything before a transaction is invalidated."""
 
     xid: int
-    at: int  # milliseconds since the epoch, by the database's clock
+    # Milliseconds since the epoch, by the database's clock: what was committed by then is
+    # invalidated too, also where an older transaction is still open.
+    at: int
     history: str  # of which database, and which of its histories
 
     def text(self) -> bytes:
@@ -148,11 +150,22 @@ class Positions:
 
     async def unmarked(self) -> frozenset[bytes]:
         """Return the tags of shards that say of themselves that they lack what they should have."""
+        return frozenset(tag for tag, (_, mark) in (await self._said()).items() if not mark)
+
+    async def reached(self) -> int:
+        """Return up to when all changes are in Redis (`Position.at`), 0 where nobody can tell.
+
+        Of all shards that answer, the oldest: one that lost its tail in a failover lacks more than
+        the others, and what a change that reached it left behind may be lost with it.
+        """
+        found = [Position.parse(position) for position, _ in (await self._said()).values()]
+        return min((0 if each is None else each.at for each in found), default=0)
+
+    async def _said(self) -> dict[bytes, tuple[bytes, bytes]]:
+        """Return position and mark of each shard that answers, by its tag; write nothing."""
         tags = list(self.tags())
         replies = await asyncio.gather(*(self._ask(keys_of(tag), b"", b"", b"") for tag in tags))
-        return frozenset(
-            tag for tag, said in zip(tags, replies, strict=True) if said is not None and not said[1]
-        )
+        return {tag: said for tag, said in zip(tags, replies, strict=True) if said is not None}
 
     def _is_new(self, tag: bytes) -> bool:
         """Return whether a tag's slot was another's when this reader began, and not the first."""

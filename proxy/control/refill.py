@@ -6,7 +6,8 @@ the page was read is applied after it was written.
 Always true:
   * pages are found by their first key and never by a cursor. What a cursor gives is as old as the
     cursor, and its changes may have been applied before it is written;
-  * nothing is written over: a key that is there is newer than what was lost;
+  * nothing is written over: a key that is there is newer than what was lost, and one of which this
+    sidecar has writes that PostgreSQL lacks is left to those who ask for it;
   * a page that reaches its node late does nothing there, and until then nobody else has the turn:
     a node that was frozen cannot write it behind a change either;
   * keys end with their rows: by the node's own clock, asked before the rows were read.
@@ -16,15 +17,18 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from proxy import plans, resp, wire
+from proxy import log, plans, resp, wire
+from proxy.control.comparing import Dirty
 from proxy.errors import OriginError, OriginMisfit
 from proxy.origin.budget import BACKGROUND
 from proxy.origin.render import Row, Value, fill_arguments, rendered, restored
 from proxy.origin.rows import Origin
 from proxy.plans import Plan, Statement
+from proxy.tallies import RestoreMetrics
 from proxy.upstream.errands import Errands, Script
 
 RESTORE = Script("restore")
@@ -37,6 +41,19 @@ WRITING = 0.5
 
 # What has less left to live is not brought back, in milliseconds.
 LEAST_MS = 1000
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What all restorations of a process share."""
+
+    router: wire.Router
+    batch: wire.Batch
+    states: log.StateLog
+    metrics: RestoreMetrics
+    clusters: tuple[str, ...]
+    origin: Origin
+    dirty: Dirty
 
 
 class Page(NamedTuple):
@@ -70,15 +87,15 @@ class Refill:
 
     def __init__(
         self,
-        router: wire.Router,
+        around: Surroundings,
         errands: Errands,
-        origin: Origin,
         plan: Plan,
         slots: frozenset[int],
     ) -> None:
-        self._router = router
+        self._router = around.router
         self._errands = errands
-        self._origin = origin
+        self._origin = around.origin
+        self._dirty = around.dirty
         self._plan = plan
         self._slots = slots
         self._loop = asyncio.get_running_loop()
@@ -148,6 +165,8 @@ class Refill:
                 continue
             found = ruleset.find_keyspace(key)
             if found < 0 or ruleset.keyspaces[found].name != self._plan.name:
+                continue
+            if self._dirty(self._plan, key):
                 continue
             if value is None or (left is not None and left < LEAST_MS):
                 continue

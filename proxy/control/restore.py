@@ -22,12 +22,10 @@ from dataclasses import asdict, dataclass, replace
 
 from proxy import log, wire
 from proxy.control.invalidation import Applier, Lost
-from proxy.control.refill import BATCH, Refill
+from proxy.control.refill import BATCH, Refill, Surroundings
 from proxy.errors import OriginError, OriginMisfit, OriginRefused, SidecacheError
 from proxy.origin.budget import BACKGROUND
-from proxy.origin.rows import Origin
 from proxy.plans import Plan, Statement, plans_in
-from proxy.tallies import RestoreMetrics
 from proxy.upstream.errands import Errands
 
 # A page that takes longer, in seconds, is one that PostgreSQL has no time for; how long it is left
@@ -54,18 +52,6 @@ _SAVE = Statement(
 )
 _FORGET = Statement("sidecache restore", "DELETE FROM sidecache_progress WHERE name = $1::text "
                     "RETURNING name", ())  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What all restorations of a process share."""
-
-    router: wire.Router
-    batch: wire.Batch
-    states: log.StateLog
-    metrics: RestoreMetrics
-    clusters: tuple[str, ...]
-    origin: Origin
 
 
 @dataclass(frozen=True)
@@ -233,7 +219,7 @@ class Restoration:
     ) -> None:
         """Bring a keyspace back. Raises _Resigned or _Again where that is not for us to end."""
         around = self._around
-        refill = Refill(around.router, self._errands, around.origin, plan, slots)
+        refill = Refill(around, self._errands, plan, slots)
         done = Progress(self._name, plan.name, "running", left=await refill.count())
         self._note(done)
         while True:

@@ -6,28 +6,27 @@ value (times to live, reads of several keys) go to Redis as they are.
 Always true:
   * what is acknowledged is in the journal; what the journal refused did not reach Redis;
   * an increment that Redis then refuses is taken back in the journal too, to the last digit;
-  * while Redis is away an answer is exact, or the write is refused before it is journalled.
+  * while Redis is away, or lacks what waits, an answer is exact, or the write is refused before it
+    is journalled;
+  * what may be in Redis without a write that waits does not outlive the flush of that write.
 
 A value that Redis refuses after it was journalled (out of memory, wrong type) stays journalled: its
 client hears the error, and PostgreSQL has what the client wanted.
 """
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 
-from proxy import errors, resp, wire
-from proxy.errors import JournalRefused, OriginError
-from proxy.handlers import Session, in_redis
+from proxy import errors, wire
+from proxy.errors import JournalRefused
+from proxy.handlers import Session, in_redis, leases, several, waiting
 from proxy.handlers.targets import Target, targets_of, writes
-from proxy.handlers.told import INTEGERS, VALUE, Refused, Told, fits, not_here, told
+from proxy.handlers.told import Refused, Told, fits, not_here, told
 from proxy.handlers.ways import Way, way_of
 from proxy.origin.answers import answer
 from proxy.origin.behind import WriteBehind, WriteBehindFull
-from proxy.origin.budget import share_of
-from proxy.origin.merging import Cell, Row, number
+from proxy.origin.merging import Row
 from proxy.origin.records import Change, Op
-from proxy.origin.render import Value
-from proxy.origin.rows import read_arguments, read_value
 from proxy.plans import Plan, plans_in
 from proxy.wire.rules import Reason
 
@@ -35,12 +34,6 @@ from proxy.wire.rules import Reason
 _TIMES = frozenset(
     (b"expire", b"pexpire", b"expireat", b"pexpireat", b"persist", b"touch", b"getex")
 )
-
-# Those that are answered with OK whatever the key held.
-_ACKNOWLEDGED = frozenset((b"set", b"setex", b"psetex", b"mset", b"hmset"))
-
-# What PostgreSQL and overlay say of a key must be read between two flushes; they take no longer.
-STILL_SECONDS = 2.0
 
 
 def take(session: Session, request: wire.Request, plan: Plan) -> bytes | Awaitable[bytes] | None:
@@ -53,17 +46,16 @@ def take(session: Session, request: wire.Request, plan: Plan) -> bytes | Awaitab
     row = request.ruleset.commands[request.row]
     if session.server.behind is not None and row.write and request.name not in _TIMES:
         return write(session, request, plan)
-    return _beside(session, request) if dirty(session, request) else None
+    own = request.name in several.READS or way_of(request) is Way.TIME
+    return None if own or not dirty(session, request) else _beside(session, request)
 
 
 async def _beside(session: Session, request: wire.Request) -> bytes:
-    """Answer a read of several keys: of those that wait for PostgreSQL Redis has what it lacks.
+    """Answer a read that is no look-up: of what waits for PostgreSQL Redis has what it lacks.
 
-    The others are fetched where Redis has none of them.
+    Other keys are fetched where Redis has none of them.
     """
-    behind = session.server.behind
-    assert behind is not None
-    clean = [each for each in _readable(request) if behind.overlay(each.plan, each.key) is None]
+    _, clean = _parted(session, _readable(request))
     if clean and (line := await in_redis.filled(session, clean)) is not None:
         return line
     return await in_redis.awaited(in_redis.plain(session, request))
@@ -71,29 +63,121 @@ async def _beside(session: Session, request: wire.Request) -> bytes:
 
 async def write(session: Session, request: wire.Request, plan: Plan) -> bytes:
     """Journal a write and carry it out, or refuse it."""
-    behind, reads = session.server.behind, session.server.reads
-    assert behind is not None
+    readable = [] if session.server.reads is None else _readable(request)
     try:
         parts = _parts(request, plan)
         if in_redis.away(session, request.location):
-            return await _without_redis(session, request, plan, parts)
+            if plan.detour.writes != "journal":
+                return errors.CLUSTERDOWN
+            return await _without_redis(session, request, parts)
+        if way_of(request) is Way.FETCH:
+            # A part is written to the whole. Alone it would be taken for all there is.
+            waits, clean = _parted(session, readable)
+            if any([await _is_lacking(session, target) for target in waits]):
+                return await _without_redis(session, request, parts)
+            if clean and (line := await in_redis.filled(session, clean)) is not None:
+                return line
     except Refused as refused:
         return refused.line
-    readable = [] if reads is None else _readable(request)
-    if way_of(request) is Way.FETCH:
-        clean = [target for target in readable if behind.overlay(target.plan, target.key) is None]
-        if clean and (line := await in_redis.filled(session, clean)) is not None:
-            return line
+    return await _with_redis(session, request, parts, readable)
+
+
+async def _with_redis(
+    session: Session,
+    request: wire.Request,
+    parts: Sequence[tuple[Plan, Told]],
+    readable: Sequence[Target],
+) -> bytes:
+    """Journal a write and carry it out."""
+    behind = session.server.behind
+    assert behind is not None
     if (line := await _journalled(behind, parts)) is not None:
         return line
-    if readable:
-        reply = await in_redis.carried_out(session, request, readable)
-    else:
-        reply = await in_redis.awaited(in_redis.plain(session, request))
-    if reply[:1] == b"-" and reply != errors.UNKNOWN_OUTCOME:
-        taken_back = await _taken_back(behind, parts)
-        return reply if taken_back else errors.UNKNOWN_WRITE
-    return reply
+    reply = errors.UNKNOWN_OUTCOME
+    try:
+        if readable:
+            reply = await in_redis.carried_out(session, request, readable)
+        else:
+            reply = await in_redis.awaited(in_redis.plain(session, request))
+    finally:
+        if reply == errors.UNKNOWN_OUTCOME:
+            # Also where it is given up here.
+            _lacking(session, parts, readable)
+    if reply[:1] != b"-" or reply == errors.UNKNOWN_OUTCOME:
+        return reply
+    taken_back = await _taken_back(behind, parts)
+    changes = (change for _, part in parts for change in part.changes)
+    if not (taken_back and all(change.op is Op.ADD for change in changes)):
+        # Redis has what was there before.
+        _lacking(session, parts, readable)
+    return reply if taken_back else errors.UNKNOWN_WRITE
+
+
+async def _without_redis(
+    session: Session, request: wire.Request, parts: Sequence[tuple[Plan, Told]]
+) -> bytes:
+    """Journal a write and answer it as Redis would, or refuse it. Raises Refused.
+
+    What Redis has of its keys goes: now, or as soon as it can be reached.
+    """
+    behind, reads = session.server.behind, session.server.reads
+    assert behind is not None
+    named = targets_of(request)
+    if set(named) != {part.key for _, part in parts} or len(named) < len(request.keys):
+        # Of the others nobody would hear.
+        return errors.CLUSTERDOWN
+    try:
+        # Nobody else counts on the same value until this write is in the overlay.
+        async with asyncio.timeout(waiting.STILL_SECONDS), behind.turn(parts[0][1].key):
+            reply = await waiting.reply_to(session, request, parts)
+            line = await _journalled(behind, parts)
+    except TimeoutError:
+        return errors.UNKNOWN_WRITE
+    if reads is not None:
+        for key in named:
+            reads.changed(key)
+        await asyncio.gather(*(reads.leases.void(target) for target in named.values()))
+    for plan, part in parts:
+        behind.lacking(plan, part.key)
+    return reply if line is None else line
+
+
+def _lacking(
+    session: Session, parts: Sequence[tuple[Plan, Told]], readable: Iterable[Target]
+) -> None:
+    """Let the copies of keys go that Redis may have without what was journalled."""
+    behind, reads = session.server.behind, session.server.reads
+    assert behind is not None
+    waits = {part.key for plan, part in parts if behind.lacking(plan, part.key)}
+    for target in readable:
+        if reads is not None and target.key not in waits:
+            # PostgreSQL has been told of it meanwhile.
+            reads.leases.owe(target)
+
+
+def _parted(session: Session, targets: Iterable[Target]) -> tuple[list[Target], list[Target]]:
+    """Return those of which something waits for PostgreSQL, and the others."""
+    behind = session.server.behind
+    assert behind is not None
+    parted: tuple[list[Target], list[Target]] = [], []
+    for target in targets:
+        parted[behind.overlay(target.plan, target.key) is None].append(target)
+    return parted
+
+
+async def _is_lacking(session: Session, target: Target) -> bool:
+    """Return whether Redis lacks a key, or what waits of it for PostgreSQL."""
+    behind, reads = session.server.behind, session.server.reads
+    assert behind is not None
+    assert reads is not None
+    if behind.is_lacking(target.plan, target.key):
+        return True
+    if target.lease is None:
+        return False
+    age = target.plan.age
+    token = reads.leases.token()
+    said = await reads.leases.take(target, token, age.window_ms - age.stale_ms)
+    return said not in (leases.THERE, leases.AWAY)
 
 
 def _readable(request: wire.Request) -> list[Target]:
@@ -119,17 +203,18 @@ async def look_up(session: Session, request: wire.Request, plan: Plan) -> bytes:
     assert request.reply is not None
     behind, words = session.server.behind, request.arguments
     assert behind is not None
-    waiting = behind.overlay(plan, words[1]) or Row(plan.name, words[1])
+    row = behind.overlay(plan, words[1]) or Row(plan.name, words[1])
     asked = plan.read is not None or request.reason == Reason.AWAY
     try:
-        if asked and not _is_set(waiting):
-            fields = await _fields(session, plan, words[1])
+        if asked and not waiting.is_set(row):
+            fields = await waiting.fields_of(session, plan, words[1])
         else:
-            fields = overlaid(waiting, {})
+            fields = waiting.overlaid(row, {})
     except Refused as refused:
         # Redis' nil would be a lie: something was written.
         return refused.line if request.reason == Reason.MISS else request.reply
-    return answer(_value(plan, fields), words, session.protocol, plan.ttl_ms) or request.reply
+    value = waiting.value_of(plan, fields)
+    return answer(value, words, session.protocol, plan.ttl_ms) or request.reply
 
 
 def unjournalled(
@@ -149,26 +234,6 @@ def plan_behind(rules: wire.Ruleset, key: bytes) -> Plan | None:
     """Return the plan of a key that is written behind."""
     plan = plans_in(rules).by_keyspace.get(rules.find_keyspace(key))
     return plan if plan is not None and plan.mode == "behind" else None
-
-
-def overlaid(row: Row, base: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-    """Return the fields of a key: what PostgreSQL has of it, and upon it what waits."""
-    fields = {} if row.dropped else dict(base)
-    for name, cell in row.cells.items():
-        if cell.op is Op.ERASE:
-            fields.pop(name, None)
-        elif cell.op is Op.SET:
-            fields[name] = cell.value
-        else:
-            fields[name] = _added(fields.get(name, b"0"), cell.value)
-    return fields
-
-
-def _value(plan: Plan, fields: Mapping[bytes, bytes]) -> Value | None:
-    """Return what a key with such fields holds."""
-    if plan.type == "hash":
-        return Value("hash", dict(fields)) if fields else None
-    return Value("string", fields[VALUE]) if VALUE in fields else None
 
 
 def _parts(request: wire.Request, plan: Plan) -> list[tuple[Plan, Told]]:
@@ -221,105 +286,3 @@ async def _taken_back(behind: WriteBehind, parts: Sequence[tuple[Plan, Told]]) -
 
 def _negated(value: bytes) -> bytes:
     return value[1:] if value[:1] == b"-" else b"-" + value.removeprefix(b"+")
-
-
-def _added(one: bytes, other: bytes) -> bytes:
-    if number(one) is None:
-        raise Refused(errors.NOT_AN_INTEGER)
-    cell = Cell(Op.SET, one)
-    cell.merge(Change(Op.ADD, b"", other), "add")
-    return cell.value
-
-
-# --- Without Redis
-
-
-async def _without_redis(
-    session: Session, request: wire.Request, plan: Plan, parts: Sequence[tuple[Plan, Told]]
-) -> bytes:
-    """Journal a write and answer it as Redis would, or refuse it. Raises Refused."""
-    behind = session.server.behind
-    assert behind is not None
-    if plan.detour.writes != "journal":
-        return errors.CLUSTERDOWN
-    named = {request.arguments[at] for at in request.keys}
-    if named != {part.key for _, part in parts}:
-        # Of the others nobody would hear.
-        return errors.CLUSTERDOWN
-    try:
-        # Nobody else counts on the same value until this write is in the overlay.
-        async with asyncio.timeout(STILL_SECONDS), behind.turn(parts[0][1].key):
-            reply = await _reply(session, request, parts)
-            line = await _journalled(behind, parts)
-    except TimeoutError:
-        return errors.UNKNOWN_WRITE
-    return reply if line is None else line
-
-
-async def _reply(
-    session: Session, request: wire.Request, parts: Sequence[tuple[Plan, Told]]
-) -> bytes:
-    """Return what Redis would answer. Raises Refused where nobody knows."""
-    name = request.name
-    if name in _ACKNOWLEDGED and b"GET" not in map(bytes.upper, request.arguments[3:]):
-        return resp.OK
-    if name in (b"del", b"unlink"):
-        found = [await _fields(session, plan, part.key) for plan, part in parts]
-        return resp.integer(sum(map(bool, found)))
-    plan, (key, changes) = parts[0]
-    fields = await _fields(session, plan, key)
-    if name == b"hset":
-        return resp.integer(len({each.field for each in changes} - fields.keys()))
-    if name == b"hdel":
-        return resp.integer(len({each.field for each in changes} & fields.keys()))
-    if changes[0].op is not Op.ADD:
-        raise Refused(errors.DEGRADED)
-    value = _added(fields.get(changes[0].field, b"0"), changes[0].value)
-    if name.endswith(b"float"):
-        return resp.bulk(value)
-    if not value.lstrip(b"-").isdigit():
-        raise Refused(errors.NOT_AN_INTEGER)
-    if int(value) not in INTEGERS:
-        raise Refused(errors.line("ERR increment or decrement would overflow"))
-    return resp.integer(int(value))
-
-
-async def _fields(session: Session, plan: Plan, key: bytes) -> dict[bytes, bytes]:
-    """Return what a key holds by PostgreSQL and what waits for it. Raises Refused."""
-    behind = session.server.behind
-    assert behind is not None
-    try:
-        async with asyncio.timeout(STILL_SECONDS), behind.still(key):
-            waiting = behind.overlay(plan, key) or Row(plan.name, key)
-            base = {} if waiting.dropped else _held(await _read(session, plan, key))
-            return overlaid(waiting, base)
-    except TimeoutError:
-        raise Refused(errors.ORIGIN_BUSY) from None
-
-
-def _is_set(waiting: Row) -> bool:
-    """Return whether what waits is all of a string."""
-    cell = waiting.cells.get(VALUE)
-    return cell is not None and cell.op is Op.SET
-
-
-async def _read(session: Session, plan: Plan, key: bytes) -> Value | None:
-    """Return what PostgreSQL says of a key. Raises Refused."""
-    postgres = session.server.postgres
-    if plan.read is None or postgres is None:
-        raise Refused(errors.DEGRADED)
-    arguments = read_arguments(plan, key)
-    try:
-        return await read_value(postgres, plan, arguments, share_of(plan), primary=True)
-    except OriginError as error:
-        raise Refused(error.line) from error
-
-
-def _held(value: Value | None) -> dict[bytes, bytes]:
-    match value:
-        case Value(_, dict() as fields):
-            return fields
-        case Value(_, bytes() as text):
-            return {VALUE: text}
-        case _:
-            return {}

@@ -68,9 +68,18 @@ class Leases:
 
     async def void(self, target: Target) -> None:
         """Make a key one that nobody has, now or as soon as its node is there."""
-        keys = (target.name,) if target.lease is None else target.keys
-        if not await self._void(target.plan.cluster, keys):
-            self._owe(target.plan.cluster, target.name, keys)
+        if not await self._void(target.plan.cluster, _all_of(target)):
+            self.owe(target)
+
+    def owe(self, target: Target) -> None:
+        """Make a key one that nobody has, soon."""
+        place = target.plan.cluster, target.name
+        if len(self._owed) >= OWED and place not in self._owed:
+            del self._owed[next(iter(self._owed))]
+            self._states.change(log.WARNING, "owed keys", "dropped", "invalidations_dropped")
+        # A list of its own, by which a round sees that this is not what it has sent.
+        self._owed[place] = [*_all_of(target)]
+        self._states.change(log.WARNING, "invalidations", "owed", "invalidations_owed")
 
     async def release(self, target: Target) -> None:
         """End every fetch of a key that has been written in Redis, and forget that it was none."""
@@ -99,14 +108,6 @@ class Leases:
             self._states.change(log.INFO, "invalidations", "sent", "invalidations_sent")
             self._states.change(log.INFO, "owed keys", "kept", "invalidations_kept")
 
-    def _owe(self, cluster: int, name: bytes, keys: Sequence[bytes]) -> None:
-        if len(self._owed) >= OWED and (cluster, name) not in self._owed:
-            del self._owed[next(iter(self._owed))]
-            self._states.change(log.WARNING, "owed keys", "dropped", "invalidations_dropped")
-        # A list of its own, by which a round sees that this is not what it has sent.
-        self._owed[cluster, name] = [*keys]
-        self._states.change(log.WARNING, "invalidations", "owed", "invalidations_owed")
-
     async def _void(self, cluster: int, keys: Sequence[bytes]) -> bool:
         return (await self._ask(INVALIDATE, cluster, keys, ()))[:1] == b":"
 
@@ -118,3 +119,8 @@ class Leases:
                 return await self._errands.ask(script, cluster, keys, arguments)
         except TimeoutError:
             return b"-TIMEOUT\r\n"
+
+
+def _all_of(target: Target) -> Sequence[bytes]:
+    """Return all that goes with a key."""
+    return (target.name,) if target.lease is None else target.keys

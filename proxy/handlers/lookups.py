@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Mapping
 from functools import partial
 
 from proxy import errors, resp, wire
-from proxy.errors import OriginError
-from proxy.handlers import Session
+from proxy.errors import OriginBusy, OriginError
+from proxy.handlers import Session, waiting
 from proxy.handlers.ageing import told
 from proxy.handlers.forward import ask
 from proxy.handlers.reading import Found, Reads, There
@@ -29,6 +29,8 @@ _CLOCKS: Mapping[bytes, tuple[bytes, bool]] = {
     b"pexpiretime": (b"PEXPIRETIME", False),
 }
 
+# What they say of a key that is not there.
+_GONE = b":-2\r\n"
 
 _ANSWERED = ANSWERED | {b"mget"}
 
@@ -53,14 +55,14 @@ async def _missed(session: Session, request: wire.Request, reads: Reads, target:
     """Answer a look-up of what Redis lacks, or has too old."""
     assert request.reply is not None
     found = await reads.value(target)
-    if isinstance(found, There):
-        return await _again(session, request, reads, target)
     if isinstance(found, OriginError) and _may_be_old(request, target):
         reads.metrics.answer(target.plan.name, "stale")
         return request.reply
-    if not isinstance(found, OriginError) and request.name not in _ANSWERED:
+    if isinstance(found, Found) and request.name not in _ANSWERED:
         # Redis has been given the value, and knows the command.
-        return await _again(session, request, reads, target)
+        return await _again(session, request, reads, target, found)
+    if isinstance(found, There):
+        return await _again(session, request, reads, target, None)
     return _said(session, request, reads, target, found)
 
 
@@ -68,21 +70,19 @@ async def time_left(session: Session, request: wire.Request, reads: Reads, targe
     """Answer how long a key lives, as far as clients know."""
     question, seconds = _CLOCKS[request.name]
     reply = await _ask(session, request, [question, target.name], target)
-    if reply.startswith(AWAY_WORDS):
-        return await _away(session, request, reads, target, reply)
-    if reply[:1] != b":":
-        return reply
-    left = int(reply[1:-2])
-    if left == -2 and target.plan.read is not None:
-        found = await reads.value(target)
+    if reply == _GONE and target.plan.read is not None:
+        found = await waiting.found(session, target) or await reads.value(target)
         if not isinstance(found, There):
             return _said(session, request, reads, target, found)
         # Somebody has fetched it meanwhile.
         reply = await _ask(session, request, [question, target.name], target)
-        if reply[:1] != b":":
-            return reply
-        left = int(reply[1:-2])
-    return resp.integer(told(left, target.plan.age.window_ms, seconds))
+        if reply == _GONE:
+            return _said(session, request, reads, target, await reads.bypass(target))
+    if reply.startswith(AWAY_WORDS):
+        return await _away(session, request, reads, target, reply)
+    if reply[:1] != b":":
+        return reply
+    return resp.integer(told(int(reply[1:-2]), target.plan.age.window_ms, seconds))
 
 
 async def _away(
@@ -152,20 +152,39 @@ def _may_be_old(request: wire.Request, target: Target) -> bool:
     return request.reason == Reason.EXPIRED and target.plan.age.bears_errors(request.left_ms)
 
 
-async def _again(session: Session, request: wire.Request, reads: Reads, target: Target) -> bytes:
-    """Ask Redis once more: the key is there now, or was all the time and a field of it is not."""
+async def _again(
+    session: Session, request: wire.Request, reads: Reads, target: Target, found: Found | None
+) -> bytes:
+    """Ask Redis once more: the key is there now, or was all the time and a field of it is not.
+
+    `found` is what PostgreSQL has said of it, None where it was not asked.
+    """
     words = request.arguments
     words[1] = target.name
-    reply = await _ask(session, request, words, target)
+    reply, left = await asyncio.gather(
+        _ask(session, request, words, target),
+        _ask(session, request, [b"PTTL", target.name], target),
+    )
     if reply.startswith(AWAY_WORDS):
         return await _away(session, request, reads, target, reply)
-    if reply == request.reply and target.plan.type in _WHOLE:
-        # A key that came and went.
-        found = await reads.bypass(target)
-        if isinstance(found, OriginError) or request.name in _ANSWERED:
-            return _said(session, request, reads, target, found)
+    came_and_went = reply == request.reply and target.plan.type in _WHOLE
+    if came_and_went or not _is_there(left, target):
+        known = found or await reads.bypass(target)
+        if isinstance(known, OriginError) or request.name in _ANSWERED:
+            return _said(session, request, reads, target, known)
+        if known.value is not None:
+            # Another sidecar is about to bring it.
+            return _said(session, request, reads, target, OriginBusy("not in Redis yet"))
     reads.metrics.answer(target.plan.name, "redis")
     return reply
+
+
+def _is_there(left: bytes, target: Target) -> bool:
+    """Return whether a key of which PTTL said this is one that clients may see."""
+    age = target.plan.age
+    return (
+        left[:1] != b":" or int(left[1:-2]) == -1 or int(left[1:-2]) > age.window_ms - age.stale_ms
+    )
 
 
 async def _ask(

@@ -89,7 +89,7 @@ class Reads:
         self._refreshing: dict[bytes, asyncio.Task[None]] = {}
         self._changed: OrderedDict[bytes, float] = OrderedDict()
         self._takes: dict[str, float] = {}  # seconds that a fetch of a keyspace takes
-        metrics.watch(lambda: len(self._flights), lambda: self._gutter.size)
+        metrics.watch(lambda: len(self._flights), lambda: self._gutter.size, lambda: held.owed)
 
     def stop(self) -> None:
         self._flights.stop()

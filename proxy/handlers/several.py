@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Iterable
 
 from proxy import errors, resp, wire
 from proxy.errors import OriginError
-from proxy.handlers import Session, in_redis
+from proxy.handlers import Session, in_redis, waiting
 from proxy.handlers.ageing import lengthened
 from proxy.handlers.forward import ask
 from proxy.handlers.lookups import answer_of_string
@@ -150,10 +150,10 @@ async def _element(
     if target is None or target.plan.read is None:
         return _part(request, reply)
     if reply.startswith(AWAY_WORDS):
-        found = await reads.away(target)
-        if found is None:
+        kept = await waiting.found(session, target) or await reads.away(target)
+        if kept is None:
             raise Refused(reply)
-        return _of(session, request, reads, target, found)
+        return _of(session, request, reads, target, kept)
     part = _part(request, reply)
     old = _old(target, time)
     if part not in (b"$-1\r\n", b"_\r\n", b":0\r\n") and not old:
@@ -161,7 +161,7 @@ async def _element(
         if left is not None and 0 <= left <= target.plan.age.window_ms:
             reads.refresh(target, left)
         return part
-    value = await reads.value(target)
+    value = await waiting.found(session, target) or await reads.value(target)
     if isinstance(value, There):
         value = await reads.bypass(target)
     if isinstance(value, OriginError) and old and _within(target, time):

@@ -10,6 +10,7 @@ Always true:
   * a write that the statement cannot carry out is refused, not carried out in part.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -66,6 +67,11 @@ async def write(session: Session, request: wire.Request, reads: Reads, target: T
             return error.line
         await _void(reads, target)
         return errors.ORIGIN_UNKNOWN
+    except asyncio.CancelledError:
+        # Given up after its deadline: nobody knows.
+        reads.changed(target.key)
+        reads.leases.owe(target)
+        raise
     await _void(reads, target)
     if not written:
         return errors.no_row(plan.name)

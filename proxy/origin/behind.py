@@ -15,7 +15,7 @@ Always true: what `write` returned for survives the end of this process; what it
 import asyncio
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from proxy import log
@@ -62,6 +62,8 @@ class WriteBehind:
         self._named: tuple[Plans | None, dict[str, Plan]] = (None, {})
         self._waiting: dict[str, int] = {}  # bytes per keyspace
         self._states = log.StateLog()
+        self._lacking: set[tuple[str, bytes]] = set()  # keyspace and key; all of them wait
+        self._void: Callable[[bytes], Awaitable[None]] | None = None
         self.state = "open"  # one of those above
         self._journal: Journal | None = None
         self._flushers: list[Flusher] = []
@@ -70,6 +72,10 @@ class WriteBehind:
         metrics.journal.set_function(lambda: self._journal.size if self._journal else 0)
         metrics.waiting.set_function(lambda: sum(f.partition.rows for f in self._flushers))
         metrics.age.set_function(self.age)
+
+    def watch(self, void: Callable[[bytes], Awaitable[None]]) -> None:
+        """Take what makes a key one that Redis does not have."""
+        self._void = void
 
     async def start(self) -> None:
         """Read the journal and begin to flush it. Raises JournalError."""
@@ -84,6 +90,8 @@ class WriteBehind:
         for entry in journal.recovered:
             self._count(entry.keyspace, entry.size)
             self._flusher(entry.key).partition.add(entry)
+            # Nobody knows whether Redis has heard of it.
+            self._lacking.add((entry.keyspace, entry.key))
         if journal.recovered:
             log.event(log.INFO, "journal_replayed", entries=len(journal.recovered))
         journal.recovered = ()
@@ -123,10 +131,15 @@ class WriteBehind:
         if not self._ready.available:
             await self._write_through(entry)
             return
+        landing = self._append(entry)
         try:
             async with asyncio.timeout(SYNC_SECONDS):
-                await asyncio.shield(self._append(entry))
-        except TimeoutError:
+                await asyncio.shield(landing)
+        except (TimeoutError, asyncio.CancelledError) as given_up:
+            # It may land yet, and nobody will tell Redis.
+            landing.add_done_callback(lambda _: self.lacking(plan, key))
+            if isinstance(given_up, asyncio.CancelledError):
+                raise
             raise JournalRefused("the disk does not answer", certain=False) from None
         except JournalRefused as refused:
             if not refused.certain:
@@ -139,6 +152,19 @@ class WriteBehind:
     def overlay(self, plan: Plan, key: bytes) -> Row | None:
         """Return what of a key waits, or None."""
         return self._flusher(key).partition.overlay(plan.name, key)
+
+    def lacking(self, plan: Plan, key: bytes) -> bool:
+        """Note that Redis may lack what waits for a key: once that is flushed, the key is void.
+
+        Return whether anything waits.
+        """
+        if self.overlay(plan, key) is None:
+            return False
+        self._lacking.add((plan.name, key))
+        return True
+
+    def is_lacking(self, plan: Plan, key: bytes) -> bool:
+        return (plan.name, key) in self._lacking
 
     def still(self, key: bytes) -> asyncio.Lock:
         """Return what holds the flusher of a key back: then PostgreSQL and overlay add up."""
@@ -234,9 +260,25 @@ class WriteBehind:
             flusher.poke()
         self._look()
 
+    async def _revoke(self, keys: Iterable[tuple[str, bytes]]) -> None:
+        """Make void what Redis may lack writes of, and of which no writes wait any more."""
+        over = [
+            (name, key)
+            for name, key in keys
+            if (name, key) in self._lacking
+            and self._flusher(key).partition.overlay(name, key) is None
+        ]
+        self._lacking.difference_update(over)
+        plans = self.named()
+        # Where nobody can read it in PostgreSQL, what Redis has is all there is.
+        found = [key for name, key in over if name in plans and plans[name].read is not None]
+        if self._void is not None:
+            await asyncio.gather(*map(self._void, found))
+
     async def _settled(self, entries: Sequence[Entry]) -> None:
         for keyspace, size in sizes_of(entries).items():
             self._count(keyspace, -size)
+        await self._revoke({(entry.keyspace, entry.key) for entry in entries})
         await self._checkpoint()
 
     async def _flushed(self, flushed: Flushed) -> None:
@@ -249,6 +291,8 @@ class WriteBehind:
         else:
             self._states.change(log.INFO, "rows", "fine", "dead_letters_ended")
         self._look()
+        # Before they are forgotten: after a crash in between they are looked at again.
+        await self._revoke(flushed.batch.rows)
         await self._checkpoint()
 
     def _failed(self, partition: int, reason: str) -> None:

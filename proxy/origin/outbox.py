@@ -35,7 +35,7 @@ _NEXT = f"""(xid, id) > ($2::text::xid8, $3::text::bigint)
     ORDER BY xid, id LIMIT {PAGE}"""
 _POLL = f"""
 SELECT pg_current_snapshot()::text AS snapshot,
-       (extract(epoch FROM clock_timestamp()) * 1000)::bigint::text AS now,
+       (extract(epoch FROM now()) * 1000)::bigint::text AS now,
        o.xid::text, o.id::text, o.tbl, o.op, o.key::text, o.origin,
        (extract(epoch FROM o.at) * 1000)::bigint::text AS at
   FROM (SELECT 1) AS always LEFT JOIN LATERAL (
@@ -164,7 +164,10 @@ class Outbox:
         self._behind = start  # everything that it sees has been read
         self._ahead = ""  # snapshot of the look whose pages are being read
         self._last = (0, 0)
-        self.now = 0  # milliseconds since the epoch, at the last page
+        self.complete = False  # all pages of the last look have been read
+        # Milliseconds since the epoch: before the last page, and before the look that it is of.
+        # What was committed by then is in them, because a snapshot is taken behind that moment.
+        self.now = self.began = 0
         self.finished = start.finished  # transactions that the last page shows
 
     @property
@@ -172,16 +175,12 @@ class Outbox:
         """Return before which transaction everything has been read."""
         return self._behind.xmin
 
-    @property
-    def complete(self) -> bool:
-        """Return whether all pages of the last look have been read."""
-        return not self._ahead
-
     def rewind(self, xid: int) -> None:
         """Read again what was written by transactions from this one on."""
         if xid < self._behind.xmin or not self.complete:
             self._behind = Snapshot.before(min(xid, self._behind.xmin))
             self._ahead, self._last = "", (0, 0)
+            self.complete = False
 
     async def read(self, tables: Sequence[str] | None = None) -> list[Change]:
         """Return the next page, of some tables alone or of all.
@@ -193,10 +192,13 @@ class Outbox:
             _POLL, self._behind.text, str(xid), str(number), self._ahead, timeout=TIMEOUT
         )
         self.now = int(rows[0]["now"])
+        if not self._ahead:
+            self.began = self.now
         found = [row for row in rows if row["xid"] is not None]
         ahead = self._ahead or rows[0]["snapshot"]
         self.finished = Snapshot(ahead).finished
-        if len(found) < PAGE:
+        self.complete = len(found) < PAGE
+        if self.complete:
             self._behind, self._ahead, self._last = Snapshot(ahead), "", (0, 0)
         else:
             self._ahead, self._last = ahead, (int(found[-1]["xid"]), int(found[-1]["id"]))

@@ -12,6 +12,11 @@ from proxy.origin.postgres import Argument, Record
 from proxy.origin.render import Value, value_of
 from proxy.plans import Plan, Statement
 
+# What the database's clock says, in milliseconds since the epoch.
+CLOCK = Statement(
+    "clock read", "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint::text AS now", ()
+)
+
 
 class Origin(Protocol):
     """What is needed of PostgreSQL."""
@@ -41,3 +46,9 @@ async def read_value(
     """Return what a key holds; None: there is no row. Raises OriginError."""
     assert plan.read is not None
     return value_of(plan, await origin.fetch(plan.read, arguments, share, primary=primary))
+
+
+async def clock(origin: Origin, share: Share) -> int:
+    """Return the clock of the primary, in milliseconds since the epoch. Raises OriginError."""
+    (row,) = await origin.fetch(CLOCK, (), share, primary=True)
+    return int(row["now"])

@@ -9,7 +9,8 @@ from proxy import wire
 from proxy.config import Database
 from proxy.control.invalidation import Lost, Untrusted
 from proxy.control.positions import keys_of, tag_of
-from proxy.control.restore import Progress, Restoration, Restore, Surroundings
+from proxy.control.refill import Surroundings
+from proxy.control.restore import Progress, Restoration, Restore
 from proxy.embedded.node import Node
 from proxy.embedded.redis import Cluster
 from proxy.origin.postgres import Postgres
@@ -64,11 +65,12 @@ class Restorer(Bench):
     def __init__(self, cluster: Cluster, ruleset: wire.Ruleset, url: str, pace: Pace) -> None:
         super().__init__(cluster, ruleset, url, pace)
         self.postgres = Postgres(Database(Secret(url), Secret(url)), self.metrics.origin)
+        self.dirty: set[bytes] = set()
         plumbing = self.pools.plumbing
         self.restore = Restore(
             Surroundings(
                 self.router, plumbing.batch, plumbing.states, self.metrics.restore, ("cache",),
-                self.postgres,
+                self.postgres, lambda plan, key: key in self.dirty,
             ),
             self.invalidation.appliers,
         )  # fmt: skip

@@ -85,6 +85,24 @@ async def test_what_is_lost_is_told_until_it_is_written_again(
     assert [each.lost for each in await of(bench).look()] == [False] * 3
 
 
+async def test_what_is_reached_is_what_the_oldest_shard_says(
+    bench: Bench, cluster: Cluster
+) -> None:
+    """Of all shards; where one says nothing nobody can tell, and looking writes nothing."""
+    mine, later = of(bench), FIRST._replace(xid=200, at=FIRST.at + 1)
+    assert await mine.reached() == 0
+    assert await positions(cluster) == []
+    await mine.look()
+    await mine.write(FIRST)
+    await mine.write(later)
+    assert await mine.reached() == later.at
+    (name, *_) = await positions(cluster)
+    await ask(cluster, name, "SET", name, FIRST.text().decode())
+    assert await of(bench).reached() == FIRST.at
+    await ask(cluster, name, "DEL", name)
+    assert await mine.reached() == 0
+
+
 async def test_sidecars_agree_upon_an_identity(bench: Bench) -> None:
     """The first proposal counts for all, also that of an applier that has no database."""
     first = await of(bench).identity(b"one")

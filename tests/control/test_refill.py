@@ -52,7 +52,7 @@ def plan_of(bench: Restorer, name: str) -> Plan:
 
 def refill(bench: Restorer, name: str, slots: frozenset[int] = EVERYTHING) -> Refill:
     errands = bench.restoration._errands
-    return Refill(bench.router, errands, bench.postgres, plan_of(bench, name), slots)
+    return Refill(bench.restoration._around, errands, plan_of(bench, name), slots)
 
 
 async def insert(url: str, rows: str) -> None:
@@ -86,6 +86,17 @@ async def test_only_lost_slots_are_written(
     page = await refill(bench, "hold", slots).page(())
     assert (page.rows, page.written) == (3, 1)
     assert await ask(cache_cluster, "hold:b", "EXISTS", "hold:b") == 1
+    assert await ask(cache_cluster, "hold:a", "EXISTS", "hold:a") == 0
+
+
+async def test_what_waits_for_postgres_is_left_out(
+    bench: Restorer, cache_cluster: Cluster, url: str
+) -> None:
+    """A row that lacks writes of its key is not put in its place."""
+    await insert(url, "VALUES ('a', 't', 100), ('b', 't', 100)")
+    bench.dirty.add(b"hold:a")
+    page = await refill(bench, "hold").page(())
+    assert (page.rows, page.written) == (2, 1)
     assert await ask(cache_cluster, "hold:a", "EXISTS", "hold:a") == 0
 
 

@@ -10,13 +10,10 @@ from prometheus_client import CollectorRegistry
 
 from proxy import errors, log
 from proxy.commands import ROWS
-from proxy.handlers.behind import overlaid
 from proxy.handlers.leases import Leases
 from proxy.handlers.reading import Reads
 from proxy.origin import behind as module
 from proxy.origin.behind import WriteBehind
-from proxy.origin.merging import Row
-from proxy.origin.records import Change, Entry, Op
 from proxy.plans import Detour, Statement, plans_in
 from proxy.tallies import BehindMetrics, ReadMetrics
 from proxy.upstream.errands import Errands
@@ -33,17 +30,6 @@ PLAN = plan_of(writing(every=3600.0), detour=Detour(writes="journal"))
 READABLE = PLAN._replace(
     read=Statement("activity read", "SELECT", UPSERT.parameters[:2]),
 )
-
-
-def test_what_waits_lies_upon_what_is_there() -> None:
-    """Fields that were set, counted up and erased; a key that was deleted has nothing below."""
-    row = Row("activity", b"k")
-    changes = [(Op.SET, b"a", b"1"), (Op.ADD, b"b", b"2"), (Op.ADD, b"c", b"3"), (Op.ERASE, b"d")]
-    row.merge(Entry(1, 0.0, "activity", b"k", tuple(Change(*each) for each in changes)), "add")
-    base = {b"a": b"0", b"b": b"40", b"d": b"x", b"e": b"y"}
-    assert overlaid(row, base) == {b"a": b"1", b"b": b"42", b"c": b"3", b"e": b"y"}
-    row.dropped = True
-    assert overlaid(row, base) == {b"a": b"1", b"b": b"2", b"c": b"3"}
 
 
 class Table(Desk):
@@ -223,6 +209,29 @@ async def test_a_transaction_cannot_be_journalled(table: Table) -> None:
 
 
 @pytest.mark.parametrize("table", [READABLE], indirect=True)
+async def test_what_redis_may_have_without_a_write_goes(table: Table) -> None:
+    """Refused after it was journalled: void when that is flushed, so long PostgreSQL is asked."""
+    leases = Leases(Errands(table.server.router, table.batch), log.StateLog())
+    table.server.reads = Reads(nobody(), leases, ReadMetrics(CollectorRegistry()))
+    gone: list[bytes] = []
+
+    async def void(key: bytes) -> None:
+        gone.append(key)
+
+    table.behind.watch(void)
+    refused = b"-OOM\r\n"
+    for words in ((b"HINCRBY", KEY, b"views", b"2"), (b"HSET", KEY, b"name", b"x")):
+        table.client.send(*words)
+        await answered(table, b"EVALSHA", b"$5\r\nthere\r\n")
+        await answered(table, b"MULTI", b"+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n:0\r\n" + refused)
+        assert await table.client.reply() == refused
+        # An increment is taken back: Redis lacks nothing.
+        assert table.behind.is_lacking(READABLE, KEY) == (words[0] == b"HSET")
+    await table.behind.stop(10.0)
+    assert gone == [KEY]
+
+
+@pytest.mark.parametrize("table", [READABLE], indirect=True)
 async def test_a_write_is_upon_what_postgres_has_and_ends_fetches(table: Table) -> None:
     """A part is written to the whole row, and what was read before does not take its place."""
     leases = Leases(Errands(table.server.router, table.batch), log.StateLog())
@@ -235,6 +244,7 @@ async def test_a_write_is_upon_what_postgres_has_and_ends_fetches(table: Table) 
     assert await table.client.reply() == b":42\r\n"
     # What waits is in Redis, and PostgreSQL is behind: nothing is fetched.
     table.client.send(b"HINCRBY", KEY, b"views", b"1")
+    await answered(table, b"EVALSHA", b"$5\r\nthere\r\n")
     await answered(table, b"MULTI", b"+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n:0\r\n:43\r\n")
     assert await table.client.reply() == b":43\r\n"
 

@@ -32,9 +32,36 @@ async def test_a_field_that_a_hash_has_not_costs_no_statement(table: BackedDesk)
     await table.answer(b":80000\r\n", b"$-1\r\n")
     assert (await table.asked())[0][0] == b"lease"
     await table.answer(THERE)
-    assert await table.asked() == [[b"HGET", b"user:1", b"f"]]
-    await table.answer(b"$-1\r\n")
+    assert await table.asked() == [[b"HGET", b"user:1", b"f"], [b"PTTL", b"user:1"]]
+    await table.answer(b"$-1\r\n", b":80000\r\n")
     assert await client.reply() == b"$-1\r\n"
+
+
+@pytest.mark.parametrize("left", [b":-2\r\n", b":3\r\n"])
+async def test_a_key_that_came_and_went_is_asked_of_postgres(
+    table: BackedDesk, left: bytes
+) -> None:
+    """Nil of a key that is gone again, or too old by now, is no answer."""
+    client = table.connect()
+    await ask(table, client, b"HGET", b"user:1", b"f")
+    await table.answer(b":-2\r\n", b"$-1\r\n")
+    await table.asked()
+    await table.answer(THERE)
+    await table.asked()
+    await table.answer(b"$-1\r\n", left)
+    assert await client.reply() == errors.ORIGIN_DOWN
+
+
+async def test_a_time_that_came_and_went_is_asked_of_postgres(table: BackedDesk) -> None:
+    """TTL of a key that is gone again is what its row says, and not -2."""
+    client = table.connect()
+    await ask(table, client, b"TTL", b"user:1")
+    await table.answer(b":-2\r\n")
+    await table.asked()
+    await table.answer(THERE)
+    await table.asked()
+    await table.answer(b":-2\r\n")
+    assert await client.reply() == errors.ORIGIN_DOWN
 
 
 async def test_an_error_of_postgres_is_no_nil(table: BackedDesk) -> None:

@@ -1,8 +1,12 @@
 """Write-through where PostgreSQL or Redis is away, and what is refused."""
 
+import asyncio
+from types import SimpleNamespace
+
 import pytest
 
 from proxy import errors
+from proxy.handlers import backed
 from proxy.plans import Detour
 from tests.handlers.backed_desk import THROUGH, BackedDesk, plan
 
@@ -56,6 +60,22 @@ async def test_without_redis_a_policy_may_refuse_writes() -> None:
     table.away()
     client.send(b"HMSET", b"user:1", b"name", b"x")
     assert await client.reply() == errors.CLUSTERDOWN
+
+
+async def test_a_write_that_is_given_up_leaves_no_copy(
+    table: BackedDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows whether PostgreSQL has it, so what Redis has goes."""
+    monkeypatch.setattr(backed, "longest", lambda config: 0.05)
+
+    async def execute(*_: object) -> int:
+        return await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(table.reads, "postgres", SimpleNamespace(execute=execute))
+    client = table.connect()
+    client.send(b"HMSET", b"user:1", b"name", b"x")
+    assert await client.reply() == errors.UNKNOWN_WRITE
+    assert table.leases.owed == 1
 
 
 async def test_a_deletion_without_redis_is_owed(table: BackedDesk) -> None:

@@ -12,7 +12,7 @@ from proxy.embedded.postgres import Postgres
 from proxy.embedded.redis import Cluster
 from proxy.embedded.sidecar import Sidecar
 from proxy.origin.batching import Connection
-from tests.integration.rig import Caller, StartProxy, Word, is_error
+from tests.integration.rig import Caller, StartProxy, Word, direct
 
 _NUMBERS = count()
 
@@ -98,15 +98,7 @@ class Stage:
 
     async def direct(self, *words: Word) -> Any:
         """Send a command with a key past the proxy, to whichever node has it."""
-        for node in self.cluster.primaries:
-            caller = await Caller.open(node.port)
-            try:
-                value = await caller.call(*words)
-            finally:
-                caller.close()
-            if not (is_error(value) and str(value).startswith("MOVED")):
-                return value
-        raise AssertionError(f"no node has the key of {words}")
+        return await direct(self.cluster, *words)
 
     async def void(self, key: str) -> None:
         """Invalidate a key, as the applier of the outbox does."""

@@ -68,6 +68,16 @@ async def test_many_clients_make_one_statement(stage: Stage) -> None:
     assert await stage.looks() == 1
 
 
+async def test_a_random_pick_is_none_of_nothing(stage: Stage, caller: Caller) -> None:
+    """While another sidecar fetches a key for long, there is a row but none to pick from yet."""
+    await stage.direct("SET", "sidecache:lease:{item:1}", "another", "PX", 60_000)
+    assert is_error(await caller.call("HRANDFIELD", "item:1"), "TRYAGAIN")
+    assert await caller.call("HGET", "item:1", "title") == b"title 1"
+    await stage.direct("DEL", "sidecache:lease:{item:1}")
+    assert await caller.call("HRANDFIELD", "item:1") in (b"title", b"price")
+    assert await caller.call("HRANDFIELD", "item:nobody") is None
+
+
 async def test_what_is_stale_is_served_and_fetched_again(stage: Stage, caller: Caller) -> None:
     """Inside the stale window the old value is the answer, and the new one comes by itself."""
     assert await caller.call("HGET", "item:1", "title") == b"title 1"

@@ -109,7 +109,7 @@ async def test_many_rows_come_in_pages(
     writer: Connection, reader: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pages are of the first one's moment, and the position moves behind the last."""
-    start = reader.position
+    start, earlier = reader.position, reader.began
     for number in range(3):
         await writer.execute(
             "INSERT INTO event (id) SELECT $1::text || '.' || n FROM generate_series(1, 400) n",
@@ -119,11 +119,14 @@ async def test_many_rows_come_in_pages(
     assert len(found) == outbox.PAGE
     assert not reader.complete
     assert reader.position == start
+    began = reader.began
+    assert began == reader.now > earlier
     await add(writer, "later")
     while not reader.complete:
         found += ids(await reader.read())
     assert len(found) == len(set(found)) == 1200
     assert "later" not in found
+    assert reader.now >= reader.began == began
     assert ids(await reader.read()) == ["later"]
 
 
@@ -135,7 +138,9 @@ async def test_a_reader_can_go_back(writer: Connection, reader: Outbox) -> None:
     assert ids(await reader.read()) == ["a", "b"]
     reader.rewind(reader.position + 100)
     assert await reader.read() == []
+    assert reader.complete
     reader.rewind(start)
+    assert not reader.complete
     assert ids(await reader.read()) == ["a", "b"]
 
 

@@ -1,0 +1,163 @@
+"""Write-behind where Redis has lost a key, or was away when it was written."""
+
+import itertools
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from proxy.embedded.redis import Cluster
+from proxy.embedded.sidecar import Sidecar
+from tests.conftest import Clusters, StartCluster
+from tests.integration.rig import Caller, StartProxy, direct, wait_for
+from tests.origin.activity import execute, rows_of
+
+pytestmark = pytest.mark.integration
+
+RULES = """
+keyspaces:
+  activity:
+    key: activity:{id}:{day:date}
+    cluster: cache
+    type: hash
+    ttl: {default: 3600s}
+    origin: {read: "SELECT views, calls, name FROM activity WHERE id = :id AND day = :day"}
+    write:
+      mode: behind
+      merge: add
+      flush: {every: 1s, rows: 1000}
+      sql: |
+        INSERT INTO activity AS a (id, day, views, calls, name)
+        VALUES (:id, :day, coalesce(:views, 0), coalesce(:calls, 0), :name)
+            ON CONFLICT (id, day) DO UPDATE
+           SET views = a.views + excluded.views, calls = a.calls + excluded.calls,
+               name = coalesce(excluded.name, a.name)
+    fallback: {writes: journal}
+  note:
+    key: note:{id}
+    cluster: cache
+    type: string
+    ttl: {default: 3600s}
+    origin: {read: "SELECT value FROM notes WHERE id = :id"}
+    write:
+      mode: behind
+      flush: {every: 1h}
+      sql: |
+        INSERT INTO notes (id, value) VALUES (:id, :value)
+            ON CONFLICT (id) DO UPDATE SET value = excluded.value
+    fallback: {writes: journal}
+"""
+KEY = "activity:u1:2026-11-29"
+Start = Callable[[Cluster], Awaitable[Sidecar]]
+
+
+@pytest.fixture
+async def start(proxy_process: StartProxy, activity: str, tmp_path: Path) -> Start:
+    """A proxy with a row of 40 views and one note in PostgreSQL."""
+    (tmp_path / "rules").mkdir()
+    (tmp_path / "rules" / "a.yaml").write_text(RULES)
+    await execute(activity, "CREATE TABLE notes (id text PRIMARY KEY, value text)")
+    await execute(activity, "INSERT INTO notes VALUES ('row', 'in postgres')")
+    await execute(activity, "INSERT INTO activity (id, day, views, calls, name) "
+                            "VALUES ('u1', '2026-11-29', 40, 7, 'Ada')")  # fmt: skip
+
+    async def started(cluster: Cluster) -> Sidecar:
+        return await proxy_process(
+            {"cache": cluster, "locks": cluster}, database={"url": activity},
+            policies=str(tmp_path / "rules"), journal={"directory": str(tmp_path / "journal")},
+        )  # fmt: skip
+
+    return started
+
+
+async def held(caller: Caller) -> dict[bytes, bytes]:
+    words = await caller.call("HGETALL", KEY)
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+async def flushed(activity: str, views: int) -> None:
+    async def arrived() -> bool:
+        return await rows_of(activity, "SELECT views FROM activity") == [(views,)]
+
+    await wait_for(arrived, "the sum in PostgreSQL")
+
+
+async def test_an_increment_of_what_redis_lost_counts_on(
+    start: Start, empty_clusters: Clusters, activity: str
+) -> None:
+    """It is upon what was there, the key stays whole, and what others fill meanwhile goes again."""
+    caller = await Caller.open((await start(empty_clusters.cache)).port)
+    assert await caller.call("HINCRBY", KEY, "views", 2) == 42
+    await empty_clusters.cache.flush()
+    assert await caller.call("HINCRBY", KEY, "views", 1) == 43
+    assert await held(caller) == {b"views": b"43", b"calls": b"7", b"name": b"Ada"}
+    assert await caller.call("HINCRBY", KEY, "views", 1) == 44
+    # As another sidecar would, which knows of no writes here.
+    await direct(empty_clusters.cache, "HSET", KEY, "views", 40, "calls", 7)
+    await flushed(activity, 44)
+
+    async def right() -> bool:
+        return (await held(caller))[b"views"] == b"44"
+
+    await wait_for(right, "the copy without our writes to go")
+
+
+async def test_what_redis_lost_is_found_in_what_waits(
+    start: Start, empty_clusters: Clusters
+) -> None:
+    """By commands about several keys too, and by those about times."""
+    caller = await Caller.open((await start(empty_clusters.cache)).port)
+    assert await caller.call("SET", "note:1", "a") == b"OK"
+    await empty_clusters.cache.flush()
+    assert await caller.call("MGET", "note:1", "note:row", "note:2") == [b"a", b"in postgres", None]
+    assert await caller.call("EXISTS", "note:1", "note:row", "note:2") == 2
+    assert 0 < await caller.call("TTL", "note:1") <= 3600
+    assert await caller.call("SET", "note:1", "b", "GET") == b"a"
+    assert await caller.call("GET", "note:1") == b"b"
+
+
+async def test_a_copy_from_before_an_outage_is_not_shown(
+    start: Start, start_cluster: StartCluster
+) -> None:
+    """What was written while nodes were frozen is what clients see when they go on."""
+    cluster = await start_cluster()
+    caller = await Caller.open((await start(cluster)).port)
+    assert await caller.call("SET", "note:1", "before") == b"OK"
+    for node in cluster.nodes:
+        node.pause()
+    values = itertools.count()
+
+    async def taken() -> bool:
+        # What a frozen node was sent it carries out later: each of them is another value.
+        return bool(await caller.call("SET", "note:1", str(next(values))) == b"OK")
+
+    try:
+        await wait_for(taken, "a write without Redis", 20.0)
+        last = b"%d" % (next(values) - 1)
+        assert await caller.call("GET", "note:1") == last
+    finally:
+        for node in cluster.nodes:
+            node.resume()
+
+    async def gone() -> bool:
+        return bool(await direct(cluster, "EXISTS", "note:1") == 0)
+
+    await wait_for(gone, "the copy from before to go")
+    assert await caller.call("GET", "note:1") == last
+
+
+async def test_what_a_killed_proxy_had_journalled_is_what_clients_see(
+    start: Start, empty_clusters: Clusters, activity: str
+) -> None:
+    """Nobody knows whether Redis had heard of it: its copy goes when PostgreSQL has it."""
+    first = await start(empty_clusters.cache)
+    assert await (await Caller.open(first.port)).call("HINCRBY", KEY, "views", 2) == 42
+    first.child.kill()
+    await direct(empty_clusters.cache, "HSET", KEY, "views", 40)
+    second = await Caller.open((await start(empty_clusters.cache)).port)
+    await flushed(activity, 42)
+
+    async def right() -> bool:
+        return (await held(second))[b"views"] == b"42"
+
+    await wait_for(right, "the copy that lacks a write to go")
