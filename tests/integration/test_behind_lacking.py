@@ -52,7 +52,7 @@ Start = Callable[[Cluster], Awaitable[Sidecar]]
 
 
 @pytest.fixture
-async def start(proxy_process: StartProxy, activity: str, tmp_path: Path) -> Start:
+async def start(activity: str, proxy_process: StartProxy, tmp_path: Path) -> Start:
     """A proxy with a row of 40 views and one note in PostgreSQL."""
     (tmp_path / "rules").mkdir()
     (tmp_path / "rules" / "a.yaml").write_text(RULES)
