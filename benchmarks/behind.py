@@ -106,7 +106,7 @@ async def flush_whole(dsn: str, own: Plan) -> float:
 
     flusher = Flusher(
         Writer("benchmark", 0), partition, connect, lambda: {"user_activity": own},
-        Observer(settled, flushed, lambda partition, reason: None),
+        Observer(settled, flushed, lambda partition, reason: None, lambda row: False),
     )  # fmt: skip
     task = asyncio.create_task(flusher.run())
     await done.wait()

@@ -71,7 +71,8 @@ class Backing:
                 metrics.behind,
             )
             self.behind.watch(self._void)
-        self._sweeper = Sweeper(router, plumbing.batch, clusters)
+        self._sweeper = sweeper = Sweeper(router, plumbing.batch, clusters)
+        self._leases.beyond(lambda plan: sweeper.ask(plan.cluster, frozenset((plan.keyspace,))))
         self.invalidation = Invalidation(
             Surroundings(
                 router, plumbing.batch, plumbing.states, metrics.invalidation, clusters,
@@ -131,12 +132,12 @@ class Backing:
     def statistics(self) -> tuple[Statistics, ...]:
         return self.invalidation.statistics()
 
-    async def _void(self, key: bytes) -> None:
-        """Make a key one that Redis does not have."""
+    def _void(self, key: bytes) -> None:
+        """Make a key one that Redis does not have, soon."""
         target = target_of(self._router.ruleset, key)
         if target is not None:
             self.reads.changed(key)
-            await self._leases.void(target)
+            self._leases.owe(target)
 
     def _dirty(self, plan: Plan, key: bytes) -> bool:
         """Return whether PostgreSQL lacks writes of a key."""

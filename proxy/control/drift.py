@@ -8,7 +8,8 @@ Always true:
   * nothing is called drift before it is the same two seconds later, and every change that the
     comparison may have met is in all shards: what is on its way mends itself, however slowly;
   * repair makes a key one that nobody has, as a change of its row does, and writes nothing. What is
-    written behind is not repaired: another sidecar may have the writes that PostgreSQL lacks;
+    written behind has two flushes' time to be the same again: another sidecar may have the writes
+    that PostgreSQL lacks. If it still has, it puts them back with its next write;
   * where more than a twentieth is wrong repairs stop: then the cause is not a lost message, and
     to fetch everything again would be an outage of PostgreSQL;
   * while invalidations lag nothing is sampled.
@@ -179,7 +180,7 @@ class Drift:
         if verdict.kind is None:
             self._judged(plan, wrong=False)
         else:
-            self._suspects.append(Suspect(plan, key, verdict, self._loop.time() + CONFIRM))
+            self._suspects.append(Suspect(plan, key, verdict, self._loop.time() + _pause(plan)))
 
     async def _confirm(self, cluster: int) -> None:
         """Look again at what was wrong long enough ago."""
@@ -227,8 +228,6 @@ class Drift:
     async def _repair(self, suspect: Suspect) -> bool:
         """Make a key one that nobody has; return whether it was."""
         plan = suspect.plan
-        if plan.mode == "behind":
-            return False
         name = self._around.router.ruleset.upstream_name(suspect.key)
         reply = await self._errands.ask(INVALIDATE, plan.cluster, beside(name))
         if reply[:1] != b":":
@@ -256,7 +255,9 @@ class Drift:
                     break
         settled = await self._settling(suspects)
         wrong = [suspect for suspect in settled if await self._confirmed(suspect)]
-        repaired = Counter([s.plan.name for s in wrong if repair and await self._repair(s)])
+        # What is written behind may be in PostgreSQL a little later: that is the sampler's.
+        now = [suspect for suspect in wrong if repair and suspect.plan.mode != "behind"]
+        repaired = Counter([suspect.plan.name for suspect in now if await self._repair(suspect)])
         return "\n".join(_lines(compared, wrong, repaired, len(suspects) - len(settled)))
 
     async def _settling(self, suspects: Sequence[Suspect]) -> Sequence[Suspect]:
@@ -285,6 +286,15 @@ class Drift:
                 if keyspace in (None, plan.name) and plan.read is not None
             ]
         return found[:keys]
+
+
+def _pause(plan: Plan) -> float:
+    """Return how many seconds something must be wrong, and the same, to be drift.
+
+    What another sidecar writes behind it has told PostgreSQL by then.
+    """
+    behind = plan.writing is not None and plan.mode == "behind"
+    return CONFIRM + (2 * plan.writing.every if behind and plan.writing else 0.0)
 
 
 def _lines(

@@ -16,11 +16,12 @@ client hears the error, and PostgreSQL has what the client wanted.
 
 import asyncio
 from collections.abc import Awaitable, Iterable, Sequence
+from typing import TypeVar
 
 from proxy import errors, wire
 from proxy.errors import JournalRefused
-from proxy.handlers import Session, in_redis, leases, several, waiting
-from proxy.handlers.targets import Target, targets_of, writes
+from proxy.handlers import Session, in_redis, lookups, several, waiting, whole
+from proxy.handlers.targets import Target, target_of, targets_of, writes
 from proxy.handlers.told import Refused, Told, fits, not_here, told
 from proxy.handlers.ways import Way, way_of
 from proxy.origin.answers import answer
@@ -34,6 +35,12 @@ from proxy.wire.rules import Reason
 _TIMES = frozenset(
     (b"expire", b"pexpire", b"expireat", b"pexpireat", b"persist", b"touch", b"getex")
 )
+
+
+# Deletions, whose reply is a number of keys.
+_COUNTED = frozenset((b"del", b"unlink"))
+
+Reply = TypeVar("Reply", bound=bytes | None)
 
 
 def take(session: Session, request: wire.Request, plan: Plan) -> bytes | Awaitable[bytes] | None:
@@ -51,11 +58,15 @@ def take(session: Session, request: wire.Request, plan: Plan) -> bytes | Awaitab
 
 
 async def _beside(session: Session, request: wire.Request) -> bytes:
-    """Answer a read that is no look-up: of what waits for PostgreSQL Redis has what it lacks.
+    """Answer a read that is no look-up, or what changes a time: Redis is given first what it lacks.
 
-    Other keys are fetched where Redis has none of them.
+    Of what waits for PostgreSQL it may lack all, of the other keys it may have none.
     """
-    _, clean = _parted(session, _readable(request))
+    waits, clean = _parted(session, _readable(request))
+    if not in_redis.away(session, request.location):
+        for target in waits:
+            if isinstance(there := await whole.present(session, target, lost=True), bytes):
+                return there
     if clean and (line := await in_redis.filled(session, clean)) is not None:
         return line
     return await in_redis.awaited(in_redis.plain(session, request))
@@ -70,47 +81,117 @@ async def write(session: Session, request: wire.Request, plan: Plan) -> bytes:
             if plan.detour.writes != "journal":
                 return errors.CLUSTERDOWN
             return await _without_redis(session, request, parts)
-        if way_of(request) is Way.FETCH:
-            # A part is written to the whole. Alone it would be taken for all there is.
-            waits, clean = _parted(session, readable)
-            if any([await _is_lacking(session, target) for target in waits]):
-                return await _without_redis(session, request, parts)
-            if clean and (line := await in_redis.filled(session, clean)) is not None:
-                return line
     except Refused as refused:
         return refused.line
-    return await _with_redis(session, request, parts, readable)
-
-
-async def _with_redis(
-    session: Session,
-    request: wire.Request,
-    parts: Sequence[tuple[Plan, Told]],
-    readable: Sequence[Target],
-) -> bytes:
-    """Journal a write and carry it out."""
+    if readable and way_of(request) is Way.FETCH:
+        return await _write_a_part(session, request, parts, readable[0])
+    if request.name in _COUNTED:
+        # Its reply tells what was there.
+        for target in _parted(session, readable)[0]:
+            if isinstance(there := await whole.present(session, target, lost=True), bytes):
+                return there
     behind = session.server.behind
     assert behind is not None
     if (line := await _journalled(behind, parts)) is not None:
         return line
-    reply = errors.UNKNOWN_OUTCOME
+    if readable:
+        reply = in_redis.carried_out(session, request, readable)
+    else:
+        reply = in_redis.awaited(in_redis.plain(session, request))
+    return await _ended(behind, parts, await _sure(behind, parts, reply))
+
+
+async def _write_a_part(
+    session: Session, request: wire.Request, parts: Sequence[tuple[Plan, Told]], target: Target
+) -> bytes:
+    """Journal what is written to a part of a key, and carry it out upon the whole.
+
+    Alone it would be taken for all there is. Where the key goes between the two, an increment is
+    taken back and begins again; what was set is journalled once more, which changes nothing.
+    """
+    behind = session.server.behind
+    assert behind is not None
+    # What SET asks for must be what was there before it was journalled.
+    lost, journalled = request.name == b"set", False
+    for _ in range(whole.TRIES):
+        there = await whole.present(session, target, lost=lost)
+        if isinstance(there, bytes):
+            return errors.UNKNOWN_WRITE if journalled else there
+        try:
+            async with asyncio.timeout(waiting.STILL_SECONDS):
+                await behind.turns.enter(target.key)
+        except TimeoutError:
+            return errors.UNKNOWN_WRITE if journalled else errors.ORIGIN_BUSY
+        try:
+            reply = await _attempted(session, request, parts, target if there else None)
+        finally:
+            behind.turns.leave(target.key)
+        if reply is not None:
+            return reply
+        if request.name == b"set":
+            return errors.UNKNOWN_WRITE
+        lost, journalled = True, not _sums(parts)
+    return errors.UNKNOWN_WRITE if journalled else errors.TIMEOUT
+
+
+async def _attempted(
+    session: Session,
+    request: wire.Request,
+    parts: Sequence[tuple[Plan, Told]],
+    upon: Target | None,
+) -> bytes | None:
+    """Journal a write and carry it out, upon a key or where there is none.
+
+    Return what the client hears; None: the key has gone, and what can be is taken back, before
+    anybody counts what is journalled.
+    """
+    behind = session.server.behind
+    assert behind is not None
+    if (line := await _journalled(behind, parts)) is not None:
+        return line
+    if upon is None:
+        carried = in_redis.carried_out(session, request, _readable(request))
+        return await _ended(behind, parts, await _sure(behind, parts, carried))
+    reply = await _sure(behind, parts, whole.upon(session, request, upon))
+    if reply is not None:
+        return await _ended(behind, parts, reply)
+    behind.lacking(upon.plan, upon.key)
+    return None if await _taken_back(behind, parts) else errors.UNKNOWN_WRITE
+
+
+async def _sure(
+    behind: WriteBehind, parts: Sequence[tuple[Plan, Told]], reply: Awaitable[Reply]
+) -> Reply:
+    """Return the reply to what is journalled; given up here, nobody knows what Redis has."""
     try:
-        if readable:
-            reply = await in_redis.carried_out(session, request, readable)
-        else:
-            reply = await in_redis.awaited(in_redis.plain(session, request))
-    finally:
-        if reply == errors.UNKNOWN_OUTCOME:
-            # Also where it is given up here.
-            _lacking(session, parts, readable)
-    if reply[:1] != b"-" or reply == errors.UNKNOWN_OUTCOME:
+        return await reply
+    except asyncio.CancelledError:
+        _lack(behind, parts)
+        raise
+
+
+async def _ended(behind: WriteBehind, parts: Sequence[tuple[Plan, Told]], reply: bytes) -> bytes:
+    """Return what the client hears of a write that is journalled, by what Redis said to it."""
+    if reply[:1] != b"-":
+        return reply
+    if reply == errors.UNKNOWN_OUTCOME:
+        _lack(behind, parts)
         return reply
     taken_back = await _taken_back(behind, parts)
-    changes = (change for _, part in parts for change in part.changes)
-    if not (taken_back and all(change.op is Op.ADD for change in changes)):
+    if not (taken_back and _sums(parts)):
         # Redis has what was there before.
-        _lacking(session, parts, readable)
+        _lack(behind, parts)
     return reply if taken_back else errors.UNKNOWN_WRITE
+
+
+def _sums(parts: Sequence[tuple[Plan, Told]]) -> bool:
+    """Return whether a write is nothing but increments, which can be taken back."""
+    return all(change.op is Op.ADD for _, part in parts for change in part.changes)
+
+
+def _lack(behind: WriteBehind, parts: Sequence[tuple[Plan, Told]]) -> None:
+    for plan, part in parts:
+        behind.lacking(plan, part.key)
 
 
 async def _without_redis(
@@ -118,7 +199,7 @@ async def _without_redis(
 ) -> bytes:
     """Journal a write and answer it as Redis would, or refuse it. Raises Refused.
 
-    What Redis has of its keys goes: now, or as soon as it can be reached.
+    What Redis has of its keys goes as soon as it can be reached.
     """
     behind, reads = session.server.behind, session.server.reads
     assert behind is not None
@@ -126,33 +207,24 @@ async def _without_redis(
     if set(named) != {part.key for _, part in parts} or len(named) < len(request.keys):
         # Of the others nobody would hear.
         return errors.CLUSTERDOWN
+    turn = behind.turn(parts[0][1].key)
+    try:
+        async with asyncio.timeout(waiting.STILL_SECONDS):
+            await turn.acquire()
+    except TimeoutError:
+        return errors.ORIGIN_BUSY
     try:
         # Nobody else counts on the same value until this write is in the overlay.
-        async with asyncio.timeout(waiting.STILL_SECONDS), behind.turn(parts[0][1].key):
-            reply = await waiting.reply_to(session, request, parts)
-            line = await _journalled(behind, parts)
-    except TimeoutError:
-        return errors.UNKNOWN_WRITE
-    if reads is not None:
-        for key in named:
-            reads.changed(key)
-        await asyncio.gather(*(reads.leases.void(target) for target in named.values()))
-    for plan, part in parts:
-        behind.lacking(plan, part.key)
-    return reply if line is None else line
-
-
-def _lacking(
-    session: Session, parts: Sequence[tuple[Plan, Told]], readable: Iterable[Target]
-) -> None:
-    """Let the copies of keys go that Redis may have without what was journalled."""
-    behind, reads = session.server.behind, session.server.reads
-    assert behind is not None
-    waits = {part.key for plan, part in parts if behind.lacking(plan, part.key)}
-    for target in readable:
-        if reads is not None and target.key not in waits:
-            # PostgreSQL has been told of it meanwhile.
+        reply = await waiting.reply_to(session, request, parts)
+        line = await _journalled(behind, parts)
+    finally:
+        turn.release()
+    _lack(behind, parts)
+    if reads is not None and way_of(request) is not Way.FETCH:
+        # Also where nobody can read it in PostgreSQL: none of what it was is true any more.
+        for target in named.values():
             reads.leases.owe(target)
+    return reply if line is None else line
 
 
 def _parted(session: Session, targets: Iterable[Target]) -> tuple[list[Target], list[Target]]:
@@ -163,21 +235,6 @@ def _parted(session: Session, targets: Iterable[Target]) -> tuple[list[Target], 
     for target in targets:
         parted[behind.overlay(target.plan, target.key) is None].append(target)
     return parted
-
-
-async def _is_lacking(session: Session, target: Target) -> bool:
-    """Return whether Redis lacks a key, or what waits of it for PostgreSQL."""
-    behind, reads = session.server.behind, session.server.reads
-    assert behind is not None
-    assert reads is not None
-    if behind.is_lacking(target.plan, target.key):
-        return True
-    if target.lease is None:
-        return False
-    age = target.plan.age
-    token = reads.leases.token()
-    said = await reads.leases.take(target, token, age.window_ms - age.stale_ms)
-    return said not in (leases.THERE, leases.AWAY)
 
 
 def _readable(request: wire.Request) -> list[Target]:
@@ -198,11 +255,17 @@ async def look_up(session: Session, request: wire.Request, plan: Plan) -> bytes:
 
     It holds what PostgreSQL says, where the policy can read that, and upon it what waits. Else a
     key that Redis does not have is what was written since PostgreSQL was told last; while Redis is
-    away nobody knows what was there before. Nothing is filled: PostgreSQL is behind.
+    away nobody knows what was there before. Redis is given the same, where it can be.
     """
     assert request.reply is not None
     behind, words = session.server.behind, request.arguments
     assert behind is not None
+    target = target_of(request.ruleset, words[1])
+    assert target is not None
+    if session.server.reads is not None and request.reason != Reason.AWAY:
+        there = await whole.present(session, target, lost=True) if plan.read else b""
+        if not isinstance(there, bytes):
+            return await lookups.again(session, request, session.server.reads, target, None)
     row = behind.overlay(plan, words[1]) or Row(plan.name, words[1])
     asked = plan.read is not None or request.reason == Reason.AWAY
     try:
@@ -261,16 +324,27 @@ async def _journalled(behind: WriteBehind, parts: Sequence[tuple[Plan, Told]]) -
     """Journal all parts; return the error line where that did not work."""
     if any(behind.full(plan) for plan, _ in parts):
         return errors.JOURNAL_FULL
-    try:
-        await asyncio.gather(*(behind.write(plan, key, changes) for plan, (key, changes) in parts))
-    except WriteBehindFull:
-        # Full by the first of them.
-        return errors.JOURNAL_FULL if len(parts) == 1 else errors.UNKNOWN_WRITE
-    except JournalRefused as refused:
-        # Of several keys some may have been taken.
-        sure = refused.certain and len(parts) == 1
-        return errors.JOURNAL_REFUSED if sure else errors.UNKNOWN_WRITE
-    return None
+    written = [behind.write(plan, key, changes) for plan, (key, changes) in parts]
+    outcomes = await asyncio.gather(*written, return_exceptions=True)
+    failed = [each for each in outcomes if isinstance(each, BaseException)]
+    if not failed:
+        return None
+    for error in failed:
+        if not isinstance(error, WriteBehindFull | JournalRefused):
+            raise error
+    if len(failed) < len(parts) or any(not _is_certain(error) for error in failed):
+        # Some was taken, or may be yet, and Redis does not hear of it.
+        _lack(behind, parts)
+        return errors.UNKNOWN_WRITE
+    full = isinstance(failed[0], WriteBehindFull)
+    return errors.JOURNAL_FULL if full else errors.JOURNAL_REFUSED
+
+
+def _is_certain(error: BaseException) -> bool:
+    """Return whether what was refused never shows."""
+    return isinstance(error, WriteBehindFull) or (
+        isinstance(error, JournalRefused) and error.certain
+    )
 
 
 async def _taken_back(behind: WriteBehind, parts: Sequence[tuple[Plan, Told]]) -> bool:

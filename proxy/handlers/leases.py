@@ -6,16 +6,17 @@ the node of the key (lua/lease.lua, fill.lua, invalidate.lua).
 Always true:
   * no call takes longer than SECONDS: a node that does not answer is one that is away;
   * a key whose invalidation did not arrive is owed to its cluster and tried again, OWED keys at
-    most; where the outbox is installed its row says the same, so what is beyond that is not lost.
+    most; beyond that all keys of its keyspace are swept away, as soon as that can be.
 """
 
 import asyncio
 import itertools
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from proxy import log
 from proxy.handlers.targets import Target
+from proxy.plans import Plan
 from proxy.upstream.errands import Errands, Script
 
 LEASE = Script("lease")
@@ -45,7 +46,12 @@ class Leases:
         self._states = states
         self._mine = secrets.token_hex(6)
         self._numbers = itertools.count()
-        self._owed: dict[tuple[int, bytes], Sequence[bytes]] = {}
+        self._owed: dict[tuple[int, bytes], Target] = {}
+        self._sweep: Callable[[Plan], None] = lambda plan: None
+
+    def beyond(self, sweep: Callable[[Plan], None]) -> None:
+        """Take what removes all keys of a plan: it is called where too many are owed."""
+        self._sweep = sweep
 
     @property
     def owed(self) -> int:
@@ -66,19 +72,29 @@ class Leases:
         said = await self._ask(FILL, target.plan.cluster, target.keys, (token, *arguments))
         return said == b":1\r\n"
 
-    async def void(self, target: Target) -> None:
-        """Make a key one that nobody has, now or as soon as its node is there."""
-        if not await self._void(target.plan.cluster, _all_of(target)):
+    async def void(self, target: Target) -> bool:
+        """Make a key one that nobody has, as soon as its node is there; return whether it is."""
+        gone = await self._void(target.plan.cluster, _all_of(target))
+        if gone:
+            self._owed.pop((target.plan.cluster, target.name), None)
+        else:
             self.owe(target)
+        return gone
+
+    def owes(self, target: Target) -> bool:
+        """Return whether a key is to be invalidated as soon as its node is there."""
+        return (target.plan.cluster, target.name) in self._owed
 
     def owe(self, target: Target) -> None:
         """Make a key one that nobody has, soon."""
         place = target.plan.cluster, target.name
         if len(self._owed) >= OWED and place not in self._owed:
-            del self._owed[next(iter(self._owed))]
+            plan = self._owed.pop(next(iter(self._owed))).plan
             self._states.change(log.WARNING, "owed keys", "dropped", "invalidations_dropped")
-        # A list of its own, by which a round sees that this is not what it has sent.
-        self._owed[place] = [*_all_of(target)]
+            if plan.read is not None:
+                self._sweep(plan)
+        # An object of its own, by which a round sees that this is not what it has sent.
+        self._owed[place] = Target(*target)
         self._states.change(log.WARNING, "invalidations", "owed", "invalidations_owed")
 
     async def release(self, target: Target) -> None:
@@ -90,23 +106,28 @@ class Leases:
         """Repay what is owed, for ever."""
         while True:
             await asyncio.sleep(ROUND)
-            if self._owed:
-                await self._repay()
+            while self._owed and await self._repay():
+                # Nodes answer: those who wait for their keys need not wait for a round each.
+                pass
 
-    async def _repay(self) -> None:
+    async def _repay(self) -> bool:
+        """Try some of what is owed; return whether all of it arrived."""
         owed = list(itertools.islice(self._owed.items(), BATCH))
-        done = await asyncio.gather(*(self._void(place[0], keys) for place, keys in owed))
-        for (place, keys), gone in zip(owed, done, strict=True):
-            if self._owed.get(place) is not keys:
+        done = await asyncio.gather(
+            *(self._void(place[0], _all_of(target)) for place, target in owed)
+        )
+        for (place, target), gone in zip(owed, done, strict=True):
+            if self._owed.get(place) is not target:
                 # Owed once more meanwhile, for a later change, or pushed out.
                 continue
             # Last in the row again, so that a node that stays away does not hold up the others.
             del self._owed[place]
             if not gone:
-                self._owed[place] = keys
+                self._owed[place] = target
         if not self._owed:
             self._states.change(log.INFO, "invalidations", "sent", "invalidations_sent")
             self._states.change(log.INFO, "owed keys", "kept", "invalidations_kept")
+        return all(done)
 
     async def _void(self, cluster: int, keys: Sequence[bytes]) -> bool:
         return (await self._ask(INVALIDATE, cluster, keys, ()))[:1] == b":"

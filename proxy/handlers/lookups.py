@@ -60,9 +60,9 @@ async def _missed(session: Session, request: wire.Request, reads: Reads, target:
         return request.reply
     if isinstance(found, Found) and request.name not in _ANSWERED:
         # Redis has been given the value, and knows the command.
-        return await _again(session, request, reads, target, found)
+        return await again(session, request, reads, target, found)
     if isinstance(found, There):
-        return await _again(session, request, reads, target, None)
+        return await again(session, request, reads, target, None)
     return _said(session, request, reads, target, found)
 
 
@@ -152,7 +152,7 @@ def _may_be_old(request: wire.Request, target: Target) -> bool:
     return request.reason == Reason.EXPIRED and target.plan.age.bears_errors(request.left_ms)
 
 
-async def _again(
+async def again(
     session: Session, request: wire.Request, reads: Reads, target: Target, found: Found | None
 ) -> bytes:
     """Ask Redis once more: the key is there now, or was all the time and a field of it is not.
@@ -169,7 +169,7 @@ async def _again(
         return await _away(session, request, reads, target, reply)
     came_and_went = reply == request.reply and target.plan.type in _WHOLE
     if came_and_went or not _is_there(left, target):
-        known = found or await reads.bypass(target)
+        known = found or await waiting.found(session, target) or await reads.bypass(target)
         if isinstance(known, OriginError) or request.name in _ANSWERED:
             return _said(session, request, reads, target, known)
         if known.value is not None:

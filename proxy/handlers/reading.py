@@ -254,16 +254,17 @@ class Reads:
             life = target.plan.age.negative_ms if self._markers.admit(target.plan, now) else 0
             arguments = [b"none", b"%d" % life]
         else:
-            arguments = fill_arguments(found.value, self._life_ms(target.plan, found.read))
+            arguments = fill_arguments(found.value, self.life_ms(target.plan, found.read))
         if not await self.leases.fill(target, token, arguments):
             self.metrics.lost.count("lease")
 
-    def _life_ms(self, plan: Plan, read: float) -> int:
-        """Return how long a value lives that was read then; 0: for ever."""
+    def life_ms(self, plan: Plan, read: float | None = None) -> int:
+        """Return how long a value lives that was read then, or now; 0: for ever."""
         if not plan.ttl_ms:
             return 0
         said = plan.ttl_ms * (1 - random.uniform(0, plan.jitter)) + plan.age.window_ms
-        return max(1, round(said - (self._loop.time() - read) * 1000))
+        passed = 0.0 if read is None else self._loop.time() - read
+        return max(1, round(said - passed * 1000))
 
     def _stale(self, target: Target) -> Found | None:
         """Return what is at hand, as old as the policy allows where PostgreSQL cannot answer."""

@@ -21,6 +21,7 @@ from proxy.handlers import Session, in_redis
 from proxy.handlers.forward import ask
 from proxy.handlers.reading import Reads
 from proxy.handlers.targets import Target
+from proxy.handlers.told import Refused, time_of
 from proxy.origin.answers import answer
 from proxy.origin.batching import segments_of
 from proxy.origin.budget import share_of
@@ -31,7 +32,8 @@ COPIES = frozenset(
     (b"del", b"unlink", b"expire", b"pexpire", b"expireat", b"pexpireat", b"persist", b"getex")
 )
 
-_UNITS = {b"EX": 1.0, b"PX": 0.001}
+# In milliseconds.
+_UNITS = {b"EX": 1000, b"PX": 1, b"EXAT": 1000, b"PXAT": 1}
 
 
 class Told(NamedTuple):
@@ -52,7 +54,10 @@ async def write(session: Session, request: wire.Request, reads: Reads, target: T
             return await _without_copy(session, request, reads, target)
         return await in_redis.write(session, request, [target])
     teller = _TELLERS.get(request.name)
-    told = None if teller is None or plan.writing is None else teller(request.arguments)
+    try:
+        told = None if teller is None or plan.writing is None else teller(request.arguments)
+    except Refused as refused:
+        return refused.line
     if told is None:
         return errors.no_statement(plan.name)
     assert plan.writing is not None
@@ -141,6 +146,8 @@ async def _new(
 
 
 def _fields(words: list[bytes]) -> Told | None:
+    if len(words) % 2:
+        raise Refused(errors.wrong_arity(words[0].lower()))
     try:
         names = [word.decode("ascii") for word in words[2::2]]
     except UnicodeDecodeError:
@@ -153,19 +160,17 @@ def _value(words: list[bytes]) -> Told | None:
     options = [word.upper() for word in words[3:]]
     if not options or options == [b"KEEPTTL"]:
         return Told({"value": words[2]})
-    if len(options) != 2 or options[0] not in (*_UNITS, b"EXAT", b"PXAT"):
+    if len(options) != 2 or options[0] not in _UNITS:
         return None
-    if not options[1].isdigit():
-        return None
-    number = int(options[1])
-    if options[0] in _UNITS:
-        return Told({"value": words[2]}, number * _UNITS[options[0]])
-    return Told({"value": words[2]}, number / (1000 if options[0] == b"PXAT" else 1) - time.time())
+    unit, date = _UNITS[options[0]], options[0].endswith(b"AT")
+    seconds = time_of(options[1], "set", unit, date=date) * unit / 1000
+    return Told({"value": words[2]}, seconds - (time.time() if date else 0))
 
 
-def _timed(unit: float) -> Callable[[list[bytes]], Told | None]:
+def _timed(unit_ms: int) -> Callable[[list[bytes]], Told | None]:
     def tell(words: list[bytes]) -> Told | None:
-        return Told({"value": words[3]}, int(words[2]) * unit) if words[2].isdigit() else None
+        seconds = time_of(words[2], words[0].decode().lower(), unit_ms) * unit_ms / 1000
+        return Told({"value": words[3]}, seconds)
 
     return tell
 
@@ -174,6 +179,6 @@ _TELLERS: Mapping[bytes, Callable[[list[bytes]], Told | None]] = {
     b"hset": _fields,
     b"hmset": _fields,
     b"set": _value,
-    b"setex": _timed(1.0),
-    b"psetex": _timed(0.001),
+    b"setex": _timed(1000),
+    b"psetex": _timed(1),
 }

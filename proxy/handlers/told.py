@@ -87,11 +87,13 @@ def _whole(value: bytes) -> bytes:
     return b"%d" % found
 
 
-def _positive(value: bytes, name: str) -> int:
-    seconds = int(_whole(value))
-    if seconds <= 0:
+def time_of(value: bytes, name: str, unit_ms: int, *, date: bool = False) -> int:
+    """Return a time to live of a command, or its date. Raises Refused where Redis does."""
+    amount = int(_whole(value))
+    latest = INTEGERS.stop - 1 - (0 if date else round(time.time() * 1000))
+    if not 0 < amount * unit_ms <= latest:
         raise Refused(errors.invalid_expire(name))
-    return seconds
+    return amount
 
 
 def _decimal(value: bytes) -> bytes:
@@ -110,9 +112,10 @@ def _set(plan: Plan, words: Sequence[bytes]) -> list[Told]:
             raise Refused(errors.not_behind(plan.name, "a condition cannot be journalled"))
         if word in (b"EX", b"PX", b"EXAT", b"PXAT") and place + 1 < len(options):
             place += 1
-            amount = _positive(options[place], "set")
-            left = amount / (1000 if word.startswith(b"PX") else 1)
-            left -= time.time() if word.endswith(b"AT") else 0
+            unit, date = (1 if word.startswith(b"PX") else 1000), word.endswith(b"AT")
+            amount = time_of(options[place], "set", unit, date=date)
+            left = amount * unit / 1000
+            left -= time.time() if date else 0
             seconds = b"%d" % amount if word == b"EX" else b"%.3f" % left
         elif word == b"KEEPTTL" and _times(plan, None):
             raise Refused(
@@ -125,12 +128,12 @@ def _set(plan: Plan, words: Sequence[bytes]) -> list[Told]:
 
 
 def _setex(plan: Plan, words: Sequence[bytes]) -> list[Told]:
-    seconds = _positive(words[2], "setex")
+    seconds = time_of(words[2], "setex", 1000)
     return [Told(words[1], (Change(Op.SET, VALUE, words[3]), *_times(plan, b"%d" % seconds)))]
 
 
 def _psetex(plan: Plan, words: Sequence[bytes]) -> list[Told]:
-    seconds = b"%.3f" % (_positive(words[2], "psetex") / 1000)
+    seconds = b"%.3f" % (time_of(words[2], "psetex", 1) / 1000)
     return [Told(words[1], (Change(Op.SET, VALUE, words[3]), *_times(plan, seconds)))]
 
 

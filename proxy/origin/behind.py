@@ -15,7 +15,7 @@ Always true: what `write` returned for survives the end of this process; what it
 import asyncio
 import time
 import zlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from proxy import log
@@ -24,6 +24,7 @@ from proxy.origin.flushing import Connect, Flushed, Flusher, Observer, Writer
 from proxy.origin.journal import Journal
 from proxy.origin.merging import Partition, Row, sizes_of
 from proxy.origin.records import Change, Entry
+from proxy.origin.turns import Turns
 from proxy.plans import Plan, Plans
 from proxy.tallies import BehindMetrics
 
@@ -62,8 +63,11 @@ class WriteBehind:
         self._named: tuple[Plans | None, dict[str, Plan]] = (None, {})
         self._waiting: dict[str, int] = {}  # bytes per keyspace
         self._states = log.StateLog()
-        self._lacking: set[tuple[str, bytes]] = set()  # keyspace and key; all of them wait
-        self._void: Callable[[bytes], Awaitable[None]] | None = None
+        # Keyspace and key of what Redis may lack. All of them wait, but for writes of which nobody
+        # knows whether the disk has taken them.
+        self._lacking: set[tuple[str, bytes]] = set()
+        self._void: Callable[[bytes], None] = lambda key: None
+        self.turns = Turns()
         self.state = "open"  # one of those above
         self._journal: Journal | None = None
         self._flushers: list[Flusher] = []
@@ -73,15 +77,15 @@ class WriteBehind:
         metrics.waiting.set_function(lambda: sum(f.partition.rows for f in self._flushers))
         metrics.age.set_function(self.age)
 
-    def watch(self, void: Callable[[bytes], Awaitable[None]]) -> None:
-        """Take what makes a key one that Redis does not have."""
+    def watch(self, void: Callable[[bytes], None]) -> None:
+        """Take what makes a key one that Redis does not have, soon."""
         self._void = void
 
     async def start(self) -> None:
         """Read the journal and begin to flush it. Raises JournalError."""
         journal = await asyncio.to_thread(Journal, self._directory, self._landed)
         self._journal = journal
-        observer = Observer(self._settled, self._flushed, self._failed)
+        observer = Observer(self._settled, self._flushed, self._failed, self._lacking.__contains__)
         self._flushers = [
             Flusher(Writer(journal.identity.sidecar, number, journal.run), Partition(self._kind_of),
                     self._connect, self.named, observer)
@@ -91,7 +95,8 @@ class WriteBehind:
             self._count(entry.keyspace, entry.size)
             self._flusher(entry.key).partition.add(entry)
             # Nobody knows whether Redis has heard of it.
-            self._lacking.add((entry.keyspace, entry.key))
+            if (plan := self.named().get(entry.keyspace)) is not None:
+                self.lacking(plan, entry.key)
         if journal.recovered:
             log.event(log.INFO, "journal_replayed", entries=len(journal.recovered))
         journal.recovered = ()
@@ -153,15 +158,18 @@ class WriteBehind:
         """Return what of a key waits, or None."""
         return self._flusher(key).partition.overlay(plan.name, key)
 
-    def lacking(self, plan: Plan, key: bytes) -> bool:
-        """Note that Redis may lack what waits for a key: once that is flushed, the key is void.
+    def lacking(self, plan: Plan, key: bytes) -> None:
+        """Note that Redis may lack what was written to a key, which is void now and when flushed.
 
-        Return whether anything waits.
+        Where nobody can read it in PostgreSQL, what Redis has is all there is, and stays.
         """
-        if self.overlay(plan, key) is None:
-            return False
-        self._lacking.add((plan.name, key))
-        return True
+        if plan.read is not None:
+            self._lacking.add((plan.name, key))
+            self._void(key)
+
+    def whole(self, plan: Plan, key: bytes) -> None:
+        """Hear that Redis has all that was written to a key."""
+        self._lacking.discard((plan.name, key))
 
     def is_lacking(self, plan: Plan, key: bytes) -> bool:
         return (plan.name, key) in self._lacking
@@ -260,25 +268,21 @@ class WriteBehind:
             flusher.poke()
         self._look()
 
-    async def _revoke(self, keys: Iterable[tuple[str, bytes]]) -> None:
-        """Make void what Redis may lack writes of, and of which no writes wait any more."""
-        over = [
-            (name, key)
-            for name, key in keys
-            if (name, key) in self._lacking
-            and self._flusher(key).partition.overlay(name, key) is None
-        ]
-        self._lacking.difference_update(over)
-        plans = self.named()
-        # Where nobody can read it in PostgreSQL, what Redis has is all there is.
-        found = [key for name, key in over if name in plans and plans[name].read is not None]
-        if self._void is not None:
-            await asyncio.gather(*map(self._void, found))
+    def _revoke(self, keys: Iterable[tuple[str, bytes]]) -> None:
+        """Make void what Redis may lack writes of, and of which no writes wait any more.
+
+        Another sidecar, which cannot know of them, may have fetched the row meanwhile.
+        """
+        for name, key in keys:
+            if (name, key) in self._lacking:
+                self._void(key)
+                if self._flusher(key).partition.overlay(name, key) is None:
+                    self._lacking.discard((name, key))
 
     async def _settled(self, entries: Sequence[Entry]) -> None:
         for keyspace, size in sizes_of(entries).items():
             self._count(keyspace, -size)
-        await self._revoke({(entry.keyspace, entry.key) for entry in entries})
+        self._revoke({(entry.keyspace, entry.key) for entry in entries})
         await self._checkpoint()
 
     async def _flushed(self, flushed: Flushed) -> None:
@@ -292,7 +296,7 @@ class WriteBehind:
             self._states.change(log.INFO, "rows", "fine", "dead_letters_ended")
         self._look()
         # Before they are forgotten: after a crash in between they are looked at again.
-        await self._revoke(flushed.batch.rows)
+        self._revoke(flushed.batch.rows)
         await self._checkpoint()
 
     def _failed(self, partition: int, reason: str) -> None:

@@ -79,6 +79,7 @@ class Observer(NamedTuple):
     settled: Callable[[Sequence[Entry]], Awaitable[None]]  # entries that were flushed before
     flushed: Callable[[Flushed], Awaitable[None]]
     failed: Callable[[int, str], None]  # partition and why; "" when it works again
+    lacking: Callable[[tuple[str, bytes]], bool]  # whether Redis may lack what a key's row has
 
 
 class Writer(NamedTuple):
@@ -252,8 +253,10 @@ class Flusher:
         # here, the connection is given up with the transaction in it.
         await connection.execute(_BEGIN)
         for name, (plan, rows) in groups.items():
-            # So that what this changes is not taken for news: Redis had it first.
-            await connection.execute("SELECT set_config('sidecache.origin', $1, true)", name)
+            # What this changes is no news where Redis had it first.
+            known = not any(self._observer.lacking((name, row.key)) for row in rows)
+            writer = name if known else ""
+            await connection.execute("SELECT set_config('sidecache.origin', $1, true)", writer)
             dead += await self._write(connection, plan, rows)
         await connection.execute(_MOVE, *self._writer[:2], batch.last)
         await connection.execute("COMMIT")

@@ -119,7 +119,8 @@ class Partition:
     def __init__(self, kind_of: Callable[[str], str]) -> None:
         """kind_of gives the merge rule of a keyspace."""
         self._kind_of = kind_of
-        self._unsettled: list[Entry] = []  # what may be in PostgreSQL already
+        self._unsettled: list[Entry] = []  # what may be in PostgreSQL already,
+        self._of_key: dict[tuple[str, bytes], list[Entry]] = {}  # and the same by key
         self.position: int | None = None  # flushed up to here; None: nobody knows yet
         self.sealed: deque[Batch] = deque()
         self.active = Batch()
@@ -156,12 +157,13 @@ class Partition:
     def add(self, entry: Entry) -> None:
         if self.position is None:
             self._unsettled.append(entry)
+            self._of_key.setdefault((entry.keyspace, entry.key), []).append(entry)
         else:
             self._merge(entry)
 
     def settle(self, position: int) -> list[Entry]:
         """Hear what is flushed; return the entries that turn out to be in PostgreSQL already."""
-        waiting, self._unsettled = self._unsettled, []
+        waiting, self._unsettled, self._of_key = self._unsettled, [], {}
         self.position = position
         for entry in waiting:
             if entry.sequence > position:
@@ -192,10 +194,9 @@ class Partition:
         for batch in self.batches():
             if (row := batch.rows.get((keyspace, key))) is not None:
                 found = _stacked(found or Row(keyspace, key), row, kind)
-        for entry in self._unsettled:
-            if entry.key == key and entry.keyspace == keyspace:
-                found = found or Row(keyspace, key)
-                found.merge(entry, kind)
+        for entry in self._of_key.get((keyspace, key), ()):
+            found = found or Row(keyspace, key)
+            found.merge(entry, kind)
         return found
 
 

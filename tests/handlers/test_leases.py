@@ -10,6 +10,7 @@ from proxy.handlers import leases
 from proxy.handlers.leases import AWAY, FILL, HELD, LEASE, NONE, THERE, WON
 from proxy.handlers.targets import Target, target_of
 from proxy.origin.render import Value, fill_arguments, held
+from proxy.plans import Plan
 from tests.handlers.backed_desk import BackedDesk, plan
 from tests.integration.rig import Caller
 
@@ -57,9 +58,13 @@ async def test_what_could_not_be_invalidated_is_owed(
     await table.leases.void(target)
     assert table.leases.owed == 1
     monkeypatch.setattr(leases, "OWED", 2)
+    swept: list[Plan] = []
+    table.leases.beyond(swept.append)
     for number in range(5):
         await table.leases.void(target._replace(name=b"user:%d" % number))
     assert table.leases.owed == 2
+    # Three were pushed out: all keys of the keyspace go.
+    assert swept == [target.plan] * 3
     watch = asyncio.create_task(table.leases.watch())
     for pair in table.nodes:
         for node in pair:

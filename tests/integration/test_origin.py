@@ -71,7 +71,7 @@ async def test_many_clients_make_one_statement(stage: Stage) -> None:
 async def test_a_random_pick_is_none_of_nothing(stage: Stage, caller: Caller) -> None:
     """While another sidecar fetches a key for long, there is a row but none to pick from yet."""
     await stage.direct("SET", "sidecache:lease:{item:1}", "another", "PX", 60_000)
-    assert is_error(await caller.call("HRANDFIELD", "item:1"), "TRYAGAIN")
+    assert str(await caller.call("HRANDFIELD", "item:1")).startswith("TRYAGAIN")
     assert await caller.call("HGET", "item:1", "title") == b"title 1"
     await stage.direct("DEL", "sidecache:lease:{item:1}")
     assert await caller.call("HRANDFIELD", "item:1") in (b"title", b"price")

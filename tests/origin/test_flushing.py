@@ -36,8 +36,9 @@ class Desk:
 
     def __init__(self, dsn: str, written: Writing | None = None, run: int = 1 << 40) -> None:
         self.plans: dict[str, Plan] = {"activity": plan_of(written)}
+        self.lacking: set[tuple[str, bytes]] = set()
         self.partition = Partition(lambda _: "add")
-        observer = Observer(self._settled, self._flushed, self._failed)
+        observer = Observer(self._settled, self._flushed, self._failed, self.lacking.__contains__)
         self.connect = connecting(dsn)
         self.flusher = Flusher(
             Writer("me", 3, run), self.partition, self._connect, lambda: self.plans, observer

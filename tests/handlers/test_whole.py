@@ -1,0 +1,55 @@
+"""lua/upon.lua at a real node; what is put into Redis is shown by test_behind_lacking."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from proxy.embedded.redis import Cluster
+from proxy.handlers.whole import MOST_WORDS, UPON
+from tests.integration.rig import Caller, Word, is_error
+
+pytestmark = pytest.mark.integration
+
+KEYS = ("{k}lease", "{k}", "{k}none")
+
+
+@pytest.fixture
+async def node(cache_cluster: Cluster) -> AsyncIterator[Caller]:
+    """A connection to the node that has the slot of k."""
+    await cache_cluster.flush()
+    for each in cache_cluster.primaries:
+        caller = await Caller.open(each.port)
+        if not is_error(await caller.call("GET", KEYS[1])):
+            yield caller
+            caller.close()
+            return
+        caller.close()
+
+
+async def upon(node: Caller, *commands: tuple[Word, ...]) -> Word:
+    words = [word for command in commands for word in (len(command), *command)]
+    said: Word = await node.call("EVAL", UPON.body, 3, *KEYS, *words)
+    return said
+
+
+async def test_nothing_is_carried_out_upon_nothing(node: Caller) -> None:
+    """A fetch of it may go on."""
+    await node.call("SET", KEYS[0], "token")
+    assert str(await upon(node, ("HINCRBY", "{k}", "views", 1))).startswith("ABSENT")
+    assert await node.call("EXISTS", *KEYS) == 1
+
+
+async def test_commands_are_carried_out_in_their_order(node: Caller) -> None:
+    """The first one is answered, in Redis' own words; every fetch of the key has ended."""
+    await node.call("SET", KEYS[0], "token")
+    await node.call("HSET", KEYS[1], "views", 41)
+    commands: tuple[tuple[Word, ...], ...] = (
+        ("HINCRBY", "{k}", "views", 1), ("PEXPIRE", "{k}", 60_000),
+    )  # fmt: skip
+    assert await upon(node, *commands) == 42
+    assert 0 < await node.call("PTTL", KEYS[1]) <= 60_000
+    assert await node.call("EXISTS", *KEYS) == 1
+    wrong = str(await upon(node, ("INCR", "{k}")))
+    assert wrong == "WRONGTYPE Operation against a key holding the wrong kind of value"
+    pairs = [word for number in range(MOST_WORDS // 2 - 1) for word in (f"f{number}", "v")]
+    assert await upon(node, ("HSET", "{k}", *pairs)) == MOST_WORDS // 2 - 1
