@@ -20,6 +20,7 @@ import json
 import statistics
 import sys
 import time
+import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import date
 from pathlib import Path
@@ -39,6 +40,7 @@ from proxy.origin.installing import install_sql  # noqa: E402
 from proxy.origin.journal import Journal  # noqa: E402
 from proxy.origin.merging import Partition, Row  # noqa: E402
 from proxy.origin.records import Change, Entry, Op  # noqa: E402
+from proxy.origin.segments import PARTITIONS  # noqa: E402
 from proxy.plans import Plan, Plans, plans_in  # noqa: E402
 from proxy.policy.draft import Order, drafted_here  # noqa: E402
 
@@ -91,12 +93,12 @@ async def by_row(connection: Connection, own: Plan, rows: Sequence[Sequence[str 
 
 
 async def flush_whole(dsn: str, own: Plan) -> float:
-    """Return the seconds that a flusher takes for all entries."""
-    partition = Partition(lambda _: "add")
-    done = asyncio.Event()
+    """Return the seconds that the flushers of a sidecar take for all entries."""
+    parts = [Partition(lambda _: "add") for _ in range(PARTITIONS)]
+    begun = asyncio.Semaphore(0)
 
     async def settled(entries: Sequence[Entry]) -> None:
-        done.set()
+        begun.release()
 
     async def flushed(what: Flushed) -> None:
         assert not what.dead
@@ -104,21 +106,29 @@ async def flush_whole(dsn: str, own: Plan) -> float:
     async def connect() -> Connection:
         return await asyncpg.connect(dsn, timeout=5)
 
-    flusher = Flusher(
-        Writer("benchmark", 0), partition, connect, lambda: {"user_activity": own},
-        Observer(settled, flushed, lambda partition, reason: None, lambda row: False),
-    )  # fmt: skip
-    task = asyncio.create_task(flusher.run())
-    await done.wait()
+    observer = Observer(settled, flushed, lambda partition, reason: None, lambda row: False)
+    flushers = [
+        Flusher(
+            Writer("benchmark", number), part, connect, lambda: {"user_activity": own}, observer
+        )
+        for number, part in enumerate(parts)
+    ]
+    tasks = [asyncio.create_task(flusher.run()) for flusher in flushers]
+    for _ in flushers:
+        await begun.acquire()
     for number in range(ROWS):
         # As at any flush: entries are merged when they land.
-        partition.add(entry(number))
+        made = entry(number)
+        parts[zlib.crc32(made.key) % PARTITIONS].add(made)
     begin = time.perf_counter()
-    assert await flusher.through(partition.newest, 60.0)
+    drained = await asyncio.gather(*(flusher.drain(60.0) for flusher in flushers))
     seconds = time.perf_counter() - begin
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-    flusher.stop()
+    assert all(drained)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for flusher in flushers:
+        flusher.stop()
     return seconds
 
 
