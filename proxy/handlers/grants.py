@@ -138,6 +138,7 @@ class Grants:
             (claim.owner, claim.booking, claim.session, claim.value, f"{claim.seconds:.3f}",
              f"{locking.longest:.3f}", columns[0][locking.scope] if locking.most else "",
              str(locking.most), _flag(locking.heartbeat > 0), _flag(mine), _number(token)),
+            lost,
         )  # fmt: skip
         (row,) = rows
         # Numbers arrive as PostgreSQL writes them.
@@ -149,7 +150,7 @@ class Grants:
             int(row["ahead"]),
             [int(number) - 1 for number in row["fresh"] or ()],
         )
-        if (again or lost) and taken.outcome == "extended" and not mine:
+        if again and taken.outcome == "extended" and not mine:
             # Granted by the call whose answer was lost.
             taken = taken._replace(outcome="acquired")
         if taken.granted:
@@ -179,8 +180,9 @@ class Grants:
         if first is not None and first.looked:
             found = [first]
         else:
-            found = await self._free(wishes, patient=True)
-        again = found[0].again or (first is not None and first.again)
+            lost = first is not None and first.again
+            found = await self._free(wishes, patient=True, lost=lost)
+        again = found[0].again
         dropped = [
             (hold.key, freed.token)
             for hold, freed in zip(holds, found, strict=True)
@@ -215,7 +217,9 @@ class Grants:
             raise OriginDown("the answer to a release was lost", sent=True)
         return now.status == "available"
 
-    async def _free(self, wishes: Sequence[Wish], *, patient: bool) -> list[Freed]:
+    async def _free(
+        self, wishes: Sequence[Wish], *, patient: bool, lost: bool = False
+    ) -> list[Freed]:
         """Give locks up; without patience those that nobody else has in hand."""
         plan = wishes[0].plan
         locking = _locking(plan)
@@ -223,6 +227,7 @@ class Grants:
             plan, locking.calls.release, _arrays(plan, [wish.key for wish in wishes]),
             ([wish.owner for wish in wishes], [wish.what[0] for wish in wishes],
              f"{locking.offer:.3f}", _flag(patient)),
+            lost,
         )  # fmt: skip
         (row,) = rows
         looked = {int(number) for number in row["looked"] or ()}
@@ -310,10 +315,14 @@ class Grants:
         return rows[0] if rows else None
 
     async def _call(
-        self, plan: Plan, statement: Statement, arrays: list[Argument], rest: Sequence[Argument]
-    ) -> tuple[list[Record], bool]:
-        """Call a function; return its rows, and whether an earlier answer was lost."""
-        until, lost, tries = self._loop.time() + RESOLVE, False, 0
+        self, plan: Plan, statement: Statement, arrays: list[Argument], rest: Sequence[Argument],
+        lost: bool = False,
+    ) -> tuple[list[Record], bool]:  # fmt: skip
+        """Call a function; return its rows, and whether an earlier answer was lost.
+
+        Lost: one was before, so that no error means that nothing was done. Raises OriginError.
+        """
+        until, tries = self._loop.time() + RESOLVE, 0
         while True:
             try:
                 rows = await self._postgres.fetch(

@@ -202,6 +202,15 @@ async def test_what_was_lost_is_unknown_however_it_goes_on(
     with pytest.raises(OriginDown) as caught:
         await grants.take(counter.plan, [KEY], Claim("u1", 30))
     assert caught.value.sent
+    # Asked with others again the lock is in other hands, and asked alone there is no room.
+    left = [dict.fromkeys(("numbers", "outcomes", "tokens", "lefts"))]
+    grants = Grants(
+        cast(Postgres, Fails(lost, left, OriginBusy("no room"))),
+        counter.mirrored.mirror, LockMetrics(CollectorRegistry()),
+    )  # fmt: skip
+    with pytest.raises(OriginDown) as caught:
+        await grants.take(counter.plan, [KEY], Claim("u1", 30))
+    assert caught.value.sent
     refused = OriginRefused("not that one", "P0001")
     for call in ("take", "release", "confirm"):
         grants = Grants(

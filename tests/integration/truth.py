@@ -1,6 +1,8 @@
 """What PostgreSQL says when all is over: who holds what, what was granted, and who can tell."""
 
 import json
+import time
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,8 +24,8 @@ BACKWARDS = """
 SELECT event_id, seat_id, was_token, token FROM audit
  WHERE was_token IS NOT NULL AND token < was_token"""
 GRANTED = """
-SELECT event_id, seat_id, status, owner, token,
-       extract(epoch FROM least(until, lead(at) OVER seat) - at)::float AS lasted
+SELECT event_id, seat_id, status, owner, token, extract(epoch FROM at)::float AS begin,
+       extract(epoch FROM least(until, lead(at) OVER seat))::float AS ended
   FROM audit
  WINDOW seat AS (PARTITION BY event_id, seat_id ORDER BY id)"""
 OVERDUE = """
@@ -53,26 +55,37 @@ async def orphans(hall: Hall, history: Iterable[Operation], age: float = 1.0) ->
     """Return the grants in PostgreSQL that lasted, and of which no client was told or in doubt.
 
     Who was told nothing, or an unknown outcome, is in doubt; who was told an error that says that
-    nothing was done, or a no, is not.
+    nothing was done, or a no, is not, from then on: a lock whose owner waits for it is no orphan.
     """
     told: set[tuple[str, int]] = set()
     doubtful: set[tuple[str, str]] = set()
+    waits: dict[tuple[str, str], list[Operation]] = defaultdict(list)
     for each in history:
         if each.outcome in GRANTS and each.token is not None:
             told.add((each.lock, each.token))
         elif each.kind == "acquire" and (each.outcome in GRANTS or each.outcome == "unknown"):
             doubtful.add((each.lock, each.owner))
+        elif each.kind == "acquire":
+            waits[each.lock, each.owner].append(each)
     async with hall.database() as database:
         rows = await database.fetch(
             f"SELECT DISTINCT ON (token) * FROM ({GRANTED}) AS grants"
-            " WHERE status = 'locked' AND token IS NOT NULL ORDER BY token, lasted DESC"
+            " WHERE status = 'locked' AND token IS NOT NULL ORDER BY token, ended - begin DESC"
         )
+        # History and database are of one machine, and have clocks of their own.
+        ahead = await database.fetchval("SELECT extract(epoch FROM clock_timestamp())::float")
+        ahead -= time.monotonic()
     found = []
     for row in rows:
-        lock = str(Seat(row["event_id"], row["seat_id"]))
-        explained = (lock, row["token"]) in told or (lock, row["owner"]) in doubtful
-        if not explained and row["lasted"] > age:
-            found.append(f"{lock} of {row['owner']} #{row['token']} for {row['lasted']:.2f} s")
+        lock, owner = str(Seat(row["event_id"], row["seat_id"])), row["owner"]
+        if (lock, row["token"]) in told or (lock, owner) in doubtful:
+            continue
+        begin, ended = row["begin"] - ahead, row["ended"] - ahead
+        asked = [each for each in waits[lock, owner] if each.sent <= begin <= each.told]
+        lasted = ended - max([begin, *(each.told for each in asked)])
+        if lasted > age:
+            said = "; ".join(map(str, asked)) or "who did not ask"
+            found.append(f"{lock} of {owner} #{row['token']} for {lasted:.2f} s: {said}")
     return found
 
 
