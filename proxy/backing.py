@@ -71,6 +71,7 @@ class Backing:
                 metrics.behind,
             )
             self.behind.watch(self._void)
+            self.reads.spare(self.behind.waits)
         self._sweeper = sweeper = Sweeper(router, plumbing.batch, clusters)
         self._leases.beyond(lambda plan: sweeper.ask(plan.cluster, frozenset((plan.keyspace,))))
         self.invalidation = Invalidation(
@@ -141,8 +142,7 @@ class Backing:
 
     def _dirty(self, plan: Plan, key: bytes) -> bool:
         """Return whether PostgreSQL lacks writes of a key."""
-        behind = plan.writing is not None and plan.writing.mode == "behind"
-        return behind and self.behind is not None and self.behind.overlay(plan, key) is not None
+        return self.behind is not None and self.behind.waits(plan, key)
 
     def _report(self, report: Lost | Untrusted) -> None:
         if isinstance(report, Untrusted):

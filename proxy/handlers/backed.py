@@ -122,7 +122,7 @@ def handled(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]
 async def _fetched(session: Session, request: wire.Request, targets: Iterable[Target]) -> bytes:
     """Answer a command whose client is held, once Redis has what it lacks."""
     try:
-        line = await in_redis.filled(session, targets)
+        line = await _provided(session, targets)
         waits = request.ruleset.commands[request.row].path is Path.BARRIER
         if waits and session.gone:
             # What would wait for a client that has left would wait for ever.
@@ -131,6 +131,12 @@ async def _fetched(session: Session, request: wire.Request, targets: Iterable[Ta
         return await in_redis.awaited(reply)
     finally:
         session.downstream.release()
+
+
+async def _provided(session: Session, targets: Iterable[Target]) -> bytes | None:
+    if session.server.behind is None:
+        return await in_redis.filled(session, targets)
+    return await behind.provided(session, [each for each in targets if each.plan.read is not None])
 
 
 def refresh(session: Session, request: wire.Request) -> None:

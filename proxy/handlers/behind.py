@@ -6,8 +6,7 @@ value (times to live, reads of several keys) go to Redis as they are.
 Always true:
   * what is acknowledged is in the journal; what the journal refused did not reach Redis;
   * an increment that Redis then refuses is taken back in the journal too, to the last digit;
-  * while Redis is away, or lacks what waits, an answer is exact, or the write is refused before it
-    is journalled;
+  * while Redis is away an answer to a write is exact, or it is refused before it is journalled;
   * what may be in Redis without a write that waits does not outlive the flush of that write.
 
 A value that Redis refuses after it was journalled (out of memory, wrong type) stays journalled: its
@@ -15,7 +14,8 @@ client hears the error, and PostgreSQL has what the client wanted.
 """
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from typing import TypeVar
 
 from proxy import errors, wire
@@ -36,6 +36,9 @@ _TIMES = frozenset(
     (b"expire", b"pexpire", b"expireat", b"pexpireat", b"persist", b"touch", b"getex")
 )
 
+
+# They say that nothing was changed, which is not so of what is journalled.
+_NOTHING_DONE = (errors.CLUSTERDOWN, errors.TIMEOUT, errors.OVERLOADED)
 
 # Deletions, whose reply is a number of keys.
 _COUNTED = frozenset((b"del", b"unlink"))
@@ -62,14 +65,20 @@ async def _beside(session: Session, request: wire.Request) -> bytes:
 
     Of what waits for PostgreSQL it may lack all, of the other keys it may have none.
     """
-    waits, clean = _parted(session, _readable(request))
     if not in_redis.away(session, request.location):
-        for target in waits:
-            if isinstance(there := await whole.present(session, target, lost=True), bytes):
-                return there
-    if clean and (line := await in_redis.filled(session, clean)) is not None:
-        return line
+        line = await provided(session, _readable(request))
+        if line is not None:
+            return line
     return await in_redis.awaited(in_redis.plain(session, request))
+
+
+async def provided(session: Session, targets: Iterable[Target]) -> bytes | None:
+    """Let Redis have all of these keys, with what waits; return an error line where it cannot."""
+    waits, clean = _parted(session, targets)
+    for target in waits:
+        if isinstance(there := await whole.present(session, target, lost=True), bytes):
+            return there
+    return await in_redis.filled(session, clean) if clean else None
 
 
 async def write(session: Session, request: wire.Request, plan: Plan) -> bytes:
@@ -80,25 +89,61 @@ async def write(session: Session, request: wire.Request, plan: Plan) -> bytes:
         if in_redis.away(session, request.location):
             if plan.detour.writes != "journal":
                 return errors.CLUSTERDOWN
-            return await _without_redis(session, request, parts)
+            async with _inside(session, parts):
+                return await _without_redis(session, request, parts)
+        if readable and way_of(request) is Way.FETCH:
+            return await _write_a_part(session, request, parts, readable[0])
+        # What tells how much was there must find it.
+        counted = _parted(session, readable)[0] if request.name in _COUNTED else []
+        if (line := await provided(session, counted)) is not None:
+            return line
+        async with _inside(session, parts):
+            return await _write_the_whole(session, request, parts, readable)
     except Refused as refused:
         return refused.line
-    if readable and way_of(request) is Way.FETCH:
-        return await _write_a_part(session, request, parts, readable[0])
-    if request.name in _COUNTED:
-        # Its reply tells what was there.
-        for target in _parted(session, readable)[0]:
-            if isinstance(there := await whole.present(session, target, lost=True), bytes):
-                return there
-    behind = session.server.behind
+
+
+async def _write_the_whole(
+    session: Session,
+    request: wire.Request,
+    parts: Sequence[tuple[Plan, Told]],
+    readable: Sequence[Target],
+) -> bytes:
+    """Journal a write that leaves nothing of what was there, and carry it out."""
+    behind, reads = session.server.behind, session.server.reads
     assert behind is not None
     if (line := await _journalled(behind, parts)) is not None:
         return line
+    for target in targets_of(request).values():
+        if reads is not None and target.plan.read is None:
+            # What goes is what was there before: nobody could bring this back.
+            reads.leases.forgive(target)
     if readable:
-        reply = in_redis.carried_out(session, request, readable)
+        carried = in_redis.carried_out(session, request, readable)
     else:
-        reply = in_redis.awaited(in_redis.plain(session, request))
-    return await _ended(behind, parts, await _sure(behind, parts, reply))
+        carried = in_redis.awaited(in_redis.plain(session, request))
+    return await _ended(behind, parts, await _sure(behind, parts, carried))
+
+
+@contextlib.asynccontextmanager
+async def _inside(session: Session, parts: Sequence[tuple[Plan, Told]]) -> AsyncIterator[None]:
+    """Be one of those who write to keys. Raises Refused where that cannot be in time."""
+    behind, sums = session.server.behind, _sums(parts)
+    assert behind is not None
+    plans, entered = {part.key: plan for plan, part in parts}, list[bytes]()
+    try:
+        try:
+            async with asyncio.timeout(waiting.STILL_SECONDS):
+                for key in sorted(plans):
+                    if await behind.turns.enter(key, sums):
+                        behind.contended(plans[key], key)
+                    entered.append(key)
+        except TimeoutError:
+            raise Refused(errors.ORIGIN_BUSY) from None
+        yield
+    finally:
+        for key in entered:
+            behind.turns.leave(key, sums)
 
 
 async def _write_a_part(
@@ -109,8 +154,8 @@ async def _write_a_part(
     Alone it would be taken for all there is. Where the key goes between the two, an increment is
     taken back and begins again; what was set is journalled once more, which changes nothing.
     """
-    behind = session.server.behind
-    assert behind is not None
+    if target.lease is None:
+        return errors.not_behind(target.plan.name, "nothing can stand beside a key of such braces")
     # What SET asks for must be what was there before it was journalled.
     lost, journalled = request.name == b"set", False
     for _ in range(whole.TRIES):
@@ -118,14 +163,10 @@ async def _write_a_part(
         if isinstance(there, bytes):
             return errors.UNKNOWN_WRITE if journalled else there
         try:
-            async with asyncio.timeout(waiting.STILL_SECONDS):
-                await behind.turns.enter(target.key)
-        except TimeoutError:
-            return errors.UNKNOWN_WRITE if journalled else errors.ORIGIN_BUSY
-        try:
-            reply = await _attempted(session, request, parts, target if there else None)
-        finally:
-            behind.turns.leave(target.key)
+            async with _inside(session, parts):
+                reply = await _attempted(session, request, parts, target if there else None)
+        except Refused as refused:
+            return errors.UNKNOWN_WRITE if journalled else refused.line
         if reply is not None:
             return reply
         if request.name == b"set":
@@ -178,10 +219,11 @@ async def _ended(behind: WriteBehind, parts: Sequence[tuple[Plan, Told]], reply:
         _lack(behind, parts)
         return reply
     taken_back = await _taken_back(behind, parts)
-    if not (taken_back and _sums(parts)):
-        # Redis has what was there before.
-        _lack(behind, parts)
-    return reply if taken_back else errors.UNKNOWN_WRITE
+    if taken_back and _sums(parts):
+        return reply
+    # Redis has what was there before.
+    _lack(behind, parts)
+    return reply if taken_back and reply not in _NOTHING_DONE else errors.UNKNOWN_WRITE
 
 
 def _sums(parts: Sequence[tuple[Plan, Told]]) -> bool:
@@ -302,6 +344,9 @@ def plan_behind(rules: wire.Ruleset, key: bytes) -> Plan | None:
 def _parts(request: wire.Request, plan: Plan) -> list[tuple[Plan, Told]]:
     """Return what is told of each key that is written behind. Raises Refused."""
     parts = []
+    for target in targets_of(request).values():
+        if target.plan.mode == "through":
+            raise Refused(errors.no_statement(target.plan.name))
     for part in told(plan, request.name, request.arguments):
         own = plan_behind(request.ruleset, part.key)
         if own is not None:

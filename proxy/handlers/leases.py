@@ -85,6 +85,10 @@ class Leases:
         """Return whether a key is to be invalidated as soon as its node is there."""
         return (target.plan.cluster, target.name) in self._owed
 
+    def forgive(self, target: Target) -> None:
+        """Let a key be after all: it is written as a whole."""
+        self._owed.pop((target.plan.cluster, target.name), None)
+
     def owe(self, target: Target) -> None:
         """Make a key one that nobody has, soon."""
         place = target.plan.cluster, target.name

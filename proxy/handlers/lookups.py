@@ -89,7 +89,8 @@ async def _away(
     session: Session, request: wire.Request, reads: Reads, target: Target, reply: bytes
 ) -> bytes:
     """Answer without Redis."""
-    return _said_away(session, request, reads, target, reply, await reads.away(target))
+    found = await waiting.found(session, target) or await reads.away(target)
+    return _said_away(session, request, reads, target, reply, found)
 
 
 def _tell(

@@ -5,7 +5,8 @@
 Always true:
   * of one key a sidecar runs one statement at a time, and all sidecars together one per lease, but
     for those that waited for a lease for too long: they fetch by themselves and fill nothing;
-  * nothing is filled without the lease, and nothing that was read before the key was changed here;
+  * nothing is filled without the lease, nothing that was read before the key was changed here, and
+    nothing of which writes wait that PostgreSQL has not been told of;
   * what cannot be had is an error, never "there is no such row".
 """
 
@@ -89,7 +90,12 @@ class Reads:
         self._refreshing: dict[bytes, asyncio.Task[None]] = {}
         self._changed: OrderedDict[bytes, float] = OrderedDict()
         self._takes: dict[str, float] = {}  # seconds that a fetch of a keyspace takes
+        self._waits: Callable[[Plan, bytes], bool] = lambda plan, key: False
         metrics.watch(lambda: len(self._flights), lambda: self._gutter.size, lambda: held.owed)
+
+    def spare(self, waits: Callable[[Plan, bytes], bool]) -> None:
+        """Take what tells whether a key has writes that PostgreSQL lacks: it is never filled."""
+        self._waits = waits
 
     def stop(self) -> None:
         self._flights.stop()
@@ -160,6 +166,8 @@ class Reads:
     def refresh(self, target: Target, left_ms: int) -> None:
         """Fetch a key again in the background; one that is not old yet only now and then."""
         if target.lease is None or target.key in self._refreshing:
+            return
+        if self._waits(target.plan, target.key):
             return
         if len(self._refreshing) >= REFRESHES or not self._due(target.plan, left_ms):
             return
@@ -247,7 +255,8 @@ class Reads:
         found: Found | OriginError,
     ) -> None:
         """Let Redis have what was fetched, and others the lease."""
-        if isinstance(found, OriginError) or not flight.stores:
+        waits = self._waits(target.plan, target.key)
+        if isinstance(found, OriginError) or not flight.stores or waits:
             arguments = [b"kept", b"0"]
         elif found.value is None:
             now = self._loop.time()

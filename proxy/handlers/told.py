@@ -102,12 +102,20 @@ def _decimal(value: bytes) -> bytes:
     return value
 
 
+# Options of SET of which it takes one.
+_TIMES = (b"EX", b"PX", b"EXAT", b"PXAT", b"KEEPTTL")
+
+
 def _set(plan: Plan, words: Sequence[bytes]) -> list[Told]:
     _, key, value, *options = words
     seconds: bytes | None = None
-    place = 0
+    place, timed = 0, False
     while place < len(options):
         word = options[place].upper()
+        if word in _TIMES:
+            if timed:
+                raise Refused(errors.SYNTAX)
+            timed = True
         if word in (b"NX", b"XX", b"IFEQ"):
             raise Refused(errors.not_behind(plan.name, "a condition cannot be journalled"))
         if word in (b"EX", b"PX", b"EXAT", b"PXAT") and place + 1 < len(options):

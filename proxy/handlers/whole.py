@@ -29,6 +29,9 @@ UPON = Script("upon")
 # What Redis says where nothing was carried out.
 _ABSENT = b"-ABSENT"
 
+# They answer with a whole number, which the script tells as text where it is large.
+_SUMS = frozenset((b"incr", b"decr", b"incrby", b"decrby", b"hincrby"))
+
 # Lua's stack has room for some 8,000.
 MOST_WORDS = 4000
 
@@ -45,7 +48,7 @@ async def present(session: Session, target: Target, *, lost: bool = False) -> bo
     if target.lease is None:
         return False
     lacks = _is_lacking(behind, reads, target)
-    if behind.overlay(target.plan, target.key) is None and not lacks:
+    if not behind.waits(target.plan, target.key) and not lacks:
         found = await reads.value(target)
         if isinstance(found, OriginError):
             return found.line
@@ -88,6 +91,8 @@ async def upon(session: Session, request: wire.Request, target: Target) -> bytes
         reply = await done
         if not reply.startswith(b"-NOSCRIPT"):
             break
+    if reply[:1] == b"$" and request.name in _SUMS:
+        reply = resp.integer(int(resp.decode(reply)))
     return None if reply.startswith(_ABSENT) else reply
 
 

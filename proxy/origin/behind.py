@@ -63,9 +63,9 @@ class WriteBehind:
         self._named: tuple[Plans | None, dict[str, Plan]] = (None, {})
         self._waiting: dict[str, int] = {}  # bytes per keyspace
         self._states = log.StateLog()
-        # Keyspace and key of what Redis may lack. All of them wait, but for writes of which nobody
-        # knows whether the disk has taken them.
+        # Keyspace and key of what waits and Redis may lack, or may have in another order.
         self._lacking: set[tuple[str, bytes]] = set()
+        self._contended: set[tuple[str, bytes]] = set()
         self._void: Callable[[bytes], None] = lambda key: None
         self.turns = Turns()
         self.state = "open"  # one of those above
@@ -164,12 +164,24 @@ class WriteBehind:
         Where nobody can read it in PostgreSQL, what Redis has is all there is, and stays.
         """
         if plan.read is not None:
-            self._lacking.add((plan.name, key))
+            if self.overlay(plan, key) is not None:
+                self._lacking.add((plan.name, key))
             self._void(key)
+
+    def contended(self, plan: Plan, key: bytes) -> None:
+        """Note that Redis may have had writes of a key in another order than the journal."""
+        if plan.read is not None:
+            self._contended.add((plan.name, key))
 
     def whole(self, plan: Plan, key: bytes) -> None:
         """Hear that Redis has all that was written to a key."""
         self._lacking.discard((plan.name, key))
+
+    def waits(self, plan: Plan, key: bytes) -> bool:
+        """Return whether PostgreSQL lacks, or is about to be told, writes of a key."""
+        return plan.mode == "behind" and (
+            self.turns.busy(key) or self.overlay(plan, key) is not None
+        )
 
     def is_lacking(self, plan: Plan, key: bytes) -> bool:
         return (plan.name, key) in self._lacking
@@ -273,11 +285,13 @@ class WriteBehind:
 
         Another sidecar, which cannot know of them, may have fetched the row meanwhile.
         """
-        for name, key in keys:
-            if (name, key) in self._lacking:
-                self._void(key)
-                if self._flusher(key).partition.overlay(name, key) is None:
-                    self._lacking.discard((name, key))
+        for place in keys:
+            waits = self._flusher(place[1]).partition.overlay(*place) is not None
+            if place in self._lacking or (place in self._contended and not waits):
+                self._void(place[1])
+            if not waits:
+                self._lacking.discard(place)
+                self._contended.discard(place)
 
     async def _settled(self, entries: Sequence[Entry]) -> None:
         for keyspace, size in sizes_of(entries).items():

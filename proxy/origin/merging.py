@@ -219,6 +219,8 @@ def sizes_of(entries: Iterable[Entry]) -> dict[str, int]:
 
 def number(text: bytes) -> Decimal | None:
     """Return a decimal number, None for what is none or has no end."""
+    if b"_" in text or text != text.strip():
+        return None  # Python's way of writing numbers, and not Redis'
     try:
         value = Decimal(text.decode("ascii"))
     except (InvalidOperation, UnicodeDecodeError):

@@ -16,22 +16,32 @@ class Turns:
     """Those of all keys."""
 
     def __init__(self) -> None:
-        self._inside: dict[bytes, int] = {}
+        self._inside: dict[bytes, list[bool]] = {}  # of each who is inside, whether it is a sum
         self._closed: dict[bytes, asyncio.Event] = {}  # set when whoever is alone has left
         self._empty: dict[bytes, asyncio.Event] = {}  # set when nobody is inside any more
 
-    async def enter(self, key: bytes) -> None:
-        """Wait until nobody is alone with a key; `leave` must follow."""
+    async def enter(self, key: bytes, sums: bool) -> bool:
+        """Wait until nobody is alone with a key; return whether the order with others matters.
+
+        That of sums does not. `leave` must follow.
+        """
         while (closed := self._closed.get(key)) is not None:
             await closed.wait()
-        self._inside[key] = self._inside.get(key, 0) + 1
+        others = self._inside.setdefault(key, [])
+        others.append(sums)
+        return len(others) > 1 and not all(others)
 
-    def leave(self, key: bytes) -> None:
-        left = self._inside.pop(key) - 1
-        if left:
-            self._inside[key] = left
-        elif (empty := self._empty.get(key)) is not None:
-            empty.set()
+    def busy(self, key: bytes) -> bool:
+        """Return whether anybody is inside, or alone."""
+        return key in self._inside or key in self._closed
+
+    def leave(self, key: bytes, sums: bool) -> None:
+        others = self._inside[key]
+        others.remove(sums)
+        if not others:
+            del self._inside[key]
+            if (empty := self._empty.get(key)) is not None:
+                empty.set()
 
     @contextlib.asynccontextmanager
     async def alone(self, key: bytes) -> AsyncIterator[None]:

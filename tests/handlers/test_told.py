@@ -82,6 +82,8 @@ def test_commands_of_several_keys() -> None:
         (STRING, b"SET k v EX", errors.SYNTAX),
         (STRING, b"SET k v EX ten", errors.NOT_AN_INTEGER),
         (STRING, b"SET k v WORD", errors.SYNTAX),
+        (STRING, b"SET k v EX 5 PX 2000", errors.SYNTAX),
+        (STRING, b"SET k v EX 9223372036854775807", errors.invalid_expire("set")),
         (STRING, b"SETEX k -1 v", errors.line("ERR invalid expire time in 'setex' command")),
         (STRING, b"MSET a 1 b", errors.wrong_arity(b"mset")),
     ],

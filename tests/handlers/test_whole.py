@@ -53,3 +53,12 @@ async def test_commands_are_carried_out_in_their_order(node: Caller) -> None:
     assert wrong == "WRONGTYPE Operation against a key holding the wrong kind of value"
     pairs = [word for number in range(MOST_WORDS // 2 - 1) for word in (f"f{number}", "v")]
     assert await upon(node, ("HSET", "{k}", *pairs)) == MOST_WORDS // 2 - 1
+
+
+async def test_large_sums_are_told_to_the_last_digit(node: Caller) -> None:
+    """As text: Lua's numbers end at 2^53."""
+    await node.call("SET", KEYS[1], 2**53 - 1)
+    assert await upon(node, ("INCRBY", "{k}", 2)) == b"%d" % (2**53 + 1)
+    await node.call("DEL", KEYS[1])
+    await node.call("HSET", KEYS[1], "n", -(2**62))
+    assert await upon(node, ("HINCRBY", "{k}", "n", -1)) == b"%d" % (-(2**62) - 1)

@@ -22,6 +22,7 @@ keyspaces:
     cluster: cache
     type: hash
     ttl: {default: 3600s}
+    freshness: {stale_while_revalidate: 60s}
     origin: {read: "SELECT views, calls, name FROM activity WHERE id = :id AND day = :day"}
     write:
       mode: behind
@@ -34,6 +35,18 @@ keyspaces:
            SET views = a.views + excluded.views, calls = a.calls + excluded.calls,
                name = coalesce(excluded.name, a.name)
     fallback: {writes: journal}
+  memo:
+    key: memo:{id}
+    cluster: cache
+    type: string
+    ttl: {default: 3600s}
+    origin: {read: "SELECT value FROM notes WHERE id = :id"}
+    write:
+      mode: behind
+      flush: {every: 200ms}
+      sql: |
+        INSERT INTO notes (id, value) VALUES (:id, :value)
+            ON CONFLICT (id) DO UPDATE SET value = excluded.value
   note:
     key: note:{id}
     cluster: cache
@@ -156,6 +169,42 @@ async def test_a_hot_counter_that_ends_counts_on(
     await flushed(activity, 1240)
     assert await direct(empty_clusters.cache, "HGET", KEY, "views") == b"1240"
     assert len(await held(callers[0])) == 3
+
+
+async def test_a_refresh_leaves_what_waits(start: Start, empty_clusters: Clusters) -> None:
+    """What is stale and has writes that PostgreSQL lacks is not fetched again; sums are exact."""
+    caller = await Caller.open((await start(empty_clusters.cache)).port)
+    assert await caller.call("HINCRBY", KEY, "views", 2**60) == 2**60 + 40
+    await direct(empty_clusters.cache, "PEXPIRE", KEY, 30_000)
+    for _ in range(20):
+        assert (await held(caller))[b"views"] == b"%d" % (2**60 + 40)
+
+
+async def test_those_who_set_a_value_at_once_leave_one(
+    start: Start, empty_clusters: Clusters, activity: str
+) -> None:
+    """Redis may have had them in another order than the journal: PostgreSQL's is what stays."""
+    port = (await start(empty_clusters.cache)).port
+    callers = [await Caller.open(port) for _ in range(20)]
+    for caller in callers[::2]:
+        await caller.call("HELLO", 3)  # another connection to the node
+    for number in range(20):
+        await asyncio.gather(
+            *(caller.call("SET", f"memo:{number}", f"n{n}") for n, caller in enumerate(callers))
+        )
+
+    async def alike() -> bool:
+        rows = await rows_of(activity, "SELECT id, value FROM notes WHERE id <> 'row'")
+        found = [await callers[1].call("GET", f"memo:{id}") for id, _ in rows]
+        return len(rows) == 20 and found == [value.encode() for _, value in rows]
+
+    await wait_for(alike, "Redis to say what PostgreSQL does")
+
+
+async def test_what_cannot_be_kept_whole_is_refused(start: Start, empty_clusters: Clusters) -> None:
+    """A part of a key beside which nothing can stand in its slot."""
+    caller = await Caller.open((await start(empty_clusters.cache)).port)
+    assert "braces" in str(await caller.call("HINCRBY", "activity:x}y:2026-11-29", "views", 1))
 
 
 async def test_a_copy_from_before_an_outage_is_not_shown(

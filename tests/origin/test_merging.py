@@ -80,7 +80,7 @@ def test_sums_are_exact(deltas: list[Decimal]) -> None:
 def test_what_is_no_number() -> None:
     """Words, infinities and exponents that would fill the memory are none."""
     assert number(b"1e3") == 1000
-    for text in (b"", b"word", b"nan", b"inf", b"1e999999", b"\xff"):
+    for text in (b"1_0", b" 1", b"", b"word", b"nan", b"inf", b"1e999999", b"\xff"):
         assert number(text) is None
 
 
