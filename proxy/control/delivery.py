@@ -12,7 +12,7 @@ Used by the applier of a cluster, one round after the other. Always true:
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -30,6 +30,9 @@ SENDING = 0.25
 
 # Keys that are remembered while their shard is away, some ten megabytes.
 OWED = 50_000
+
+# Of those that one node is owed so many are under way to it at a time.
+HANDFUL = 100
 
 # How long a node remembers as of when it has kept a key in step, in milliseconds: an hour. Of a
 # key that changes less often the first change takes it away.
@@ -118,18 +121,25 @@ class Delivery:
             async with asyncio.timeout(SENDING):
                 await asyncio.gather(*(self._repay(names, now) for names in owed.values()))
 
-    async def _repay(self, names: Iterable[bytes], now: AsOf) -> None:
-        for name in names:
-            moment = plans.companion(plans.PATCHED, name) if self.owed[name] else None
-            if moment is not None:
-                # Before the key goes: a patch that arrives behind it must find that it is late.
-                words = [*now.words(), b"", b""]
-                if not await self._answered(PATCH, moment, words):
-                    return
-            for key in beside(name):
-                if not await self._answered(INVALIDATE, key):
-                    return
-            del self.owed[name]
+    async def _repay(self, names: Sequence[bytes], now: AsOf) -> None:
+        """Send what one node is owed; the rest in handfuls once it has answered to the first."""
+        parts = [names[:1], *(names[at : at + HANDFUL] for at in range(1, len(names), HANDFUL))]
+        for part in parts:
+            if not all(await asyncio.gather(*(self._repaid(name, now) for name in part))):
+                return
+
+    async def _repaid(self, name: bytes, now: AsOf) -> bool:
+        moment = plans.companion(plans.PATCHED, name) if self.owed[name] else None
+        if moment is not None:
+            # Before the key goes: a patch that arrives behind it must find that it is late.
+            words = [*now.words(), b"", b""]
+            if not await self._answered(PATCH, moment, words):
+                return False
+        for key in beside(name):
+            if not await self._answered(INVALIDATE, key):
+                return False
+        self.owed.pop(name, None)
+        return True
 
     async def _answered(self, script: Script, key: bytes, words: Sequence[bytes] = ()) -> bool:
         reply = await self._errands.ask(script, self._cluster, [key], words)
