@@ -36,7 +36,6 @@ _TIMES = frozenset(
     (b"expire", b"pexpire", b"expireat", b"pexpireat", b"persist", b"touch", b"getex")
 )
 
-
 # They say that nothing was changed, which is not so of what is journalled.
 _NOTHING_DONE = (errors.CLUSTERDOWN, errors.TIMEOUT, errors.OVERLOADED)
 
@@ -75,10 +74,17 @@ async def _beside(session: Session, request: wire.Request) -> bytes:
 async def provided(session: Session, targets: Iterable[Target]) -> bytes | None:
     """Let Redis have all of these keys, with what waits; return an error line where it cannot."""
     waits, clean = _parted(session, targets)
+    if (line := await _put_back(session, waits)) is not None:
+        return line
+    return await in_redis.filled(session, clean) if clean else None
+
+
+async def _put_back(session: Session, waits: Iterable[Target]) -> bytes | None:
+    """Let Redis have keys of which writes wait; return an error line where it cannot."""
     for target in waits:
         if isinstance(there := await whole.present(session, target, lost=True), bytes):
             return there
-    return await in_redis.filled(session, clean) if clean else None
+    return None
 
 
 async def write(session: Session, request: wire.Request, plan: Plan) -> bytes:
@@ -95,7 +101,7 @@ async def write(session: Session, request: wire.Request, plan: Plan) -> bytes:
             return await _write_a_part(session, request, parts, readable[0])
         # What tells how much was there must find it.
         counted = _parted(session, readable)[0] if request.name in _COUNTED else []
-        if (line := await provided(session, counted)) is not None:
+        if (line := await _put_back(session, counted)) is not None:
             return line
         async with _inside(session, parts):
             return await _write_the_whole(session, request, parts, readable)
@@ -164,7 +170,7 @@ async def _write_a_part(
             return errors.UNKNOWN_WRITE if journalled else there
         try:
             async with _inside(session, parts):
-                reply = await _attempted(session, request, parts, target if there else None)
+                reply = await _attempted(session, request, parts, target, there)
         except Refused as refused:
             return errors.UNKNOWN_WRITE if journalled else refused.line
         if reply is not None:
@@ -179,9 +185,10 @@ async def _attempted(
     session: Session,
     request: wire.Request,
     parts: Sequence[tuple[Plan, Told]],
-    upon: Target | None,
+    target: Target,
+    there: bool,
 ) -> bytes | None:
-    """Journal a write and carry it out, upon a key or where there is none.
+    """Journal a write and carry it out, upon a key that is there or where there is none.
 
     Return what the client hears; None: the key has gone, and what can be is taken back, before
     anybody counts what is journalled.
@@ -190,13 +197,13 @@ async def _attempted(
     assert behind is not None
     if (line := await _journalled(behind, parts)) is not None:
         return line
-    if upon is None:
-        carried = in_redis.carried_out(session, request, _readable(request))
+    if not there:
+        carried = in_redis.carried_out(session, request, [target])
         return await _ended(behind, parts, await _sure(behind, parts, carried))
-    reply = await _sure(behind, parts, whole.upon(session, request, upon))
+    reply = await _sure(behind, parts, whole.upon(session, request, target))
     if reply is not None:
         return await _ended(behind, parts, reply)
-    behind.lacking(upon.plan, upon.key)
+    behind.lacking(target.plan, target.key)
     return None if await _taken_back(behind, parts) else errors.UNKNOWN_WRITE
 
 
@@ -275,7 +282,7 @@ def _parted(session: Session, targets: Iterable[Target]) -> tuple[list[Target], 
     assert behind is not None
     parted: tuple[list[Target], list[Target]] = [], []
     for target in targets:
-        parted[behind.overlay(target.plan, target.key) is None].append(target)
+        parted[not behind.holds(target.plan, target.key)].append(target)
     return parted
 
 
@@ -289,7 +296,7 @@ def dirty(session: Session, request: wire.Request) -> bool:
     if behind is None:
         return False
     plans = ((plan_behind(request.ruleset, words[at]), words[at]) for at in request.keys)
-    return any(plan and behind.overlay(plan, key) is not None for plan, key in plans)
+    return any(plan and behind.holds(plan, key) for plan, key in plans)
 
 
 async def look_up(session: Session, request: wire.Request, plan: Plan) -> bytes:

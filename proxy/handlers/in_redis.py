@@ -73,13 +73,18 @@ async def carried_out(session: Session, request: wire.Request, targets: Iterable
         reply = await awaited(plain(session, request))
         await asyncio.gather(*(reads.leases.release(target) for target in targets))
         return reply
+    frames = frames_of(request, targets)
+    return await as_one(session, request.location, frames, targets, request.received)
+
+
+def frames_of(request: wire.Request, targets: Iterable[Target]) -> list[bytes]:
+    """Return a command and what rules send behind it, as long in Redis as copies live."""
     window = window_of(targets)
     assert request.routed is not None
-    frames = [
+    return [
         lengthened(request.ruleset, frame, window)
         for frame in (request.routed, *(request.followers or ()))
     ]
-    return await as_one(session, request.location, frames, targets, request.received)
 
 
 async def as_one(
@@ -92,16 +97,22 @@ async def as_one(
     """Send commands of one slot and end every fetch of their keys; return the first reply."""
     ended = ending(targets)
     unit = b"".join((MULTI, *ended, *frames, EXEC))
-    done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-    replies = len(ended) + len(frames) + 2
-    session.downstream.submit_unit(location, unit, replies, received, partial(_give, done))
-    reply = await done
+    reply = await sent(session, location, unit, len(ended) + len(frames) + 2, received)
     if reply[:1] == b"-":
         return reply
     try:
         return resp.elements(reply)[len(ended)]
     except (ValueError, IndexError):
         return errors.INTERNAL
+
+
+async def sent(
+    session: Session, location: wire.Location, unit: bytes, replies: int, received: float
+) -> bytes:
+    """Send commands of one slot that belong together; return the last of so many replies."""
+    done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    session.downstream.submit_unit(location, unit, replies, received, partial(_give, done))
+    return await done
 
 
 def away(session: Session, location: wire.Location | None) -> bool:

@@ -32,7 +32,7 @@ STILL_SECONDS = 2.0
 async def found(session: Session, target: Target) -> Found | OriginError | None:
     """Return what a key holds of which writes wait; None: none do."""
     behind, plan = session.server.behind, target.plan
-    if plan.mode != "behind" or behind is None or behind.overlay(plan, target.key) is None:
+    if plan.mode != "behind" or behind is None or not behind.holds(plan, target.key):
         return None
     try:
         fields = await fields_of(session, plan, target.key)

@@ -10,12 +10,10 @@ Always true:
 """
 
 import asyncio
-from functools import partial
 
 from proxy import errors, resp, wire
 from proxy.errors import OriginError
 from proxy.handlers import Session, in_redis, leases
-from proxy.handlers.ageing import lengthened
 from proxy.handlers.reading import Reads, There
 from proxy.handlers.targets import Target
 from proxy.handlers.told import Refused
@@ -74,21 +72,15 @@ async def upon(session: Session, request: wire.Request, target: Target) -> bytes
     _, reads = _both(session)
     reads.changed(target.key)
     assert request.location is not None
-    assert request.routed is not None
-    window = target.plan.age.window_ms
     arguments: list[bytes] = []
-    for frame in (request.routed, *(request.followers or ())):
-        words = resp.decode(lengthened(request.ruleset, frame, window))
+    for frame in in_redis.frames_of(request, [target]):
+        words = resp.decode(frame)
         arguments += [b"%d" % len(words), *words]
     keys = [b"%d" % len(target.keys), *target.keys]
     reply = errors.UNKNOWN_OUTCOME
     for name, text in ((b"EVALSHA", UPON.digest), (b"EVAL", UPON.body)):
-        done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        frame = wire.pack([name, text, *keys, *arguments])
-        session.downstream.submit_unit(
-            request.location, frame, 1, request.received, partial(_give, done)
-        )
-        reply = await done
+        run = wire.pack([name, text, *keys, *arguments])
+        reply = await in_redis.sent(session, request.location, run, 1, request.received)
         if not reply.startswith(b"-NOSCRIPT"):
             break
     if reply[:1] == b"$" and request.name in _SUMS:
@@ -131,8 +123,3 @@ def _both(session: Session) -> tuple[WriteBehind, Reads]:
     assert behind is not None
     assert reads is not None
     return behind, reads
-
-
-def _give(future: asyncio.Future[bytes], reply: bytes) -> None:
-    if not future.done():
-        future.set_result(reply)

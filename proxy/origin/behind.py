@@ -164,7 +164,7 @@ class WriteBehind:
         Where nobody can read it in PostgreSQL, what Redis has is all there is, and stays.
         """
         if plan.read is not None:
-            if self.overlay(plan, key) is not None:
+            if self.holds(plan, key):
                 self._lacking.add((plan.name, key))
             self._void(key)
 
@@ -179,12 +179,14 @@ class WriteBehind:
 
     def waits(self, plan: Plan, key: bytes) -> bool:
         """Return whether PostgreSQL lacks, or is about to be told, writes of a key."""
-        return plan.mode == "behind" and (
-            self.turns.busy(key) or self.overlay(plan, key) is not None
-        )
+        return plan.mode == "behind" and (self.turns.busy(key) or self.holds(plan, key))
 
     def is_lacking(self, plan: Plan, key: bytes) -> bool:
         return (plan.name, key) in self._lacking
+
+    def holds(self, plan: Plan, key: bytes) -> bool:
+        """Return whether anything of a key waits."""
+        return self._flusher(key).partition.waits(plan.name, key)
 
     def still(self, key: bytes) -> asyncio.Lock:
         """Return what holds the flusher of a key back: then PostgreSQL and overlay add up."""
@@ -286,7 +288,9 @@ class WriteBehind:
         Another sidecar, which cannot know of them, may have fetched the row meanwhile.
         """
         for place in keys:
-            waits = self._flusher(place[1]).partition.overlay(*place) is not None
+            if place not in self._lacking and place not in self._contended:
+                continue
+            waits = self._flusher(place[1]).partition.waits(*place)
             if place in self._lacking or (place in self._contended and not waits):
                 self._void(place[1])
             if not waits:

@@ -187,6 +187,11 @@ class Partition:
         self.position = batch.last
         return batch
 
+    def waits(self, keyspace: str, key: bytes) -> bool:
+        """Return whether anything waits for a key."""
+        place = keyspace, key
+        return place in self._of_key or any(place in batch.rows for batch in self.batches())
+
     def overlay(self, keyspace: str, key: bytes) -> Row | None:
         """Return what waits for a key, merged into a row of the caller's own; None for nothing."""
         kind = self._kind_of(keyspace)

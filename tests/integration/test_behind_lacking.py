@@ -35,32 +35,25 @@ keyspaces:
            SET views = a.views + excluded.views, calls = a.calls + excluded.calls,
                name = coalesce(excluded.name, a.name)
     fallback: {writes: journal}
-  memo:
-    key: memo:{id}
+"""
+# Two keyspaces of one table: what is written to notes waits for long.
+NOTES = """\
+  NAME:
+    key: NAME:{id}
     cluster: cache
     type: string
     ttl: {default: 3600s}
     origin: {read: "SELECT value FROM notes WHERE id = :id"}
     write:
       mode: behind
-      flush: {every: 200ms}
-      sql: |
-        INSERT INTO notes (id, value) VALUES (:id, :value)
-            ON CONFLICT (id) DO UPDATE SET value = excluded.value
-  note:
-    key: note:{id}
-    cluster: cache
-    type: string
-    ttl: {default: 3600s}
-    origin: {read: "SELECT value FROM notes WHERE id = :id"}
-    write:
-      mode: behind
-      flush: {every: 1h}
+      flush: {every: EVERY}
       sql: |
         INSERT INTO notes (id, value) VALUES (:id, :value)
             ON CONFLICT (id) DO UPDATE SET value = excluded.value
     fallback: {writes: journal}
 """
+RULES += NOTES.replace("NAME", "note").replace("EVERY", "1h")
+RULES += NOTES.replace("NAME", "memo").replace("EVERY", "200ms")
 KEY = "activity:u1:2026-11-29"
 Start = Callable[[Cluster], Awaitable[Sidecar]]
 

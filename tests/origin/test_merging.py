@@ -77,6 +77,26 @@ def test_sums_are_exact(deltas: list[Decimal]) -> None:
     assert Fraction(number(told[b"f"][1]) or 0) == sum(map(Fraction, deltas))
 
 
+def test_what_waits_is_known_without_being_merged() -> None:
+    """Before PostgreSQL has said how far it is, in a sealed batch, and in the newest one."""
+    partition = Partition(lambda _: "add")
+    entries = [Entry(n, 0.0, "activity", b"k%d" % n, (Change(Op.ADD, b"f", b"1"),))
+               for n in (1, 2, 3)]  # fmt: skip
+    for entry in entries[:2]:
+        partition.add(entry)
+    assert [partition.waits("activity", entry.key) for entry in entries] == [True, True, False]
+    partition.settle(1)
+    partition.seal()
+    partition.add(entries[2])
+    assert [partition.waits("activity", entry.key) for entry in entries] == [False, True, True]
+    assert not partition.waits("note", entries[2].key)
+    assert all(
+        partition.waits("activity", entry.key)
+        == (partition.overlay("activity", entry.key) is not None)
+        for entry in entries
+    )
+
+
 def test_what_is_no_number() -> None:
     """Words, infinities and exponents that would fill the memory are none."""
     assert number(b"1e3") == 1000
