@@ -14,10 +14,11 @@ import itertools
 import secrets
 from collections.abc import Callable, Sequence
 
-from proxy import log
+from proxy import log, wire
 from proxy.handlers.targets import Target
 from proxy.plans import Plan
 from proxy.upstream.errands import Errands, Script
+from proxy.upstream.owing import repay
 
 LEASE = Script("lease")
 FILL = Script("fill")
@@ -29,8 +30,8 @@ SECONDS = 0.25
 # Some two megabytes of names.
 OWED = 10_000
 
-# How often what is owed is tried again, in seconds, and how many keys at a time.
-ROUND, BATCH = 0.25, 500
+# How often what is owed is tried again, in seconds.
+ROUND = 0.25
 
 # What is said of a lease: one of these, or that nobody answered.
 THERE, NONE, WON, HELD, AWAY = "there", "none", "won", "held", "away"
@@ -41,7 +42,8 @@ _SAID = {b"$%d\r\n%b\r\n" % (len(word), word.encode()): word for word in (THERE,
 class Leases:
     """Those of one sidecar, in all clusters."""
 
-    def __init__(self, errands: Errands, states: log.StateLog) -> None:
+    def __init__(self, router: wire.Router, errands: Errands, states: log.StateLog) -> None:
+        self._router = router
         self._errands = errands
         self._states = states
         self._mine = secrets.token_hex(6)
@@ -110,28 +112,23 @@ class Leases:
         """Repay what is owed, for ever."""
         while True:
             await asyncio.sleep(ROUND)
-            while self._owed and await self._repay():
-                # Nodes answer: those who wait for their keys need not wait for a round each.
-                pass
+            if self._owed:
+                await self._repay()
 
-    async def _repay(self) -> bool:
-        """Try some of what is owed; return whether all of it arrived."""
-        owed = list(itertools.islice(self._owed.items(), BATCH))
-        done = await asyncio.gather(
-            *(self._void(place[0], _all_of(target)) for place, target in owed)
-        )
-        for (place, target), gone in zip(owed, done, strict=True):
-            if self._owed.get(place) is not target:
-                # Owed once more meanwhile, for a later change, or pushed out.
-                continue
-            # Last in the row again, so that a node that stays away does not hold up the others.
-            del self._owed[place]
-            if not gone:
-                self._owed[place] = target
+    async def _repay(self) -> None:
+        """Send what is owed to nodes that answer."""
+        await repay(self._router.slots, [*self._owed], self._repaid)
         if not self._owed:
             self._states.change(log.INFO, "invalidations", "sent", "invalidations_sent")
             self._states.change(log.INFO, "owed keys", "kept", "invalidations_kept")
-        return all(done)
+
+    async def _repaid(self, cluster: int, name: bytes) -> bool:
+        target = self._owed.get((cluster, name))
+        gone = target is None or await self._void(cluster, _all_of(target))
+        # It may be owed once more meanwhile, for a later change.
+        if gone and self._owed.get((cluster, name)) is target:
+            self._owed.pop((cluster, name), None)
+        return gone
 
     async def _void(self, cluster: int, keys: Sequence[bytes]) -> bool:
         return (await self._ask(INVALIDATE, cluster, keys, ()))[:1] == b":"

@@ -237,7 +237,8 @@ async def test_a_transaction_cannot_be_journalled(table: Table) -> None:
 @pytest.mark.parametrize("table", [READABLE], indirect=True)
 async def test_what_redis_may_have_without_a_write_goes(table: Table) -> None:
     """Refused after it was journalled: void at once, and once more when that is flushed."""
-    leases = Leases(Errands(table.server.router, table.batch), log.StateLog())
+    router = table.server.router
+    leases = Leases(router, Errands(router, table.batch), log.StateLog())
     table.server.reads = Reads(nobody(), leases, ReadMetrics(CollectorRegistry()))
     gone: list[bytes] = []
     table.behind.watch(gone.append)
@@ -260,7 +261,8 @@ async def test_what_redis_may_have_without_a_write_goes(table: Table) -> None:
 @pytest.mark.parametrize("table", [READABLE], indirect=True)
 async def test_a_write_is_upon_what_postgres_has_and_ends_fetches(table: Table) -> None:
     """A part is written to the whole row, and what was read before does not take its place."""
-    leases = Leases(Errands(table.server.router, table.batch), log.StateLog())
+    router = table.server.router
+    leases = Leases(router, Errands(router, table.batch), log.StateLog())
     table.server.reads = Reads(nobody(), leases, ReadMetrics(CollectorRegistry()))
     table.client.send(b"HINCRBY", KEY, b"views", b"2")
     await answered(table, b"EVALSHA", b"$5\r\nthere\r\n")
