@@ -110,10 +110,10 @@ class Delivery:
         Of a slot that moves, keys are sent one by one: a node refuses commands with several of
         which it has only some.
         """
-        owed = [(self._cluster, name) for name in self.owed]
+        owed = [(self._cluster, name, name) for name in self.owed]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SENDING):
-                await repay(self._router.slots, owed, lambda _, name: self._repaid(name, now))
+                await repay(self._router.slots, owed, lambda name: self._repaid(name, now))
 
     async def _repaid(self, name: bytes, now: AsOf) -> bool:
         moment = plans.companion(plans.PATCHED, name) if self.owed[name] else None

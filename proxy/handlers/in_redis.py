@@ -45,6 +45,9 @@ async def filled(session: Session, targets: Iterable[Target]) -> bytes | None:
     """Let Redis have all of these keys; return an error line where that cannot be."""
     reads = session.server.reads
     assert reads is not None
+    targets = list(targets)
+    if not await reads.leases.settled(targets):
+        return errors.CLUSTERDOWN
     wanted = [reads.value(target) for target in targets if target.plan.read is not None]
     found = await asyncio.gather(*wanted)
     return next((each.line for each in found if isinstance(each, OriginError)), None)

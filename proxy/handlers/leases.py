@@ -6,13 +6,14 @@ the node of the key (lua/lease.lua, fill.lua, invalidate.lua).
 Always true:
   * no call takes longer than SECONDS: a node that does not answer is one that is away;
   * a key whose invalidation did not arrive is owed to its cluster and tried again, OWED keys at
-    most; beyond that all keys of its keyspace are swept away, as soon as that can be.
+    most; beyond that all keys of its keyspace are swept away, as soon as that can be;
+  * what is owed nobody here is shown from Redis: `Router.owed` tells the data plane.
 """
 
 import asyncio
 import itertools
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from proxy import log, wire
 from proxy.handlers.targets import Target
@@ -48,7 +49,8 @@ class Leases:
         self._states = states
         self._mine = secrets.token_hex(6)
         self._numbers = itertools.count()
-        self._owed: dict[tuple[int, bytes], Target] = {}
+        self._owed: dict[bytes, Target] = {}  # by the names that clients use
+        router.owed = self._owed
         self._sweep: Callable[[Plan], None] = lambda plan: None
 
     def beyond(self, sweep: Callable[[Plan], None]) -> None:
@@ -76,31 +78,37 @@ class Leases:
 
     async def void(self, target: Target) -> bool:
         """Make a key one that nobody has, as soon as its node is there; return whether it is."""
+        before = self._owed.get(target.key)
         gone = await self._void(target.plan.cluster, _all_of(target))
-        if gone:
-            self._owed.pop((target.plan.cluster, target.name), None)
-        else:
+        if not gone:
             self.owe(target)
+        elif self._owed.get(target.key) is before:
+            # What is owed since is owed for a later change.
+            self._owed.pop(target.key, None)
         return gone
+
+    async def settled(self, targets: Iterable[Target]) -> bool:
+        """Return whether nothing is owed of keys, once their nodes have been told again."""
+        owed = [target for target in targets if self.owes(target)]
+        return not owed or all(await asyncio.gather(*map(self.void, owed)))
 
     def owes(self, target: Target) -> bool:
         """Return whether a key is to be invalidated as soon as its node is there."""
-        return (target.plan.cluster, target.name) in self._owed
+        return target.key in self._owed
 
     def forgive(self, target: Target) -> None:
         """Let a key be after all: it is written as a whole."""
-        self._owed.pop((target.plan.cluster, target.name), None)
+        self._owed.pop(target.key, None)
 
     def owe(self, target: Target) -> None:
         """Make a key one that nobody has, soon."""
-        place = target.plan.cluster, target.name
-        if len(self._owed) >= OWED and place not in self._owed:
+        if len(self._owed) >= OWED and target.key not in self._owed:
             plan = self._owed.pop(next(iter(self._owed))).plan
             self._states.change(log.WARNING, "owed keys", "dropped", "invalidations_dropped")
             if plan.read is not None:
                 self._sweep(plan)
         # An object of its own, by which a round sees that this is not what it has sent.
-        self._owed[place] = Target(*target)
+        self._owed[target.key] = Target(*target)
         self._states.change(log.WARNING, "invalidations", "owed", "invalidations_owed")
 
     async def release(self, target: Target) -> None:
@@ -117,17 +125,18 @@ class Leases:
 
     async def _repay(self) -> None:
         """Send what is owed to nodes that answer."""
-        await repay(self._router.slots, [*self._owed], self._repaid)
+        owed = [(target.plan.cluster, target.name, target) for target in self._owed.values()]
+        await repay(self._router.slots, owed, self._repaid)
         if not self._owed:
             self._states.change(log.INFO, "invalidations", "sent", "invalidations_sent")
             self._states.change(log.INFO, "owed keys", "kept", "invalidations_kept")
 
-    async def _repaid(self, cluster: int, name: bytes) -> bool:
-        target = self._owed.get((cluster, name))
-        gone = target is None or await self._void(cluster, _all_of(target))
-        # It may be owed once more meanwhile, for a later change.
-        if gone and self._owed.get((cluster, name)) is target:
-            self._owed.pop((cluster, name), None)
+    async def _repaid(self, target: Target) -> bool:
+        if self._owed.get(target.key) is not target:
+            return True
+        gone = await self._void(target.plan.cluster, _all_of(target))
+        if gone and self._owed.get(target.key) is target:
+            del self._owed[target.key]
         return gone
 
     async def _void(self, cluster: int, keys: Sequence[bytes]) -> bool:

@@ -8,36 +8,37 @@ been answered; a node that stays away holds up no other, and no key those behind
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
 
 from proxy import wire
 
 # Of what one node is owed so many keys are under way to it at a time.
 HANDFUL = 100
 
+Debt = TypeVar("Debt")
+
 
 async def repay(
     slots: wire.SlotMap,
-    owed: Iterable[tuple[int, bytes]],
-    pay: Callable[[int, bytes], Awaitable[bool]],
+    owed: Iterable[tuple[int, bytes, Debt]],
+    pay: Callable[[Debt], Awaitable[bool]],
 ) -> None:
-    """Pay for keys, given by their clusters and their names there, as far as nodes answer.
+    """Pay debts, given with the cluster and the name of the key, as far as nodes answer.
 
     pay returns whether the node has answered.
     """
-    by_node: dict[tuple[int, int], list[bytes]] = {}
-    for cluster, name in owed:
+    by_node: dict[tuple[int, int], list[Debt]] = {}
+    for cluster, name, debt in owed:
         node = slots.owner(cluster, slots.place_of(cluster, name).slot)
-        by_node.setdefault((cluster, node), []).append(name)
-    await asyncio.gather(*(_repay(cluster, names, pay) for (cluster, _), names in by_node.items()))
+        by_node.setdefault((cluster, node), []).append(debt)
+    await asyncio.gather(*(_repay(debts, pay) for debts in by_node.values()))
 
 
-async def _repay(
-    cluster: int, names: list[bytes], pay: Callable[[int, bytes], Awaitable[bool]]
-) -> None:
+async def _repay(debts: list[Debt], pay: Callable[[Debt], Awaitable[bool]]) -> None:
     # Another one first each time: one may be refused for as long as its slot moves.
-    first = random.randrange(len(names))
-    names = names[first:] + names[:first]
-    parts = [names[:1], *(names[at : at + HANDFUL] for at in range(1, len(names), HANDFUL))]
+    first = random.randrange(len(debts))
+    debts = debts[first:] + debts[:first]
+    parts = [debts[:1], *(debts[at : at + HANDFUL] for at in range(1, len(debts), HANDFUL))]
     for part in parts:
-        if not all(await asyncio.gather(*(pay(cluster, name) for name in part))):
+        if not all(await asyncio.gather(*map(pay, part))):
             return

@@ -22,14 +22,14 @@ async def test_a_node_that_answers_gets_all_whoever_stays_away(slots: wire.SlotM
     told: dict[int, list[bytes]] = {0: [], 1: []}
     back = asyncio.Event()
 
-    async def pay(cluster: int, name: bytes) -> bool:
-        node = slots.owner(cluster, slots.place_of(cluster, name).slot)
+    async def pay(name: bytes) -> bool:
+        node = slots.owner(0, slots.place_of(0, name).slot)
         told[node].append(name)
         if node == 1:
             await back.wait()
         return node == 0
 
-    paying = asyncio.create_task(repay(slots, [(0, name) for name in NAMES], pay))
+    paying = asyncio.create_task(repay(slots, [(0, name, name) for name in NAMES], pay))
     own = {name for name in NAMES if slots.owner(0, slots.place_of(0, name).slot) == 0}
     async with asyncio.timeout(5):
         while len(told[0]) < len(own):
@@ -45,7 +45,7 @@ async def test_a_node_is_sent_a_handful_at_a_time(slots: wire.SlotMap) -> None:
     under_way = 0
     most: list[int] = []
 
-    async def pay(cluster: int, name: bytes) -> bool:
+    async def pay(name: bytes) -> bool:
         nonlocal under_way
         under_way += 1
         most.append(under_way)
@@ -54,7 +54,7 @@ async def test_a_node_is_sent_a_handful_at_a_time(slots: wire.SlotMap) -> None:
         return True
 
     own = [name for name in NAMES if slots.owner(0, slots.place_of(0, name).slot) == 0]
-    await repay(slots, [(0, name) for name in own], pay)
+    await repay(slots, [(0, name, name) for name in own], pay)
     assert most[:2] == [1, 1]
     assert max(most) == HANDFUL
     assert len(most) == len(own)
@@ -62,13 +62,13 @@ async def test_a_node_is_sent_a_handful_at_a_time(slots: wire.SlotMap) -> None:
 
 async def test_a_key_that_is_refused_keeps_no_other_waiting_for_ever(slots: wire.SlotMap) -> None:
     """Its slot moves, say: sooner or later a round begins with another."""
-    owed = {(0, b"{k}:%d" % number) for number in range(10)}
+    owed = {b"{k}:%d" % number for number in range(10)}
 
-    async def pay(cluster: int, name: bytes) -> bool:
+    async def pay(name: bytes) -> bool:
         if name != b"{k}:0":
-            owed.discard((cluster, name))
+            owed.discard(name)
         return name != b"{k}:0"
 
     async with asyncio.timeout(5):
         while len(owed) > 1:
-            await repay(slots, sorted(owed), pay)
+            await repay(slots, [(0, name, name) for name in sorted(owed)], pay)
