@@ -13,6 +13,7 @@ Always true: what `write` returned for survives the end of this process; what it
 """
 
 import asyncio
+import contextlib
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -188,9 +189,12 @@ class WriteBehind:
         """Return whether anything of a key waits."""
         return self._flusher(key).partition.waits(plan.name, key)
 
-    def still(self, key: bytes) -> asyncio.Lock:
-        """Return what holds the flusher of a key back: then PostgreSQL and overlay add up."""
-        return self._flusher(key).lock
+    def still(self, key: bytes) -> contextlib.AbstractAsyncContextManager[None]:
+        """Return what holds the flusher of a key back: then PostgreSQL and overlay add up.
+
+        Nobody gets in while it is not known whether something was committed.
+        """
+        return self._flusher(key).still()
 
     def turn(self, key: bytes) -> asyncio.Lock:
         """Return what those hold one after another who answer a write by what was there before."""

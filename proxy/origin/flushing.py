@@ -12,10 +12,11 @@ Always true:
 """
 
 import asyncio
+import contextlib
 import json
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import asyncpg
@@ -32,6 +33,8 @@ FLUSH_SECONDS = 30.0
 CONNECT_SECONDS = 5.0
 FIRST_PAUSE = 0.1  # seconds, of the waits after a failure; they double up to
 LONGEST_PAUSE = 30.0
+# While nobody knows whether a batch is committed, readers wait for this loop.
+LONGEST_DOUBT = 0.5  # seconds
 
 # Of an error's text in a dead letter: it may quote a value of any length.
 ERROR_CHARACTERS = 500
@@ -46,8 +49,10 @@ _LATER = ("08", "25", "40", "42501", "53", "55", "57", "58", "XX")
 _BEGIN = f"""
 BEGIN; SET LOCAL statement_timeout = '{FLUSH_SECONDS:.0f}s'; SET LOCAL lock_timeout = '5s'
 """
+# Waits for a COMMIT that is under way on a connection that was given up, and so sees its outcome.
 _POSITION = """
-SELECT sequence FROM sidecache_write_positions WHERE sidecar = $1 AND partition = $2
+INSERT INTO sidecache_write_positions AS p (sidecar, partition, sequence) VALUES ($1, $2, 0)
+    ON CONFLICT (sidecar, partition) DO UPDATE SET sequence = p.sequence RETURNING sequence
 """
 _MOVE = """
 INSERT INTO sidecache_write_positions (sidecar, partition, sequence) VALUES ($1, $2, $3)
@@ -103,8 +108,9 @@ class Flusher:
     ) -> None:
         """plans gives the plans that are in force, by the names of their keyspaces."""
         self.partition = partition
-        # Held during a transaction: what its holder reads in PostgreSQL lacks just the overlay.
-        self.lock = asyncio.Lock()
+        # Held during a transaction, and told of what is known after it.
+        self._known = asyncio.Condition()
+        self._committing = False  # nobody knows whether the first sealed batch is committed
         self.turn = asyncio.Lock()  # of those who write by what was there before
         self._writer = writer
         self._connect = connect
@@ -120,6 +126,18 @@ class Flusher:
     def poke(self) -> None:
         """Look again: something landed."""
         self._wake.set()
+
+    @contextlib.asynccontextmanager
+    async def still(self) -> AsyncIterator[None]:
+        """Hold flushes back, once it is known what they did: PostgreSQL lacks just the overlay."""
+        async with self._known:
+            await self._known.wait_for(lambda: not self._doubtful)
+            yield
+
+    @property
+    def _doubtful(self) -> bool:
+        """Whether PostgreSQL may have what still counts as waiting."""
+        return self._committing or self.partition.position is None
 
     async def through(self, sequence: int, seconds: float) -> bool:
         """Flush at once; return whether everything up to a sequence was committed in time."""
@@ -153,7 +171,8 @@ class Flusher:
                 self._drop_connection()
                 self._attempts += 1
                 self._observer.failed(self._writer.partition, _described(error))
-                await asyncio.sleep(_pause(self._attempts))
+                longest = LONGEST_DOUBT if self._doubtful else LONGEST_PAUSE
+                await asyncio.sleep(_pause(self._attempts, longest))
 
     async def drain(self, seconds: float) -> bool:
         """Flush everything; return whether it was done in time."""
@@ -191,12 +210,14 @@ class Flusher:
     async def _step(self) -> None:
         connection = await self._connected()
         if self.partition.position is None:
-            await self._observer.settled(self.partition.settle(await self._begin(connection)))
+            async with self._telling():
+                settled = self.partition.settle(await self._begin(connection))
+            await self._observer.settled(settled)
         else:
             if not self.partition.sealed:
                 self.partition.seal()
             self._urgent = False
-            async with self.lock:
+            async with self._telling():
                 flushed = await self._flush(connection, self.partition.sealed[0])
                 self.partition.done()
             await self._observer.flushed(flushed)
@@ -208,6 +229,15 @@ class Flusher:
                 waiter.set_result(None)
             else:
                 self._urgent = True
+
+    @contextlib.asynccontextmanager
+    async def _telling(self) -> AsyncIterator[None]:
+        """Let nobody read meanwhile, and those who wait look again."""
+        async with self._known:
+            try:
+                yield
+            finally:
+                self._known.notify_all()
 
     async def _connected(self) -> Connection:
         if self._connection is None or self._connection.is_closed():
@@ -237,13 +267,15 @@ class Flusher:
         return self._writer.run - 1
 
     async def _position(self, connection: Connection) -> int:
-        found = await connection.fetchval(_POSITION, *self._writer[:2])
-        return int(found or 0)
+        return int(await connection.fetchval(_POSITION, *self._writer[:2]))
 
     async def _flush(self, connection: Connection, batch: Batch) -> Flushed:
         """Commit a batch, unless an attempt whose end nobody saw has committed it."""
-        if self._attempts and await self._position(connection) >= batch.last:
-            return Flushed(batch, len(batch.rows), 0)
+        if self._attempts:
+            committed = await self._position(connection) >= batch.last
+            self._committing = False
+            if committed:
+                return Flushed(batch, len(batch.rows), 0)
         groups = self._grouped(batch)
         for name, (plan, _) in groups.items():
             if plan is not None:
@@ -259,7 +291,9 @@ class Flusher:
             await connection.execute("SELECT set_config('sidecache.origin', $1, true)", writer)
             dead += await self._write(connection, plan, rows)
         await connection.execute(_MOVE, *self._writer[:2], batch.last)
+        self._committing = True
         await connection.execute("COMMIT")
+        self._committing = False
         return Flushed(batch, len(batch.rows), dead)
 
     def _grouped(self, batch: Batch) -> dict[str, tuple[Plan | None, list[Row]]]:
@@ -347,6 +381,6 @@ def _described(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _pause(attempts: int) -> float:
+def _pause(attempts: int, longest: float) -> float:
     """Return how long to wait after so many failures: anything up to twice as long each time."""
-    return random.uniform(0.0, min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(attempts, 16)))
+    return random.uniform(0.0, min(longest, FIRST_PAUSE * 2 ** min(attempts, 16)))

@@ -4,12 +4,14 @@ import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from proxy.embedded.redis import Cluster
 from proxy.embedded.sidecar import Sidecar
 from tests.conftest import Clusters, StartCluster
+from tests.faults import Relay
 from tests.integration.rig import Caller, StartProxy, Word, direct, wait_for
 from tests.origin.activity import execute, rows_of
 
@@ -55,7 +57,7 @@ NOTES = """\
 RULES += NOTES.replace("NAME", "note").replace("EVERY", "1h")
 RULES += NOTES.replace("NAME", "memo").replace("EVERY", "200ms")
 KEY = "activity:u1:2026-11-29"
-Start = Callable[[Cluster], Awaitable[Sidecar]]
+Start = Callable[..., Awaitable[Sidecar]]
 
 
 @pytest.fixture
@@ -68,9 +70,9 @@ async def start(activity: str, proxy_process: StartProxy, tmp_path: Path) -> Sta
     await execute(activity, "INSERT INTO activity (id, day, views, calls, name) "
                             "VALUES ('u1', '2026-11-29', 40, 7, 'Ada')")  # fmt: skip
 
-    async def started(cluster: Cluster) -> Sidecar:
+    async def started(cluster: Cluster, **urls: str) -> Sidecar:
         return await proxy_process(
-            {"cache": cluster, "locks": cluster}, database={"url": activity},
+            {"cache": cluster, "locks": cluster}, database={"url": activity, **urls},
             policies=str(tmp_path / "rules"), journal={"directory": str(tmp_path / "journal")},
         )  # fmt: skip
 
@@ -245,3 +247,32 @@ async def test_what_a_killed_proxy_had_journalled_is_what_clients_see(
         return (await held(second))[b"views"] == b"42"
 
     await wait_for(right, "the copy that lacks a write to go")
+
+
+async def test_a_write_that_is_journalled_and_flushed_counts_once(
+    start: Start, empty_clusters: Clusters, activity: str, tmp_path: Path
+) -> None:
+    """Before it is known what PostgreSQL has, nobody adds to it what the journal has."""
+    parts = urlsplit(activity)
+    relay = Relay((parts.hostname or "", parts.port or 0), seed=1)
+    await relay.start()
+    user = parts.netloc.rpartition("@")[0]
+    direct_url = f"postgresql://{user}@127.0.0.1:{relay.port}{parts.path}"
+    first = await start(empty_clusters.cache, direct_url=direct_url)
+    assert await (await Caller.open(first.port)).call("HINCRBY", KEY, "views", 5) == 45
+    await flushed(activity, 45)
+    first.child.kill()
+    # As if it had died a moment before it noted how far it is.
+    (tmp_path / "journal" / "checkpoint").unlink(missing_ok=True)
+    await relay.stop()
+    caller = await Caller.open((await start(empty_clusters.cache, direct_url=direct_url)).port)
+    assert "TRYAGAIN" in str(await caller.call("HINCRBY", KEY, "views", 1))
+    assert await caller.call("HGET", KEY, "views") != b"50"
+    await relay.start()
+
+    async def counted() -> bool:
+        return bool(await caller.call("HINCRBY", KEY, "views", 1) == 46)
+
+    await wait_for(counted, "what is flushed to be known")
+    await flushed(activity, 46)
+    await relay.stop()

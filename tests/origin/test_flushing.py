@@ -69,6 +69,15 @@ class Desk:
         self.flusher.poke()
         return self.sequence
 
+    async def views(self) -> int:
+        """Return what PostgreSQL has of the first key, and upon it what waits."""
+        async with self.flusher.still():
+            connection = await self.connect()
+            there = await connection.fetchval("SELECT views FROM activity WHERE id = 'u1'")
+            row = self.partition.overlay("activity", key_of(1))
+            connection.terminate()
+        return int(there or 0) + (0 if row is None else int(row.cells[b"views"].value))
+
     async def through(self) -> None:
         assert await self.flusher.through(self.sequence, SECONDS)
 
@@ -170,6 +179,70 @@ async def test_a_commit_whose_answer_was_lost_is_not_repeated(
     assert lost
     assert await rows_of(activity, VIEWS) == [("u1", 7)]
     assert desk.failures == ["ConnectionResetError: lost behind the commit", ""]
+
+
+async def test_nobody_reads_while_a_commit_is_in_doubt(
+    desk: Desk, activity: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL has what still waits here: together that would be counted twice."""
+    execute, connect = asyncpg.Connection.execute, desk.connect
+    waiting = asyncio.Event()
+
+    async def losing(self: Connection, query: str, *arguments: object) -> str:
+        status = await execute(self, query, *arguments)
+        if query == "COMMIT":
+            desk.connect = away
+            raise ConnectionResetError("lost behind the commit")
+        return status
+
+    async def away() -> Connection:
+        waiting.set()
+        raise OSError("no route")
+
+    monkeypatch.setattr(asyncpg.Connection, "execute", losing)
+    desk.write(key_of(1), *views(7))
+    async with asyncio.timeout(SECONDS):
+        await waiting.wait()
+    assert await rows_of(activity, VIEWS) == [("u1", 7)]
+    reader = asyncio.create_task(desk.views())
+    waiting.clear()
+    async with asyncio.timeout(SECONDS):
+        await waiting.wait()
+    assert not reader.done()
+    desk.connect = connect
+    async with asyncio.timeout(SECONDS):
+        assert await reader == 7
+
+
+async def test_nobody_reads_before_it_is_known_what_an_earlier_run_flushed(activity: str) -> None:
+    """Entries of the journal may be in PostgreSQL already."""
+    async with running(Desk(activity)) as first:
+        first.write(key_of(1), *views(7))
+        await first.through()
+    desk = Desk(activity)
+    desk.write(key_of(1), *views(7))
+    reader = asyncio.create_task(desk.views())
+    async with running(desk), asyncio.timeout(SECONDS):
+        assert await reader == 7
+
+
+async def test_a_commit_that_is_under_way_is_waited_for(activity: str) -> None:
+    """A server may still commit what it was told on a connection that is gone."""
+    late = await asyncpg.connect(activity, timeout=5)
+    transaction = late.transaction()
+    await transaction.start()
+    await late.execute("INSERT INTO activity (id, day, views) VALUES ('u1', '2026-11-29', 7)")
+    await late.execute("INSERT INTO sidecache_write_positions VALUES ('me', 3, 1)")
+    desk = Desk(activity)
+    desk.write(key_of(1), *views(7))
+    blocked = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    async with running(desk), asyncio.timeout(SECONDS):
+        while not await rows_of(activity, blocked):
+            await asyncio.sleep(0.01)
+        await transaction.commit()
+        await desk.through()
+    late.terminate()
+    assert await rows_of(activity, VIEWS) == [("u1", 7)]
 
 
 async def test_poison_is_buried_and_the_rest_is_written(desk: Desk, activity: str) -> None:
