@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from proxy import log
@@ -188,6 +188,11 @@ class WriteBehind:
     def holds(self, plan: Plan, key: bytes) -> bool:
         """Return whether anything of a key waits."""
         return self._flusher(key).partition.waits(plan.name, key)
+
+    def places(self) -> Iterator[tuple[str, bytes]]:
+        """Yield keyspace and key of what waits; what lands meanwhile may be missing."""
+        for flusher in self._flushers:
+            yield from flusher.partition.places()
 
     def still(self, key: bytes) -> contextlib.AbstractAsyncContextManager[None]:
         """Return what holds the flusher of a key back: then PostgreSQL and overlay add up.

@@ -187,6 +187,12 @@ class Partition:
         self.position = batch.last
         return batch
 
+    def places(self) -> Iterator[tuple[str, bytes]]:
+        """Yield keyspace and key of what waits; what lands meanwhile may be missing."""
+        yield from tuple(self._of_key)
+        for batch in tuple(self.batches()):
+            yield from tuple(batch.rows)
+
     def waits(self, keyspace: str, key: bytes) -> bool:
         """Return whether anything waits for a key."""
         place = keyspace, key

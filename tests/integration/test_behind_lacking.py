@@ -8,8 +8,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from proxy.embedded.redis import Cluster
+from proxy import wire
+from proxy.embedded.redis import Cluster, Shape
 from proxy.embedded.sidecar import Sidecar
+from proxy.origin import installing
+from proxy.policy import compiler, planning
 from tests.conftest import Clusters, StartCluster
 from tests.faults import Relay
 from tests.integration.rig import Caller, StartProxy, Word, direct, wait_for
@@ -58,6 +61,9 @@ RULES += NOTES.replace("NAME", "note").replace("EVERY", "1h")
 RULES += NOTES.replace("NAME", "memo").replace("EVERY", "200ms")
 KEY = "activity:u1:2026-11-29"
 Start = Callable[..., Awaitable[Sidecar]]
+
+
+INVALIDATE = "    invalidate: [{table: activity, key: {id: id, day: day}}]\n"
 
 
 @pytest.fixture
@@ -276,3 +282,49 @@ async def test_a_write_that_is_journalled_and_flushed_counts_once(
     await wait_for(counted, "what is flushed to be known")
     await flushed(activity, 46)
     await relay.stop()
+
+
+async def test_a_replica_that_lacks_the_last_writes_takes_over(
+    start: Start, start_cluster: StartCluster, activity: str, tmp_path: Path
+) -> None:
+    """What waits is put back, and what is in PostgreSQL already is read from there again."""
+    rules = tmp_path / "rules" / "a.yaml"
+    rules.write_text(RULES.replace("    fallback", INVALIDATE + "    fallback", 1))
+    watches = planning.watches_of(compiler.read(rules, ("cache", "locks")))
+    await installing.run(activity, watches, apply=True, remove=False)
+    cluster = await start_cluster(shape=Shape(3, 3))
+    caller = await Caller.open((await start(cluster)).port)
+    # Another key with the slot of the counter.
+    note = next(f"note:{n}" for n in itertools.count() if slot_of(f"note:{n}") == slot_of(KEY))
+    assert await caller.call("SET", note, "before") == b"OK"
+    assert await caller.call("HINCRBY", KEY, "views", 1) == 41
+    await flushed(activity, 41)
+    primary = await cluster.owner(slot_of(KEY))
+    (replica,) = await cluster.replicas_of(primary)
+
+    async def told() -> bool:
+        """Whether the replica has both, and the position that is written after them."""
+        return bool(await replica.ask("DBSIZE") == await primary.ask("DBSIZE") > 2)
+
+    await wait_for(told, "the replica to hear of it")
+    # Frozen it cannot come back to the primary, which has nowhere to send changes to.
+    replica.pause()
+    assert await primary.ask("CLIENT", "KILL", "TYPE", "replica") == 1
+    assert await caller.call("SET", note, "after") == b"OK"
+    assert await caller.call("HINCRBY", KEY, "views", 5) == 46
+    await flushed(activity, 46)
+    primary.kill()
+    replica.resume()
+    assert await replica.ask("CLUSTER", "FAILOVER", "TAKEOVER") == "OK"
+
+    async def right() -> bool:
+        return [await caller.call("GET", note), await caller.call("HGET", KEY, "views")] == [
+            b"after", b"46",
+        ]  # fmt: skip
+
+    await wait_for(right, "what the replica lacks", 20.0)
+    assert await caller.call("HINCRBY", KEY, "views", 1) == 47
+
+
+def slot_of(key: str) -> int:
+    return wire.key_slot(key.encode())
