@@ -326,5 +326,39 @@ async def test_a_replica_that_lacks_the_last_writes_takes_over(
     assert await caller.call("HINCRBY", KEY, "views", 1) == 47
 
 
+async def test_clients_see_what_postgres_took(
+    start: Start, empty_clusters: Clusters, activity: str
+) -> None:
+    """Where a write of a key is refused for good the others arrive, and nothing else is shown."""
+    caller = await Caller.open((await start(empty_clusters.cache)).port)
+    for field, amount in (("views", 3), ("views", 2**30), ("views", 2**30), ("calls", 2)):
+        await caller.call("HINCRBY", KEY, field, amount)
+
+    async def right() -> bool:
+        rows = await rows_of(activity, "SELECT views, calls FROM activity")
+        found = await held(caller)
+        return rows == [(43 + 2**30, 9)] and found == {
+            b"views": b"%d" % (43 + 2**30), b"calls": b"9", b"name": b"Ada",
+        }  # fmt: skip
+
+    await wait_for(right, "Redis to say what PostgreSQL does")
+    assert len(await rows_of(activity, "SELECT key FROM sidecache_dead_letters")) == 1
+
+
+async def test_what_was_deleted_and_counted_on_is_shown_as_it_is(
+    start: Start, empty_clusters: Clusters, activity: str
+) -> None:
+    """Deleting a key does not take back what was counted, once PostgreSQL has said so."""
+    caller = await Caller.open((await start(empty_clusters.cache)).port)
+    words = (("HINCRBY", KEY, "views", 1), ("DEL", KEY), ("HINCRBY", KEY, "views", 1))
+    assert [await caller.call(*each) for each in words] == [41, 1, 1]
+    await flushed(activity, 42)
+
+    async def right() -> bool:
+        return (await held(caller)).get(b"views") == b"42"
+
+    await wait_for(right, "Redis to say what PostgreSQL does")
+
+
 def slot_of(key: str) -> int:
     return wire.key_slot(key.encode())
