@@ -13,9 +13,10 @@ Always true: what `write` returned for survives the end of this process; what it
 """
 
 import asyncio
+import contextlib
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from proxy import log
@@ -85,7 +86,9 @@ class WriteBehind:
         """Read the journal and begin to flush it. Raises JournalError."""
         journal = await asyncio.to_thread(Journal, self._directory, self._landed)
         self._journal = journal
-        observer = Observer(self._settled, self._flushed, self._failed, self._lacking.__contains__)
+        observer = Observer(
+            self._settled, self._flushed, self._failed, self._lacking.__contains__, journal.of
+        )
         self._flushers = [
             Flusher(Writer(journal.identity.sidecar, number, journal.run), Partition(self._kind_of),
                     self._connect, self.named, observer)
@@ -188,9 +191,17 @@ class WriteBehind:
         """Return whether anything of a key waits."""
         return self._flusher(key).partition.waits(plan.name, key)
 
-    def still(self, key: bytes) -> asyncio.Lock:
-        """Return what holds the flusher of a key back: then PostgreSQL and overlay add up."""
-        return self._flusher(key).lock
+    def places(self) -> Iterator[tuple[str, bytes]]:
+        """Yield keyspace and key of what waits; what lands meanwhile may be missing."""
+        for flusher in self._flushers:
+            yield from flusher.partition.places()
+
+    def still(self, key: bytes) -> contextlib.AbstractAsyncContextManager[None]:
+        """Return what holds the flusher of a key back: then PostgreSQL and overlay add up.
+
+        Nobody gets in while it is not known whether something was committed.
+        """
+        return self._flusher(key).still()
 
     def turn(self, key: bytes) -> asyncio.Lock:
         """Return what those hold one after another who answer a write by what was there before."""
@@ -306,15 +317,21 @@ class WriteBehind:
     async def _flushed(self, flushed: Flushed) -> None:
         for keyspace, size in flushed.batch.sizes.items():
             self._count(keyspace, -size)
-        self._metrics.flushed.count("written", amount=flushed.rows - flushed.dead)
-        self._metrics.flushed.count("dead", amount=flushed.dead)
-        if flushed.dead:
-            self._states.change(log.ERROR, "rows", "dead", "dead_letters", rows=flushed.dead)
+        rows, letters = flushed.batch.rows, len(flushed.dead)
+        self._metrics.flushed.count("written", amount=len(rows.keys() - flushed.dead))
+        self._metrics.flushed.count("dead", amount=letters)
+        if letters:
+            self._states.change(log.ERROR, "rows", "dead", "dead_letters", rows=letters)
         else:
             self._states.change(log.INFO, "rows", "fine", "dead_letters_ended")
         self._look()
-        # Before they are forgotten: after a crash in between they are looked at again.
-        self._revoke(flushed.batch.rows)
+        # Before they are forgotten: after a crash in between they are looked at again. What is dead
+        # Redis has and PostgreSQL has not; of a deleted key PostgreSQL may have more than Redis.
+        differing = {*flushed.dead, *(place for place, row in rows.items() if row.dropped)}
+        for name, key in differing:
+            if (plan := self.named().get(name)) is not None:
+                self.lacking(plan, key)
+        self._revoke(rows)
         await self._checkpoint()
 
     def _failed(self, partition: int, reason: str) -> None:

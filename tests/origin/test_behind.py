@@ -27,7 +27,7 @@ from proxy.origin import segments
 from proxy.origin.batching import Connection
 from proxy.origin.behind import WriteBehind, WriteBehindFull
 from proxy.origin.records import Change, Op
-from proxy.plans import NONE, Plan, Plans
+from proxy.plans import NONE, Plan, Plans, Statement
 from proxy.tallies import BehindMetrics
 from tests.origin.activity import (
     connecting,
@@ -199,6 +199,32 @@ async def test_dead_letters_are_counted(start: Start) -> None:
         await sidecar.behind.write(sidecar.plan, key_of(2), views(1))
     assert sidecar.sample("write_behind_flushed_rows_total", outcome="dead") == 1
     assert sidecar.sample("write_behind_flushed_rows_total", outcome="written") == 1
+
+
+READ = Statement("activity read", "SELECT views, calls FROM activity", ())
+
+
+async def test_redis_does_not_keep_what_postgres_refused(start: Start, activity: str) -> None:
+    """The innocent writes of a key are in PostgreSQL, and the key is one that Redis has not."""
+    gone: list[bytes] = []
+    async with start(plan_of(writing(every=3600.0))._replace(read=READ)) as sidecar:
+        sidecar.behind.watch(gone.append)
+        for amount in (3, 2**31, 2):
+            await sidecar.behind.write(sidecar.plan, key_of(1), views(amount))
+        await sidecar.behind.write(sidecar.plan, key_of(2), views(1))
+    assert await rows_of(activity, VIEWS) == [("u1", 5), ("u2", 1)]
+    assert gone == [key_of(1)]
+
+
+async def test_of_a_deleted_key_postgres_may_have_more(start: Start, activity: str) -> None:
+    """Sums stay when their key is deleted, so what Redis has of it ends with the flush."""
+    gone: list[bytes] = []
+    async with start(plan_of(writing(every=3600.0))._replace(read=READ)) as sidecar:
+        sidecar.behind.watch(gone.append)
+        await sidecar.behind.write(sidecar.plan, key_of(1), (Change(Op.DROP),))
+        await sidecar.behind.write(sidecar.plan, key_of(1), views(1))
+        assert gone == []
+    assert gone == [key_of(1)]
 
 
 async def test_rules_that_drop_a_keyspace_bury_what_waits(start: Start, activity: str) -> None:
