@@ -91,7 +91,7 @@ async def write(session: Session, request: wire.Request, plan: Plan) -> bytes:
     """Journal a write and carry it out, or refuse it."""
     readable = [] if session.server.reads is None else _readable(request)
     try:
-        parts = _parts(request, plan)
+        parts = _parts(session, request, plan)
         if in_redis.away(session, request.location):
             if plan.detour.writes != "journal":
                 return errors.CLUSTERDOWN
@@ -348,9 +348,10 @@ def plan_behind(rules: wire.Ruleset, key: bytes) -> Plan | None:
     return plan if plan is not None and plan.mode == "behind" else None
 
 
-def _parts(request: wire.Request, plan: Plan) -> list[tuple[Plan, Told]]:
+def _parts(session: Session, request: wire.Request, plan: Plan) -> list[tuple[Plan, Told]]:
     """Return what is told of each key that is written behind. Raises Refused."""
-    parts = []
+    behind, parts = session.server.behind, []
+    assert behind is not None
     for target in targets_of(request).values():
         if target.plan.mode == "through":
             raise Refused(errors.no_statement(target.plan.name))
@@ -359,7 +360,7 @@ def _parts(request: wire.Request, plan: Plan) -> list[tuple[Plan, Told]]:
         if own is not None:
             if not _is_text(part.key, *(each.value for each in part.changes)):
                 raise Refused(errors.not_behind(own.name, "PostgreSQL has no text of such bytes"))
-            fits(own, part.changes)
+            fits(own, part.changes, behind.types(own, part.key))
             parts.append((own, part))
     return parts
 

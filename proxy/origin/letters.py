@@ -27,6 +27,10 @@ ERROR_CHARACTERS = 500
 # keys that are one row (21), which only fail together.
 _LATER = ("08", "25", "40", "42501", "53", "55", "57", "58", "XX")
 
+# Of these it may also be the statement's, where tables have changed since it was prepared: before
+# the next attempt it is prepared again.
+_MISFITS = "42"
+
 _BURY = """
 INSERT INTO sidecache_dead_letters (keyspace, key, payload, sqlstate, error, attempts, sidecar)
 VALUES ($1, $2, $3::jsonb, $4, $5, $6, $7)
@@ -109,7 +113,7 @@ class Letters:
         try:
             await run(self._connection, many, arguments)
         except asyncpg.PostgresError as error:
-            if not guilty(error):
+            if not guilty(error) or (self._attempt == 1 and error.sqlstate.startswith(_MISFITS)):
                 raise
             await self._connection.execute("ROLLBACK TO rows")
             return error
