@@ -55,7 +55,7 @@ class Backing:
         self._database = database
         self._router = router
         self._states = plumbing.states
-        self._leases = Leases(Errands(router, plumbing.batch), self._states)
+        self._leases = Leases(router, Errands(router, plumbing.batch), self._states)
         self.postgres = Postgres(database, metrics.origin)
         self.postgres.watch(self._turned)
         self.reads = Reads(self.postgres, self._leases, metrics.reads)

@@ -10,7 +10,7 @@ Always true:
   * what may be in Redis without a write that waits does not outlive the flush of that write.
 
 A value that Redis refuses after it was journalled (out of memory, wrong type) stays journalled: its
-client hears the error, and PostgreSQL has what the client wanted.
+client hears the error and that PostgreSQL has what it wanted, which is what reads find.
 """
 
 import asyncio
@@ -228,7 +228,9 @@ async def _ended(behind: WriteBehind, parts: Sequence[tuple[Plan, Told]], reply:
         return reply
     # Redis has what was there before.
     journalling.lack(behind, parts)
-    return reply if taken_back and reply not in _NOTHING_DONE else errors.UNKNOWN_WRITE
+    if taken_back and reply not in _NOTHING_DONE:
+        return errors.journalled(reply)
+    return errors.UNKNOWN_WRITE
 
 
 async def _without_redis(

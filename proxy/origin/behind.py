@@ -5,8 +5,9 @@ the partition of its key until that partition's flusher has committed it.
 
 States, of all keyspaces together, the worst one: `open`; `late` (something waits longer than
 MAX_AGE, PostgreSQL is slow or away); `through` (a keyspace's journal is full to THROUGH: its writes
-wait for PostgreSQL); `full` (they are refused); `failed` (the disk takes no writes: they are
-flushed before they are answered).
+wait for PostgreSQL); `misfit` (a statement does not fit the tables: with its rows those of other
+keyspaces in the same partition wait for a person); `full` (they are refused); `failed` (the disk
+takes no writes: they are flushed before they are answered).
 
 Always true: what `write` returned for survives the end of this process; what it raised for with
 `certain` never reaches PostgreSQL.
@@ -23,6 +24,7 @@ from proxy import log
 from proxy.errors import JournalRefused, SidecacheError
 from proxy.origin.flushing import Connect, Flushed, Flusher, Observer, Writer
 from proxy.origin.journal import Journal
+from proxy.origin.letters import Misfit
 from proxy.origin.merging import Partition, Row, sizes_of
 from proxy.origin.records import Change, Entry
 from proxy.origin.turns import Turns
@@ -66,6 +68,7 @@ class WriteBehind:
         self._states = log.StateLog()
         # Keyspace and key of what waits and Redis may lack, or may have in another order.
         self._lacking: set[tuple[str, bytes]] = set()
+        self._misfits: dict[int, str] = {}  # by partition: which statement it waits for
         self._contended: set[tuple[str, bytes]] = set()
         self._void: Callable[[bytes], None] = lambda key: None
         self.turns = Turns()
@@ -339,8 +342,14 @@ class WriteBehind:
         self._revoke(rows)
         await self._checkpoint()
 
-    def _failed(self, partition: int, reason: str) -> None:
-        level, state = (log.WARNING, "failing") if reason else (log.INFO, "working")
+    def _failed(self, partition: int, error: Exception | None) -> None:
+        level, state = (log.INFO, "working") if error is None else (log.WARNING, "failing")
+        reason = "" if error is None else f"{type(error).__name__}: {error}"
+        if error is None:
+            self._misfits.pop(partition, None)
+        elif isinstance(error, Misfit):
+            level, state = log.ERROR, "misfit"
+            self._misfits[partition] = str(error)
         self._states.change(level, f"partition {partition}", state, f"flush_{state}",
                             partition=partition, reason=reason)  # fmt: skip
         self._look()
@@ -356,12 +365,16 @@ class WriteBehind:
         fullest = max(shares, default=0.0)
         if self._ready.failure is not None:
             state = "failed"
+        elif fullest >= 1.0:
+            state = "full"
+        elif self._misfits:
+            state = "misfit"
         elif fullest >= THROUGH:
-            state = "full" if fullest >= 1.0 else "through"
+            state = "through"
         else:
             state = "late" if self.age() > MAX_AGE else "open"
         level = log.INFO if state == "open" else log.WARNING
-        if self._states.change(level, "write_behind", state, f"write_behind_{state}",
-                               fault=self._ready.failure or ""):  # fmt: skip
+        fault = self._ready.failure or "; ".join({*self._misfits.values()})
+        if self._states.change(level, "write_behind", state, f"write_behind_{state}", fault=fault):
             self.state = state
             self._metrics.enter(state)

@@ -23,7 +23,7 @@ import asyncpg
 from proxy import log
 from proxy.errors import SidecacheError
 from proxy.origin.batching import Connection, Many, kind_of, prepared
-from proxy.origin.letters import Apart, Letters, guilty
+from proxy.origin.letters import Apart, Letters, Misfit, guilty
 from proxy.origin.merging import Batch, Partition, Row
 from proxy.origin.pool import LOST
 from proxy.origin.records import Entry
@@ -53,10 +53,6 @@ INSERT INTO sidecache_write_positions (sidecar, partition, sequence) VALUES ($1,
 Connect = Callable[[], Awaitable[Connection]]
 
 
-class Misfit(SidecacheError):
-    """A statement that PostgreSQL does not take as it stands."""
-
-
 class Flushed(NamedTuple):
     """What became of a batch."""
 
@@ -69,7 +65,7 @@ class Observer(NamedTuple):
 
     settled: Callable[[Sequence[Entry]], Awaitable[None]]  # entries that were flushed before
     flushed: Callable[[Flushed], Awaitable[None]]
-    failed: Callable[[int, str], None]  # partition and why; "" when it works again
+    failed: Callable[[int, Exception | None], None]  # partition and why; None: it works again
     lacking: Callable[[tuple[str, bytes]], bool]  # whether Redis may lack what a key's row has
     apart: Apart  # what the rows of a batch were merged of
 
@@ -162,7 +158,7 @@ class Flusher:
             except (*LOST, asyncpg.PostgresError, TimeoutError, SidecacheError) as error:
                 self._drop_connection()
                 self._attempts += 1
-                self._observer.failed(self._writer.partition, _described(error))
+                self._observer.failed(self._writer.partition, error)
                 longest = LONGEST_DOUBT if self._doubtful else LONGEST_PAUSE
                 await asyncio.sleep(_pause(self._attempts, longest))
 
@@ -217,7 +213,7 @@ class Flusher:
             await self._observer.flushed(flushed)
         if self._attempts:
             self._attempts = 0
-            self._observer.failed(self._writer.partition, "")
+            self._observer.failed(self._writer.partition, None)
         for sequence, waiter in self._waiters:
             if (self.partition.position or 0) >= sequence and not waiter.done():
                 waiter.set_result(None)
@@ -327,10 +323,6 @@ class Flusher:
             if guilty(error):
                 raise Misfit(f"{statement.place}: {error}") from error
             raise
-
-
-def _described(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 def _pause(attempts: int, longest: float) -> float:

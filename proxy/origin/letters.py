@@ -2,7 +2,7 @@
 
 Made by `flushing` for one transaction, whose savepoints it uses. Rows are halved around those that
 are refused, and a refused row around the writes that it was merged of, in their order: what is
-innocent is written.
+innocent is written. A statement that fits the tables no more is nobody's fault.
 
 Always true: each write of a row is in its table or in one dead letter, and both are committed with
 the position or not at all; an error that is nobody's row's fault is raised.
@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import asyncpg
 
+from proxy.errors import SidecacheError
 from proxy.origin.batching import Connection, Many, arguments_of, run
 from proxy.origin.merging import Batch, Row, merged
 from proxy.origin.records import Entry
@@ -27,18 +28,22 @@ ERROR_CHARACTERS = 500
 # keys that are one row (21), which only fail together.
 _LATER = ("08", "25", "40", "42501", "53", "55", "57", "58", "XX")
 
-# Of these it may also be the statement's, where tables have changed since it was prepared: before
-# the next attempt it is prepared again.
-_MISFITS = "42"
-
 _BURY = """
 INSERT INTO sidecache_dead_letters (keyspace, key, payload, sqlstate, error, attempts, sidecar)
 VALUES ($1, $2, $3::jsonb, $4, $5, $6, $7)
 """
 
+# A table, a column, a type or a function that a statement names is not what it was; a trigger may
+# say so of a row. Before the next attempt the statement is prepared again, which tells them apart.
+_MISFIT = "42"
+
 # Returns the writes that the rows of a batch were merged of, by keyspace and key, as far as it can.
 Apart = Callable[[Batch], Awaitable[Mapping[tuple[str, bytes], Sequence[Entry]]]]
 _Refused = asyncpg.PostgresError | ValueError
+
+
+class Misfit(SidecacheError):
+    """A statement that PostgreSQL does not take as it stands."""
 
 
 class Letters:
@@ -113,8 +118,11 @@ class Letters:
         try:
             await run(self._connection, many, arguments)
         except asyncpg.PostgresError as error:
-            if not guilty(error) or (self._attempt == 1 and error.sqlstate.startswith(_MISFITS)):
+            if not guilty(error):
                 raise
+            if self._attempt == 1 and (error.sqlstate or "").startswith(_MISFIT):
+                assert plan.writing is not None
+                raise Misfit(f"{plan.writing.statement.place}: {error}") from error
             await self._connection.execute("ROLLBACK TO rows")
             return error
         await self._connection.execute("RELEASE rows")

@@ -26,6 +26,7 @@ from proxy.origin.behind import WriteBehind, WriteBehindFull
 from proxy.origin.records import Change, Op
 from proxy.plans import NONE, Plan, Plans, Statement
 from proxy.tallies import BehindMetrics
+from tests.integration.rig import wait_for
 from tests.origin.activity import (
     connecting,
     execute,
@@ -65,7 +66,7 @@ class Sidecar:
 
     @property
     def state(self) -> str:
-        states = ("open", "late", "through", "full", "failed")
+        states = ("open", "late", "through", "misfit", "full", "failed")
         (state,) = [s for s in states if self.sample("write_behind_state", state=s)]
         return state
 
@@ -318,6 +319,22 @@ async def test_a_full_disk_without_postgres_is_told(
             )
         assert not refused.value.certain
         sidecar.away = False
+
+
+async def test_a_statement_that_does_not_fit_is_told_at_once(
+    start: Start, activity: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The state says so and the log names the statement, until somebody has put it right."""
+    async with start() as sidecar:
+        await execute(activity, "ALTER TABLE activity RENAME views TO seen")
+        await sidecar.behind.write(sidecar.plan, key_of(1), views(1))
+        await wait_for(lambda: sidecar.state == "misfit", "the state")
+        assert sidecar.behind.state == "misfit"
+        (record,) = [r for r in caplog.records if r.getMessage() == "write_behind_misfit"]
+        assert "activity.yaml:3:5: " in str(record.__dict__)
+        await execute(activity, "ALTER TABLE activity RENAME seen TO views")
+        await wait_for(lambda: sidecar.state == "open", "the end of it")
+    assert await rows_of(activity, VIEWS) == [("u1", 1)]
 
 
 async def test_a_failed_sync_loses_nothing(

@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from proxy.origin.batching import Connection, prepared
-from proxy.origin.letters import Letters
+from proxy.origin.letters import Letters, Misfit
 from proxy.origin.merging import Batch
 from proxy.origin.records import Change, Entry, Op
 from tests.origin.activity import UPSERT, key_of, plan_of, rows_of, views
@@ -94,7 +94,7 @@ async def test_a_row_that_is_refused_like_a_statement(
                WHEN (NEW.id = 'u1') EXECUTE FUNCTION judge()"""
     )
     entries = [entry(1, *views(3)), entry(2, *views(1), number=2)]
-    with pytest.raises(asyncpg.UndefinedTableError):
+    with pytest.raises(Misfit):
         await written(connection, entries, {})
     letters = await written(connection, entries, {}, attempt=2)
     assert letters.dead == [("activity", key_of(1))]
