@@ -194,6 +194,11 @@ class WriteBehind:
         """Return whether anything of a key waits."""
         return self._flusher(key).partition.waits(plan.name, key)
 
+    def types(self, plan: Plan, key: bytes) -> Mapping[bytes, str]:
+        """Return PostgreSQL's names of the types of fields, as far as it has told them."""
+        assert plan.writing is not None
+        return self._flusher(key).types(plan.writing.statement)
+
     def places(self) -> Iterator[tuple[str, bytes]]:
         """Yield keyspace and key of what waits; what lands meanwhile may be missing."""
         for flusher in self._flushers:

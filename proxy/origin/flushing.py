@@ -22,12 +22,12 @@ import asyncpg
 
 from proxy import log
 from proxy.errors import SidecacheError
-from proxy.origin.batching import Connection, Many, prepared
+from proxy.origin.batching import Connection, Many, kind_of, prepared
 from proxy.origin.letters import Apart, Letters, Misfit, guilty
 from proxy.origin.merging import Batch, Partition, Row
 from proxy.origin.pool import LOST
 from proxy.origin.records import Entry
-from proxy.plans import Plan
+from proxy.plans import Plan, Statement
 
 FLUSH_SECONDS = 30.0
 CONNECT_SECONDS = 5.0
@@ -101,6 +101,7 @@ class Flusher:
         self._observer = observer
         self._connection: Connection | None = None
         self._statements: dict[str, Many] = {}
+        self._types: dict[str, Mapping[bytes, str]] = {}  # also while there is no connection
         self._wake = asyncio.Event()
         self._urgent = False
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
@@ -121,6 +122,10 @@ class Flusher:
     def _doubtful(self) -> bool:
         """Whether PostgreSQL may have what still counts as waiting."""
         return self._doubt is not None or self.partition.position is None
+
+    def types(self, statement: Statement) -> Mapping[bytes, str]:
+        """Return the types of a statement's parameters, none before PostgreSQL has told them."""
+        return self._types.get(statement.text, {})
 
     async def through(self, sequence: int, seconds: float) -> bool:
         """Flush at once; return whether everything up to a sequence was committed in time."""
@@ -193,6 +198,8 @@ class Flusher:
     async def _step(self) -> None:
         connection = await self._connected()
         if self.partition.position is None:
+            # A query must follow, whose end lets go of the tables that were looked at.
+            await self._learn(connection)
             async with self._telling():
                 settled = self.partition.settle(await self._begin(connection))
             await self._observer.settled(settled)
@@ -297,13 +304,21 @@ class Flusher:
             groups.setdefault(name, (plans.get(name), []))[1].append(row)
         return groups
 
+    async def _learn(self, connection: Connection) -> None:
+        """Hear the types of parameters; what does not fit is told where a row needs it."""
+        for name, plan in self._plans().items():
+            with contextlib.suppress(Misfit, asyncpg.PostgresError):
+                await self._prepare(connection, name, plan)
+
     async def _prepare(self, connection: Connection, name: str, plan: Plan) -> None:
         assert plan.writing is not None
         statement = plan.writing.statement
         if statement.text in self._statements:
             return
         try:
-            self._statements[statement.text] = await prepared(connection, statement)
+            many = self._statements[statement.text] = await prepared(connection, statement)
+            names = (name.encode() for name, _ in statement.parameters)
+            self._types[statement.text] = dict(zip(names, map(kind_of, many.types), strict=True))
         except asyncpg.PostgresError as error:
             if guilty(error):
                 raise Misfit(f"{statement.place}: {error}") from error

@@ -33,7 +33,8 @@ INSERT INTO sidecache_dead_letters (keyspace, key, payload, sqlstate, error, att
 VALUES ($1, $2, $3::jsonb, $4, $5, $6, $7)
 """
 
-# A table, a column, a type or a function that a statement names is not what it was.
+# A table, a column, a type or a function that a statement names is not what it was; a trigger may
+# say so of a row. Before the next attempt the statement is prepared again, which tells them apart.
 _MISFIT = "42"
 
 # Returns the writes that the rows of a batch were merged of, by keyspace and key, as far as it can.
@@ -119,7 +120,7 @@ class Letters:
         except asyncpg.PostgresError as error:
             if not guilty(error):
                 raise
-            if (error.sqlstate or "").startswith(_MISFIT):
+            if self._attempt == 1 and (error.sqlstate or "").startswith(_MISFIT):
                 assert plan.writing is not None
                 raise Misfit(f"{plan.writing.statement.place}: {error}") from error
             await self._connection.execute("ROLLBACK TO rows")

@@ -257,8 +257,15 @@ def _sum(one: bytes, other: bytes) -> bytes:
     if first is None or second is None:
         # The node refuses to add to what is no number; PostgreSQL is told the increment alone.
         return other
-    text = format(_EXACT.add(first, second), "f")
-    # As Redis writes it: no zeros behind the last digit that counts.
+    return plain(_EXACT.add(first, second))
+
+
+def plain(amount: Decimal) -> bytes:
+    """Return a number as Redis writes it: no exponent, no zeros behind the last digit that counts.
+
+    An integer of PostgreSQL takes no other.
+    """
+    text = format(amount, "f")
     return (text.rstrip("0").rstrip(".") if "." in text else text).encode()
 
 

@@ -17,10 +17,7 @@ from types import SimpleNamespace
 import pytest
 from prometheus_client import CollectorRegistry
 
-from proxy import errors
 from proxy.errors import JournalError, JournalRefused
-from proxy.handlers.behind import _journalled, _taken_back
-from proxy.handlers.told import Told
 from proxy.origin import behind as module
 from proxy.origin import journal as journal_module
 from proxy.origin import segments
@@ -306,16 +303,6 @@ async def test_after_a_full_disk_numbers_still_land_in_their_order(
     async with start(plan):
         pass
     assert len(await rows_of(activity, VIEWS)) == 2
-
-
-async def test_of_several_keys_some_may_have_found_room(start: Start) -> None:
-    """Only where nothing was taken hears the client that nothing was changed."""
-    plan = plan_of(writing(every=3600.0, journal_bytes=80))
-    async with start(plan) as one:
-        parts = [(plan, Told(key_of(number), views(1))) for number in range(3)]
-        assert await _journalled(one.behind, parts) == errors.UNKNOWN_WRITE
-        assert await _journalled(one.behind, parts) == errors.JOURNAL_FULL
-        assert not await _taken_back(one.behind, parts[:1])
 
 
 async def test_a_full_disk_without_postgres_is_told(

@@ -15,6 +15,7 @@ from proxy.origin.merging import Batch, Partition
 from proxy.origin.records import Change, Entry, Op
 from proxy.plans import Plan, Writing
 from tests.origin.activity import (
+    UPSERT,
     connecting,
     execute,
     key_of,
@@ -118,6 +119,17 @@ async def test_rows_and_position_are_committed_together(desk: Desk, activity: st
     assert await rows_of(activity, VIEWS) == [("u1", 5), ("u2", 10)]
     assert await rows_of(activity, POSITION) == [(3, 3)]
     assert sum(len(flushed.batch.rows) for flushed in desk.flushed) >= 2
+
+
+async def test_types_are_known_before_the_first_write(desk: Desk) -> None:
+    """And while there is no connection."""
+    async with asyncio.timeout(SECONDS):
+        while not (types := desk.flusher.types(UPSERT)):
+            await asyncio.sleep(0.01)
+    assert types[b"views"] == "int4"
+    assert types[b"score"] == "numeric"
+    desk.flusher.stop()
+    assert desk.flusher.types(UPSERT) == types
 
 
 async def test_a_write_is_flushed_after_its_time(activity: str) -> None:
@@ -300,15 +312,15 @@ async def test_writes_of_a_keyspace_that_is_gone_are_buried(desk: Desk, activity
     ]
 
 
-async def test_a_statement_that_does_not_fit_waits_for_a_person(desk: Desk, activity: str) -> None:
+async def test_a_statement_that_does_not_fit_waits_for_a_person(activity: str) -> None:
     """No row is buried for a mistake of the policy or a missing column."""
     await execute(activity, "ALTER TABLE activity RENAME views TO seen")
-    desk.write(key_of(1), *views(1))
-    async with asyncio.timeout(SECONDS):
+    async with running(Desk(activity)) as desk, asyncio.timeout(SECONDS):
+        desk.write(key_of(1), *views(1))
         await desk.failing.wait()
-    assert desk.failures[0].startswith("Misfit: activity.yaml:3:5: ")
-    await execute(activity, "ALTER TABLE activity RENAME seen TO views")
-    await desk.through()
+        assert desk.failures[0].startswith("Misfit: activity.yaml:3:5: ")
+        await execute(activity, "ALTER TABLE activity RENAME seen TO views")
+        await desk.through()
     assert await rows_of(activity, VIEWS) == [("u1", 1)]
     assert await rows_of(activity, "SELECT count(*) FROM sidecache_dead_letters") == [(0,)]
 

@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from proxy.origin.batching import Connection, prepared
-from proxy.origin.letters import Letters
+from proxy.origin.letters import Letters, Misfit
 from proxy.origin.merging import Batch
 from proxy.origin.records import Change, Entry, Op
 from tests.origin.activity import UPSERT, key_of, plan_of, rows_of, views
@@ -34,7 +34,9 @@ async def connection(activity: str) -> AsyncIterator[Connection]:
     connection.terminate()
 
 
-async def written(connection: Connection, entries: Sequence[Entry], apart: Apart) -> Letters:
+async def written(
+    connection: Connection, entries: Sequence[Entry], apart: Apart, attempt: int = 1
+) -> Letters:
     """Write the rows of these writes in one transaction; apart is what the journal has of them."""
     batch = Batch()
     for each in entries:
@@ -44,7 +46,7 @@ async def written(connection: Connection, entries: Sequence[Entry], apart: Apart
         return apart
 
     async with connection.transaction():
-        letters = Letters(connection, batch, "me", 1, read)
+        letters = Letters(connection, batch, "me", attempt, read)
         many = await prepared(connection, UPSERT)
         await letters.write(plan_of(), many, list(batch.rows.values()))
     return letters
@@ -79,3 +81,21 @@ async def test_a_row_that_nobody_can_take_apart_is_dead(
     assert letters.dead == [("activity", key_of(1))]
     ((text,),) = await rows_of(activity, PAYLOADS)
     assert json.loads(text)["fields"] == {"views": {"op": "add", "value": f"{2**31 + 3}"}}
+
+
+async def test_a_row_that_is_refused_like_a_statement(
+    connection: Connection, activity: str
+) -> None:
+    """Where it is still so after the statement was prepared again, the row is at fault."""
+    await connection.execute(
+        """CREATE FUNCTION judge() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+               RAISE EXCEPTION 'not this one' USING ERRCODE = '42P01'; END$$;
+           CREATE TRIGGER t BEFORE INSERT ON activity FOR EACH ROW
+               WHEN (NEW.id = 'u1') EXECUTE FUNCTION judge()"""
+    )
+    entries = [entry(1, *views(3)), entry(2, *views(1), number=2)]
+    with pytest.raises(Misfit):
+        await written(connection, entries, {})
+    letters = await written(connection, entries, {}, attempt=2)
+    assert letters.dead == [("activity", key_of(1))]
+    assert await rows_of(activity, TWO) == [(1, 0)]
