@@ -11,10 +11,22 @@ Locks are called k, with the columns of their keys; rows t, waiters q.
 PLANNED = """LANGUAGE plpgsql
     SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $sidecache$"""
 
-# Of a row t: whether somebody called who holds it, and whether anybody may take it.
+# Of a row t: whether somebody called who holds it, whether nobody does, and whether who may take it.
+# One rule for all who grant. Where a row says NULL these are NULL, and only what is true counts: a
+# locked row without an owner is nobody's to take until its deadline, one without a deadline for
+# ever, one without a status at all; so they are asked for as they are, or for IS NOT TRUE.
 MINE = "(t.status = 'locked' AND t.locked_by = _who AND t.locked_until > _moment)"
-OPEN = """(t.status = 'available'
-            OR (t.status = 'locked' AND (t.locked_until <= _moment OR t.locked_by = _who)))"""
+FREE = "(t.status = 'available' OR (t.status = 'locked' AND t.locked_until <= _moment))"
+OPEN = f"({FREE} OR {MINE})"
+
+# Whether `take` grants a row t to _who; _mine: only what is held already, by that _token.
+GRANTING = f"""((NOT _mine AND {OPEN})
+            OR ({MINE} AND (_token IS NULL OR t.lock_token = _token)))"""
+
+# For how many seconds somebody holds a row t; NULL: nobody does.
+REMAINS = """CASE WHEN t.status = 'locked' THEN extract(epoch FROM
+                   least(coalesce(t.locked_until, 'infinity'), _moment + interval '100 years')
+                   - _moment)::float8 END"""
 
 # How a row t becomes its holder's; fresh: a new token, kept: further columns.
 GRANTED = """SET status = 'locked', locked_by = _who,
@@ -70,19 +82,18 @@ BEGIN
     -- First without locks: most who ask for what others want are turned away here.
     FOR _look IN 1..2 LOOP
         _moment := clock_timestamp();
-        SELECT t.status, t.locked_by,
-               extract(epoch FROM t.locked_until - _moment)::float8 AS remains
+        SELECT coalesce(t.status::text, 'unknown') AS status, t.locked_by, {remains} AS remains
           INTO _other
           FROM unnest({arrays}) AS k({columns}) JOIN {table} t ON {found}
-         WHERE NOT ({mine} AND (_token IS NULL OR t.lock_token = _token) OR (NOT _mine AND {open}))
+         WHERE {granting} IS NOT TRUE
          ORDER BY {order} LIMIT 1;
         IF FOUND THEN
-            IF _other.status = 'locked' AND _other.remains > 0 THEN
+            IF _other.remains > 0 THEN
                 RETURN QUERY SELECT 'held', NULL::bigint[], ARRAY[_other.remains],
                                     _other.locked_by::text, 0::bigint, NULL::bigint[];
             ELSE
                 RETURN QUERY SELECT CASE WHEN _other.status IN ('locked', 'available') THEN 'lost'
-                                         ELSE _other.status::text END, NULL::bigint[],
+                                         ELSE _other.status END, NULL::bigint[],
                                     NULL::float8[], _other.locked_by::text, 0::bigint,
                                     NULL::bigint[];
             END IF;
@@ -113,7 +124,7 @@ BEGIN
            AND me.expires_at > _moment AND coalesce(me.offered_until, 'infinity') > _moment
          WHERE q.owner <> _who AND q.expires_at > _moment
            AND coalesce(q.offered_until, 'infinity') > _moment
-           AND (me.pos IS NULL OR q.pos < me.pos) AND NOT {mine};
+           AND (me.pos IS NULL OR q.pos < me.pos) AND {mine} IS NOT TRUE;
         IF _many > 0 THEN
             RETURN QUERY SELECT 'queue', NULL::bigint[], NULL::float8[], NULL::text, _many,
                                 NULL::bigint[];
@@ -134,19 +145,23 @@ BEGIN
         DELETE FROM {schema}.sidecache_lock_queue q USING unnest({arrays}) AS k({columns})
          WHERE q.keyspace = '{keyspace}' AND q.name = {name} AND q.owner = _who;
     END IF;
-    RETURN QUERY
     WITH fresh AS (SELECT nextval('{schema}.sidecache_lock_token') AS token),
     changed AS (
         UPDATE {table} t
            {granted}
           FROM fresh, unnest({arrays}) WITH ORDINALITY AS k({columns}, n)
-         WHERE {found}
+         WHERE {found} AND {granting}
      RETURNING k.n, t.lock_token, t.locked_at < _moment AS longer,
                extract(epoch FROM t.locked_until - clock_timestamp())::float8 AS remains)
     SELECT CASE WHEN bool_and(longer) THEN 'extended' ELSE 'acquired' END,
            array_agg(lock_token::bigint ORDER BY n), array_agg(remains ORDER BY n),
            _who, 0::bigint, array_agg(n) FILTER (WHERE NOT longer)
+      INTO outcome, tokens, lefts, holder, ahead, fresh
       FROM changed;
+    IF cardinality(tokens) IS DISTINCT FROM cardinality(k0) THEN
+        RAISE EXCEPTION 'a lock of {keyspace} is not one row of its table';
+    END IF;
+    RETURN NEXT;
 END $sidecache$;"""
 
 # Of locks that different owners want, each for itself: those that nobody is in the way of, not even
@@ -165,7 +180,7 @@ BEGIN{made_free}
         SELECT k.n
           FROM unnest({arrays}, _who, _place) WITH ORDINALITY AS k({columns}, _who, _place, n)
           JOIN {table} t ON {found}
-         WHERE CASE WHEN NOT {open} THEN false
+         WHERE CASE WHEN {open} IS NOT TRUE THEN false
                     WHEN _most = 0 THEN true
                     ELSE pg_try_advisory_xact_lock(hashtextextended(
                         '{keyspace}:' || k._place || ':' || k._who, 0)) END
@@ -277,14 +292,12 @@ BEGIN
     IF _leaving THEN
         PERFORM {schema}.sidecache_lock_offer('{keyspace}', ARRAY[_id], _offer)
            FROM unnest({arrays}) AS k({columns})
-          WHERE NOT EXISTS (SELECT FROM {table} t WHERE {found} AND NOT
-                            (t.status = 'available'
-                             OR (t.status = 'locked' AND t.locked_until <= _moment)));
+          WHERE NOT EXISTS (SELECT FROM {table} t WHERE {found} AND {free} IS NOT TRUE);
         RETURN QUERY SELECT 'left', 0::bigint, 0::float8, 0::float8;
         RETURN;
     END IF;
-    SELECT t.status::text AS status, t.locked_by::text AS holder,
-           greatest(0, extract(epoch FROM t.locked_until - _moment))::float8 AS remains INTO _lock
+    SELECT coalesce(t.status::text, 'unknown') AS status, t.locked_by::text AS holder,
+           greatest(0, {remains}) AS remains INTO _lock
       FROM unnest({arrays}) AS k({columns}) JOIN {table} t ON {found};
 {absent}    IF FOUND AND _lock.status NOT IN ('available', 'locked') THEN
         RETURN QUERY SELECT _lock.status, 0::bigint, 0::float8, 0::float8;
@@ -341,7 +354,8 @@ BEGIN
         PERFORM {schema}.sidecache_lock_offer('{keyspace}', (
             SELECT array_agg(DISTINCT q.name) FROM {schema}.sidecache_lock_queue q
              WHERE q.keyspace = '{keyspace}' AND NOT EXISTS (
-                   SELECT FROM {table} t WHERE {queued} AND t.status <> 'available')), _offer);
+                   SELECT FROM {table} t WHERE {queued}
+                      AND t.status IS DISTINCT FROM 'available')), _offer);
     END IF;
 END $sidecache$;"""
 

@@ -135,7 +135,10 @@ def functions(plan: Plan, schema: str, tables: Mapping[str, str] | None = None) 
         "longest_queue": str(LONGEST_QUEUE),
         "planned": lock_functions.PLANNED,
         "mine": lock_functions.MINE,
+        "free": lock_functions.FREE,
         "open": lock_functions.OPEN,
+        "granting": lock_functions.GRANTING,
+        "remains": lock_functions.REMAINS,
     }
     # CREATE OR REPLACE cannot change what a function takes and returns.
     yield from dropped(plan, schema)

@@ -20,9 +20,13 @@ _ARGUMENTS = {
     "queue": ("text", "float8", "float8", "boolean"),
 }  # fmt: skip
 
-# Left in seconds, by the database's clock.
-_LEFT = "extract(epoch FROM locked_until - clock_timestamp())::float8"
-_HELD = "status = 'locked' AND locked_until > clock_timestamp()"
+# Left in seconds, by the database's clock: without a deadline, or with 'infinity', a century.
+_LEFT = (
+    "extract(epoch FROM least(coalesce(locked_until, 'infinity'), clock_timestamp() + interval"
+    " '100 years') - clock_timestamp())::float8"
+)
+_LOCKED = "status = 'locked' AND coalesce(locked_until, 'infinity') > clock_timestamp()"
+_OWNED = "status = 'locked' AND locked_until > clock_timestamp()"
 
 # Most locks of one owner that are listed.
 _LISTED = 1000
@@ -101,7 +105,7 @@ def _found(names: tuple[str, ...], kinds: tuple[str, ...]) -> str:
 
 def _held(table: _Table) -> str:
     return (
-        "SELECT status::text, locked_by::text, lock_token::bigint AS token, booking_id::text,"  # noqa: S608
+        "SELECT coalesce(status::text, 'unknown') AS status, locked_by::text, lock_token::bigint AS token, booking_id::text,"  # noqa: S608
         f" session_id::text, {_LEFT} AS remains"
         f" FROM {table.name} WHERE {table.only}{_found(table.columns, table.kinds)}"
     )
@@ -113,7 +117,7 @@ def _shown(own: Keyspace, table: _Table) -> str:
         found = _found(table.columns, table.kinds)
         return (
             f"SELECT value, {_LEFT} AS ttl FROM {table.name}"  # noqa: S608
-            f" WHERE {table.only}{found} AND {_HELD}"
+            f" WHERE {table.only}{found} AND {_LOCKED}"
         )
     segments = own.key.segments
     found = _found(
@@ -135,7 +139,7 @@ def _mine(own: Keyspace, table: _Table) -> str:
     return (
         f"SELECT ARRAY[{names}] AS name, coalesce(lock_token, 0)::bigint AS token,"  # noqa: S608
         f" {_LEFT} AS remains"
-        f" FROM {table.name} WHERE {table.only}locked_by = $1::text AND {scope} AND {_HELD}"
+        f" FROM {table.name} WHERE {table.only}locked_by = $1::text AND {scope} AND {_OWNED}"
         f" ORDER BY {names} LIMIT {_LISTED}"
     )
 

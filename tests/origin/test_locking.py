@@ -5,6 +5,7 @@ import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from proxy.embedded.postgres import Postgres
@@ -61,6 +62,58 @@ async def test_the_state_of_the_row_is_told(seats: Asker) -> None:
             "UPDATE seats SET status = $3 WHERE event = $1 AND seat = $2", EVENT, name, status
         )
         assert (await seats.take("u1", name)).outcome == status
+
+
+@pytest.mark.parametrize(
+    ("status", "owner", "until", "told"),
+    [
+        ("locked", None, "clock_timestamp() + interval '1 hour'", "held"),
+        ("locked", "u1", None, "held"),
+        ("locked", None, None, "held"),
+        ("locked", "u0", "infinity", "held"),
+        (None, None, None, "unknown"),
+        (None, "u1", "infinity", "unknown"),
+    ],
+)
+async def test_what_is_not_said_grants_nothing(
+    seats: Asker, office: Ticketing, status: str | None, owner: str | None, until: str | None,
+    told: str,
+) -> None:  # fmt: skip
+    """A row without owner, deadline or status is nobody's to take, alone or with others."""
+    await seats.connection.execute("ALTER TABLE seats ALTER status DROP NOT NULL")
+    moment = "NULL" if until is None else f"'{until}'" if until == "infinity" else until
+    await seats.connection.execute(
+        f"UPDATE seats SET status = $1, locked_by = $2, locked_until = {moment} WHERE seat = 's1'",
+        status, owner,
+    )  # fmt: skip
+    before = await seats.seat("s1")
+    for names in (("s1",), ("s1", "s2"), ("s2", "s1")):
+        assert (await seats.take("u1", *names)).outcome == told
+        assert (await seats.take("u1", *names, mine=True)).outcome in (told, "lost")
+    assert await seats.grab({"u1": "s1", "u2": "s3"}) == ["u2"]
+    await seats.queue("u3", "s1")
+    await seats.queue("u3", "s1", leaving=True)
+    await seats.sweep()
+    assert await seats.seat("s1") == before
+    assert (await seats.seat("s2"))["status"] == "available"
+
+
+async def test_a_lock_without_owner_ends_too(seats: Asker) -> None:
+    """Its deadline is what counts: after it the seat is anybody's, and the sweep gives it back."""
+    await seats.connection.execute("UPDATE seats SET status = 'locked' WHERE seat IN ('s1', 's2')")
+    await seats.expire("s1", "s2")
+    assert (await seats.take("u1", "s1")).outcome == "acquired"
+    assert [name for name, _ in await seats.sweep()] == [[EVENT, "s2"]]
+
+
+async def test_two_rows_are_no_lock(seats: Asker) -> None:
+    """Where a table has two rows for one seat, none is granted and the database says why."""
+    await seats.connection.execute(
+        "ALTER TABLE seats DROP CONSTRAINT seats_pkey; CREATE INDEX ON seats (event, seat);"
+        " INSERT INTO seats (event, seat) VALUES ('e1', 's1')"
+    )
+    with pytest.raises(asyncpg.RaiseError, match="one row"):
+        await seats.take("u1", "s1")
 
 
 async def test_the_same_owner_holds_on(seats: Asker) -> None:

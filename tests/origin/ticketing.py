@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,6 +63,17 @@ class Asker:
             None if token is None else str(token),
         )  # fmt: skip
         return Taken(*row)
+
+    async def grab(self, wishes: Mapping[str, str], hold: float = 60.0) -> list[str]:
+        """Take seats for several owners at a time; return who was granted the one it wants."""
+        owners, names = list(wishes), list(wishes.values())
+        nothing: list[str | None] = [None] * len(names)
+        (row,) = await self._rows(
+            self.locking.calls.grab, names, owners, nothing, nothing, nothing,
+            [str(hold)] * len(names), str(self.locking.longest), [EVENT] * len(names),
+            str(self.locking.most), "t" if self.locking.heartbeat else "f",
+        )  # fmt: skip
+        return [owners[int(number) - 1] for number in row["numbers"] or ()]
 
     async def release(
         self, owner: str | None, *names: str, token: int | None = None
