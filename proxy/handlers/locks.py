@@ -21,34 +21,17 @@ from proxy.handlers import Session
 from proxy.handlers.claims import Claim, Hold
 from proxy.handlers.connection import integer
 from proxy.handlers.grants import Grants
+from proxy.handlers.held import forget, known, remember
 from proxy.handlers.lock_scripts import Does, Form, form_of
 from proxy.handlers.owners import member, owner_of, said_by
 from proxy.handlers.scripts import NOSCRIPT, body_of
 from proxy.handlers.targets import Target
 from proxy.plans import Plan
 
-# What one connection may hold at a time and still release by name; beyond it locks end by
-# themselves, or by a command that names their owner.
-HELD = 1000
-
 # The longest that a lock is asked for, in seconds: a century, which every clock can add.
 LONGEST = 100 * 365 * 86400.0
 
 _SCRIPTS = (b"eval", b"evalsha")
-
-
-class Held:
-    """The locks that a connection was granted, with owner and token: a `Holding`."""
-
-    flag = ""
-    counts: Mapping[str, int] = {}
-
-    def __init__(self) -> None:
-        self.grants: dict[bytes, tuple[str, int]] = {}
-
-    def release(self) -> None:
-        """Forget them; they last until they expire, as in Redis."""
-        self.grants.clear()
 
 
 def take(
@@ -76,7 +59,10 @@ def _refused(request: wire.Request, grants: Grants, target: Target) -> bool:
     if request.name == b"set" and isinstance(_time_of(words[3:], plan), bytes):
         return False
     owner = owner_of(plan.locking.owner, words[2])
-    return owner is not None and grants.refused(plan, target.key, owner) is not None
+    if owner is None:
+        return False
+    same = _same(grants, target, owner)
+    return grants.refused(plan, target.key, owner if same else None) is not None
 
 
 async def answered(reply: Awaitable[bytes]) -> bytes:
@@ -139,7 +125,13 @@ async def _grant(
     claim = claim_of(plan, value, seconds)
     if claim is None:
         return errors.lock_refused(plan.name, "value")
-    taken = await grants.take(plan, [target.key], claim)
+    claim = claim._replace(same=_same(grants, target, claim.owner))
+    try:
+        taken = await grants.take(plan, [target.key], claim)
+    except OriginDown as error:
+        if error.sent:
+            grants.doubts.note(target.key, claim.owner, seconds)
+        raise
     if taken.outcome == "missing":
         return errors.no_row(plan.name)
     if taken.outcome == "limit":
@@ -147,8 +139,19 @@ async def _grant(
     if taken.granted:
         if session.gone:
             await grants.vanish(plan, [target.key], claim, taken)
+        grants.doubts.settle(target.key)
         remember(session, target.key, claim.owner, taken.tokens[0])
     return taken.granted
+
+
+def _same(grants: Grants, target: Target, owner: str) -> bool:
+    """Return whether who holds a lock is granted it again.
+
+    A member of JSON says who that is. A whole value may be one word for everybody, of whom one
+    holds the lock: then only who was not told that it is granted may ask again.
+    """
+    locking = target.plan.locking
+    return bool(locking and locking.owner) or grants.doubts.about(target.key, owner)
 
 
 def claim_of(plan: Plan, value: bytes, seconds: float) -> Claim | None:
@@ -166,17 +169,6 @@ def claim_of(plan: Plan, value: bytes, seconds: float) -> Claim | None:
         return Claim(owner, seconds, booking, session, value.decode())
     except UnicodeDecodeError:
         return None
-
-
-def remember(session: Session, key: bytes, owner: str, token: int) -> None:
-    """Note that a connection was granted a lock; of too many the oldest is forgotten."""
-    held = session.holdings.get("locks")
-    if not isinstance(held, Held):
-        held = session.holdings["locks"] = Held()
-    held.grants.pop(key, None)
-    if len(held.grants) >= HELD:
-        held.grants.pop(next(iter(held.grants)))
-    held.grants[key] = (owner, token)
 
 
 def _time_of(options: Sequence[bytes], plan: Plan) -> float | bytes:
@@ -273,15 +265,15 @@ async def _expire(
         return errors.invalid_expire(name.decode())
     if name.endswith(b"at"):
         seconds -= time.time()
-    known, locking = _known(session, target.key), target.plan.locking
+    ours, locking = known(session, target.key), target.plan.locking
     assert locking is not None
-    if known is None or (seconds <= 0 and not locking.blind):
+    if ours is None or (seconds <= 0 and not locking.blind):
         return await _not_ours(grants, target)
     if seconds <= 0:
-        released = await grants.release(target.plan, [Hold(target.key, *known)])
+        released = await grants.release(target.plan, [Hold(target.key, *ours)])
         forget(session, target.key)
         return resp.integer(sum(released))
-    owner, token = known
+    owner, token = ours
     taken = await grants.extend(target.plan, [target.key], Claim(owner, seconds), token)
     return resp.integer(taken.granted)
 
@@ -294,9 +286,9 @@ async def _del(
     for target in targets:
         locking = target.plan.locking
         assert locking is not None
-        known = _known(session, target.key) if locking.blind else None
-        if known is not None:
-            ours.append((target.plan, Hold(target.key, *known)))
+        grant = known(session, target.key) if locking.blind else None
+        if grant is not None:
+            ours.append((target.plan, Hold(target.key, *grant)))
         elif (reply := await _not_ours(grants, target))[:1] == b"-":
             # Before anything is given up: an error says that nothing was done.
             return reply
@@ -316,18 +308,6 @@ async def _not_ours(grants: Grants, target: Target) -> bytes:
     """Answer what concerns a lock that this connection was not granted."""
     free = await _left(grants, target) is None
     return resp.integer(0) if free else errors.NOT_THE_OWNER
-
-
-def _known(session: Session, key: bytes) -> tuple[str, int] | None:
-    held = session.holdings.get("locks")
-    return held.grants.get(key) if isinstance(held, Held) else None
-
-
-def forget(session: Session, key: bytes) -> None:
-    """Note that a connection has given a lock up."""
-    held = session.holdings.get("locks")
-    if isinstance(held, Held):
-        held.grants.pop(key, None)
 
 
 # Scripts.

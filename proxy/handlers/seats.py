@@ -16,7 +16,8 @@ from proxy.handlers import Session
 from proxy.handlers.claims import Claim, Hold, Taken
 from proxy.handlers.connection import integer
 from proxy.handlers.grants import Grants
-from proxy.handlers.locks import LONGEST, answered, bounded, forget, remember
+from proxy.handlers.held import forget, remember
+from proxy.handlers.locks import LONGEST, answered, bounded
 from proxy.handlers.targets import misspelled, target_of
 from proxy.plans import Plan, plans_in
 
@@ -153,12 +154,10 @@ def _told(order: Order, taken: Taken) -> bytes:
         if len(tokens) == 1:
             return order.reply(outcome=taken.outcome, token=tokens[0], expires_in_ms=left)
         return order.reply(outcome=taken.outcome, tokens=tokens, expires_in_ms=left)
-    if taken.outcome == "held":
-        return order.reply(outcome="held", expires_in_ms=_ms(taken.lefts[0]))
+    if taken.outcome in ("held", "queue"):
+        return order.reply(outcome=taken.outcome, expires_in_ms=_ms(taken.lefts[0]))
     if taken.outcome == "limit":
-        return order.reply(outcome="limit", held=taken.ahead)
-    if taken.outcome == "queue":
-        return order.reply(outcome="queue", ahead=taken.ahead)
+        return order.reply(outcome="limit", held=taken.has)
     return order.reply(outcome=taken.outcome)
 
 

@@ -11,13 +11,13 @@ from proxy.policy.model import Keyspace
 
 # What each function takes behind the keys; see `origin.locking`.
 _ARGUMENTS = {
-    "take": ("text", "text", "text", "text", "float8", "float8", "text", "integer", "boolean",
-             "boolean", "bigint"),
-    "grab": ("text[]", "text[]", "text[]", "text[]", "float8[]", "float8", "text[]", "integer",
-             "boolean"),
-    "release": ("text[]", "bigint[]", "float8", "boolean"),
+    "take": ("text", "text", "text", "text", "float8", "float8", "text", "integer", "float8",
+             "boolean", "bigint", "boolean"),
+    "grab": ("text[]", "text[]", "text[]", "text[]", "float8[]", "boolean[]", "float8", "text[]",
+             "integer", "float8"),
+    "release": ("text[]", "bigint[]", "float8", "integer", "boolean"),
     "confirm": ("text", "bigint[]", "text"),
-    "queue": ("text", "float8", "float8", "boolean"),
+    "queue": ("text", "text", "float8", "float8", "integer", "boolean"),
 }  # fmt: skip
 
 # Left in seconds, by the database's clock: without a deadline, or with 'infinity', a century.
@@ -74,7 +74,7 @@ def _calls(name: str, own: Keyspace, place: str) -> LockCalls:
     }
     return LockCalls(
         **called,
-        sweep=stated("sweep", _call(lock_function("sweep", name), ["float8"])),
+        sweep=stated("sweep", _call(lock_function("sweep", name), ["float8", "integer"])),
         held=stated("held", _held(table)),
         shown=stated("shown", _shown(own, table)),
         mine=stated("mine", _mine(own, table)),
@@ -105,8 +105,9 @@ def _found(names: tuple[str, ...], kinds: tuple[str, ...]) -> str:
 
 def _held(table: _Table) -> str:
     return (
-        "SELECT coalesce(status::text, 'unknown') AS status, locked_by::text, lock_token::bigint AS token, booking_id::text,"  # noqa: S608
-        f" session_id::text, {_LEFT} AS remains"
+        "SELECT coalesce(status::text, 'unknown') AS status, locked_by::text,"  # noqa: S608
+        " lock_token::bigint AS token, booking_id::text, session_id::text,"
+        f" {_LEFT} AS remains"
         f" FROM {table.name} WHERE {table.only}{_found(table.columns, table.kinds)}"
     )
 

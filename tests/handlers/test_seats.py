@@ -151,9 +151,9 @@ async def test_waiting(client: Client) -> None:
     offered = await seat(client, "QUEUE", "s1", "u2")
     assert offered["outcome"] == "offered"
     assert 0 < offered["offered_ms"] <= 1000
-    assert await seat(client, "ACQUIRE", "s1", "u3", 30, "b", "x") == {
-        "outcome": "queue", "ahead": 1,
-    }  # fmt: skip
+    refused = await seat(client, "ACQUIRE", "s1", "u3", 30, "b", "x")
+    assert refused["outcome"] == "queue"
+    assert 0 < refused["expires_in_ms"] <= offered["offered_ms"]
     assert await seat(client, "QUEUE", "s1", "u2", "LEAVE") == {"outcome": "left"}
     assert (await seat(client, "QUEUE", "s1", "u3"))["outcome"] == "offered"
     assert (await seat(client, "ACQUIRE", "s1", "u3", 30, "b", "x"))["outcome"] == "acquired"

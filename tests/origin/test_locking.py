@@ -128,6 +128,28 @@ async def test_the_same_owner_holds_on(seats: Asker) -> None:
     assert after["locked_until"] > before["locked_until"]
 
 
+async def test_taken_again_it_is_not_shorter(seats: Asker) -> None:
+    """Who takes what it holds for less keeps what it has; who extends says how long, also less."""
+    await seats.take("u1", "s1", hold=90)
+    before = (await seats.seat("s1"))["locked_until"]
+    assert (await seats.take("u1", "s1", hold=1)).outcome == "extended"
+    assert (await seats.seat("s1"))["locked_until"] == before
+    assert await seats.grab({"u1": "s1"}) == ["u1"]
+    assert (await seats.seat("s1"))["locked_until"] == before
+    lefts = (await seats.take("u1", "s1", hold=1, mine=True)).lefts
+    assert lefts is not None
+    assert lefts[0] <= 1
+
+
+async def test_one_value_for_all_is_one_holder(mutexes: Asker) -> None:
+    """Where the owner is no proof of who asks, who holds a lock is refused like any other."""
+    for _ in range(2):
+        taken = await mutexes.take("1", "mutex:a", same=False, hold=50)
+    assert (taken.outcome, taken.holder) == ("held", "1")
+    assert await mutexes.grab({"1": "mutex:a", "2": "mutex:b"}, same=False) == ["2"]
+    assert (await mutexes.take("1", "mutex:a", hold=1)).outcome == "extended"
+
+
 async def test_longer_needs_a_lock(seats: Asker) -> None:
     """Only the holder extends: `lost` where nobody holds it, `held` where another does."""
     assert (await seats.take("u1", "s1", mine=True)).outcome == "lost"
@@ -187,7 +209,7 @@ async def test_a_limit_is_exact(office: Ticketing, rounds: int) -> None:
         )
         outcomes = [each.outcome for each in taken]
         assert (outcomes.count("acquired"), outcomes.count("limit")) == (10, 20)
-    assert (await askers[0].take("u0", "s190")).ahead == 10
+    assert (await askers[0].take("u0", "s190")).has == 10
 
 
 async def test_what_is_over_does_not_count(seats: Asker) -> None:
@@ -277,15 +299,15 @@ async def test_what_has_expired_is_not_confirmed(seats: Asker) -> None:
 
 
 async def test_who_waits_goes_first(seats: Asker) -> None:
-    """A free seat goes to the head of its queue, and who comes by is told how many are ahead."""
+    """A free seat goes to the head of its queue, and who comes by is told for whom it is kept."""
     await seats.take("u1", "s1")
     assert await seats.queue("u1", "s1") == ("holder", 0)
     assert await seats.queue("u2", "s1") == ("waiting", 1)
     assert await seats.queue("u3", "s1") == ("waiting", 2)
     await seats.release("u1", "s1")
     stranger, third = await seats.take("u9", "s1"), await seats.take("u3", "s1")
-    assert (stranger.outcome, stranger.ahead) == ("queue", 2)
-    assert (third.outcome, third.ahead) == ("queue", 1)
+    assert (stranger.outcome, stranger.holder) == ("queue", "u2")
+    assert (third.outcome, third.holder) == ("queue", "u2")
     assert await seats.queue("u2", "s1") == ("offered", 1)
     assert await seats.queue("u3", "s1") == ("waiting", 2)
     assert (await seats.take("u2", "s1")).outcome == "acquired"
@@ -304,6 +326,77 @@ async def test_an_offer_lapses_to_the_next(seats: Asker) -> None:
     assert await seats.queue("u2", "s1") == ("waiting", 2)
     assert (await seats.take("u2", "s1")).outcome == "queue"
     assert (await seats.take("u3", "s1")).outcome == "acquired"
+
+
+OFFERED = "SELECT owner, name[2] AS seat FROM sidecache_lock_queue WHERE offered_until > now()"
+
+
+async def test_a_free_seat_has_no_queue(seats: Asker) -> None:
+    """Who would wait for what anybody may take is told so, and keeps it from nobody."""
+    assert await seats.queue("u1", "s1") == ("available", 0)
+    assert (await seats.take("u2", "s1")).outcome == "acquired"
+    assert await seats.queue("u1", "s1") == ("waiting", 1)
+    await seats.expire("s1")
+    assert await seats.queue("u1", "s1") == ("offered", 1)
+    await seats.lapse("u1")
+    for _ in range(2):
+        assert await seats.queue("u1", "s1") == ("available", 0)
+    assert (await seats.take("u3", "s1")).outcome == "acquired"
+
+
+async def test_offers_count_like_locks(seats: Asker) -> None:
+    """Who has nine is offered one of three, and no other seat; those go to others at once."""
+    await seats.take("u1", *(f"s{n}" for n in range(1, 10)))
+    for name in ("s11", "s12", "s13"):
+        await seats.take("u2", name)
+        await seats.queue("u1", name)
+    await seats.queue("u3", "s12")
+    await seats.release("u2", "s11", "s12", "s13")
+    rows = await seats.connection.fetch(OFFERED)
+    assert {(row["owner"], row["seat"]) for row in rows} == {("u1", "s11"), ("u3", "s12")}
+    assert (await seats.take("u9", "s13")).outcome == "acquired"
+    assert await seats.grab({"u1": "s20"}) == []
+    assert (await seats.take("u1", "s20")).outcome == "limit"
+    assert (await seats.take("u1", "s11")).outcome == "acquired"
+    assert (await seats.take("u3", "s12")).outcome == "acquired"
+
+
+async def test_room_that_comes_brings_the_offer(seats: Asker) -> None:
+    """Who was passed over for its limit is next again when it has given something up."""
+    names = [f"s{n}" for n in range(1, 11)]
+    await seats.take("u1", *names)
+    await seats.take("u2", "s11")
+    await seats.queue("u1", "s11")
+    await seats.release("u2", "s11")
+    assert await seats.queue("u1", "s11") == ("waiting", 1)
+    await seats.release("u1", "s1")
+    await seats.sweep()
+    assert await seats.queue("u1", "s11") == ("offered", 1)
+
+
+async def test_what_has_expired_goes_to_who_waits(seats: Asker) -> None:
+    """Before any sweep: who comes by first is told that the seat is kept for the head."""
+    await seats.take("u1", "s1")
+    await seats.queue("u2", "s1")
+    await seats.expire("s1")
+    passing = await seats.take("u3", "s1")
+    assert (passing.outcome, passing.holder) == ("queue", "u2")
+    assert passing.lefts is not None
+    assert 0 < passing.lefts[0] < 1.1
+    assert (await seats.take("u2", "s1")).outcome == "acquired"
+
+
+async def test_who_leaves_waits_for_nobody(office: Ticketing) -> None:
+    """Not even for others who are leaving the queue of the same free seat."""
+    seats, other = await office.asker(), await office.asker()
+    await seats.take("u0", "s1")
+    for owner in ("u1", "u2"):
+        await seats.queue(owner, "s1")
+    await seats.expire("s1")
+    async with other.connection.transaction():
+        await other.queue("u1", "s1", leaving=True)
+        async with asyncio.timeout(5):
+            assert await seats.queue("u2", "s1", leaving=True) == ("left", 0)
 
 
 async def test_a_sweep_offers_to_the_next(seats: Asker) -> None:
