@@ -84,7 +84,9 @@ class Gate:
             if (error := asking.result()) is not None:
                 # A crowd that asked now would keep PostgreSQL from getting better. Of what it
                 # wants nothing was sent.
-                raise type(error)(str(error))
+                if isinstance(error, OriginBusy):
+                    raise OriginBusy(str(error), error.line)
+                raise OriginDown(str(error))
             since, said = self._said.get(key, (0.0, None))
             if said is not None and since >= came:
                 # PostgreSQL has just said so, whatever Redis shows.

@@ -23,13 +23,11 @@ from proxy.handlers.connection import integer
 from proxy.handlers.grants import Grants
 from proxy.handlers.held import forget, known, remember
 from proxy.handlers.lock_scripts import Does, Form, form_of
-from proxy.handlers.owners import member, owner_of, said_by
+from proxy.handlers.owners import LONGEST_NAME, member, owner_of, said_by
 from proxy.handlers.scripts import NOSCRIPT, body_of
 from proxy.handlers.targets import Target
+from proxy.handlers.terms import LONGEST, bounded, time_of
 from proxy.plans import Plan
-
-# The longest that a lock is asked for, in seconds: a century, which every clock can add.
-LONGEST = 100 * 365 * 86400.0
 
 _SCRIPTS = (b"eval", b"evalsha")
 
@@ -47,16 +45,24 @@ def take(
         # Of several keys all are locks: who asks for others in the same command asks twice.
         plan = next((t.plan for t in targets if t.plan.locking is not None), plan)
         return errors.lock_refused(plan.name, "command")
+    if (line := too_long(targets)) is not None:
+        return line
     if handler in _TAKING and _refused(request, grants, targets[0]):
         return resp.null(session.protocol) if handler is _set else resp.integer(0)
     return answered(handler(session, request, grants, targets))
+
+
+def too_long(targets: Sequence[Target]) -> bytes | None:
+    """Return the error line for a lock with a name that no index takes."""
+    long = next((each for each in targets if len(each.key) > LONGEST_NAME), None)
+    return errors.key_refused(long.plan.name, "the name of a lock is too long") if long else None
 
 
 def _refused(request: wire.Request, grants: Grants, target: Target) -> bool:
     """Return whether a lock is refused without a question to anybody: most of a crowd's wishes."""
     plan, words = target.plan, request.arguments
     assert plan.locking is not None
-    if request.name == b"set" and isinstance(_time_of(words[3:], plan), bytes):
+    if request.name == b"set" and isinstance(time_of(words[3:], plan), bytes):
         return False
     owner = owner_of(plan.locking.owner, words[2])
     if owner is None:
@@ -102,7 +108,7 @@ async def _set(
 ) -> bytes:
     """SET key value NX, with a time or with that of the policy."""
     words = resp.decode(request.routed or request.command)
-    value, seconds = request.arguments[2], _time_of(words[3:], targets[0].plan)
+    value, seconds = request.arguments[2], time_of(words[3:], targets[0].plan)
     if isinstance(seconds, bytes):
         return seconds
     reply = await _grant(session, grants, targets[0], value, seconds)
@@ -169,36 +175,6 @@ def claim_of(plan: Plan, value: bytes, seconds: float) -> Claim | None:
         return Claim(owner, seconds, booking, session, value.decode())
     except UnicodeDecodeError:
         return None
-
-
-def _time_of(options: Sequence[bytes], plan: Plan) -> float | bytes:
-    """Return for how many seconds SET takes a lock, or the error line of a SET that takes none."""
-    words, seconds, conditional, timed = iter(options), plan.ttl_ms / 1000, False, False
-    for word in words:
-        name = word.upper()
-        if name == b"NX":
-            conditional = True
-            continue
-        if name not in _UNITS:
-            return errors.lock_refused(plan.name, "command")
-        word = next(words, b"")
-        if timed or not word:
-            return errors.SYNTAX
-        timed, number = True, integer(word)
-        if number is None:
-            return errors.NOT_AN_INTEGER
-        unit, absolute = _UNITS[name]
-        seconds = number * unit - (time.time() if absolute else 0)
-        if number <= 0 or seconds > LONGEST:
-            return errors.invalid_expire("set")
-    if not conditional:
-        return errors.lock_refused(plan.name, "command")
-    return max(seconds, 0.001)
-
-
-_UNITS = {
-    b"EX": (1.0, False), b"PX": (0.001, False), b"EXAT": (1.0, True), b"PXAT": (0.001, True),
-}  # fmt: skip
 
 
 # Reading.
@@ -368,13 +344,6 @@ async def _one(
         return sum(await grants.release(plan, [Hold(key, owner, None)]))
     claim = Claim(owner, bounded(request.ruleset, plan, seconds))
     return int((await grants.extend(plan, [key], claim)).granted)
-
-
-def bounded(ruleset: wire.Ruleset, plan: Plan, seconds: float) -> float:
-    """Return how long a lock is held that is asked for so long: as the policy bounds times."""
-    lifetime = ruleset.keyspaces[plan.keyspace].lifetime
-    wanted = max(seconds, lifetime.shortest / 1000)
-    return min(wanted, lifetime.longest / 1000 if lifetime.longest else LONGEST)
 
 
 _Handler = Callable[[Session, wire.Request, Grants, Sequence[Target]], Awaitable[bytes]]

@@ -123,6 +123,16 @@ async def test_a_lock_of_the_application_is_released_by_its_owner(
     assert (await asker.seat("s1"))["status"] == "available"
 
 
+async def test_a_row_that_is_being_changed(desk: LockDesk, client: Client) -> None:
+    """Who cannot wait for another transaction hears that this is why, and may ask again."""
+    asker = await desk.tickets.asker()
+    async with asker.connection.transaction():
+        await asker.connection.execute("SELECT FROM seats WHERE seat = 's1' FOR UPDATE")
+        reply = await told(client, "SET", KEY, held_by("u1"), "NX")
+    assert str(reply) == "TRYAGAIN Another transaction of PostgreSQL is changing the row"
+    assert await told(client, "SET", KEY, held_by("u1"), "NX") == b"OK"
+
+
 async def test_without_a_database_nothing_is_granted(desk: LockDesk, client: Client) -> None:
     """Every command and script about a lock says that PostgreSQL is away."""
     desk.server.grants = None

@@ -125,9 +125,9 @@ async def test_scripts_by_their_digest_take_the_same_path(box: Box) -> None:
         seat, user = box.free[number], f"usr_{number}"
         keys = (
             f"seat_lock:{box.event}:{seat}", f"user_locks:{user}:{box.event}",
-            f"event_availability:{box.event}",
+            f"event_availability:{box.event}", f"lock_queue:{box.event}:{seat}",
         )  # fmt: skip
-        reply = await caller.call(name, script, 3, *keys, box.event, seat, user, "b", "s")
+        reply = await caller.call(name, script, len(keys), *keys, box.event, seat, user, "b", "s")
         assert not is_error(reply), reply
         row = await box.row(seat)
         assert (row["status"], row["locked_by"]) == ("locked", user)
