@@ -109,7 +109,7 @@ class App:
         self._server.cluster_statistics = self._cluster_statistics
         self._server.pools = self._pools
         if self._backing is not None:
-            self._pools.recovering = self._backing.restore.recovering
+            self._pools.lacks = self._backing.lacks
             self._server.postgres = self._backing.postgres
             self._server.reads = self._backing.reads
             self._server.grants = self._backing.grants
@@ -119,6 +119,8 @@ class App:
             None if self._backing is None else self._backing.postgres,
             plumbing.states, self._metrics.states,
         )  # fmt: skip
+        if self._backing is not None:
+            self._backing.returned.changed = self._states.look_soon
         self._pools.pins.room = self._server.room_for_pins
         self._reloads = Reloads(order_of(config), draft, self._metrics, self._put_in_force)
         self._server.rule_statistics = lambda: self._reloads.state

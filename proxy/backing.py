@@ -22,6 +22,7 @@ from proxy.control.invalidation import (
 )
 from proxy.control.refill import Surroundings as RestoreSurroundings
 from proxy.control.restore import Restore
+from proxy.control.returned import Returned
 from proxy.control.sweeping import Sweeper
 from proxy.handlers.grants import Grants
 from proxy.handlers.leases import Leases
@@ -88,6 +89,7 @@ class Backing:
             ),
             self.invalidation.appliers,
         )  # fmt: skip
+        self.returned = Returned(self.invalidation.appliers, lambda: self.postgres.up)
         self.drift = Drift(
             DriftSurroundings(
                 router, plumbing.batch, plumbing.states, metrics.drift, clusters, self.postgres,
@@ -124,6 +126,7 @@ class Backing:
     async def stop(self) -> None:
         """Close everything."""
         self.reads.stop()
+        self.returned.stop()
         try:
             async with asyncio.timeout(STOP_SECONDS):
                 await self.postgres.stop()
@@ -132,6 +135,10 @@ class Backing:
 
     def statistics(self) -> tuple[Statistics, ...]:
         return self.invalidation.statistics()
+
+    def lacks(self, cluster: int, slot: int, since: float) -> bool:
+        """Return whether the shard with this first slot, back since then, lacks what it needs."""
+        return self.restore.recovering(cluster, slot) or self.returned.lacks(cluster, slot, since)
 
     def _void(self, key: bytes) -> None:
         """Make a key one that Redis does not have, soon."""

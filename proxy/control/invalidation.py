@@ -54,6 +54,9 @@ HOUSEKEEPING = 30.0
 # long at random, so that all sidecars do not come back at once.
 PAUSE, LONGEST_PAUSE = 0.25, 1.0
 
+# How often a cluster is asked for its identity before it is led without.
+QUESTIONS = 4
+
 
 class Lost(NamedTuple):
     """Shards have lost their data. Reported once by whoever leads, before anything is marked."""
@@ -163,7 +166,7 @@ class Applier:
         """Lead whenever nobody else does, for ever."""
         pause = PAUSE
         while True:
-            if self._concerned():
+            if self.concerned():
                 try:
                     await self._lead()
                 except FAILURES as error:
@@ -174,7 +177,7 @@ class Applier:
                     self._around.metrics.leader.labels(self._name).set(0)
             await asyncio.sleep(pause * (1 + random.random()))
 
-    def _concerned(self) -> bool:
+    def concerned(self) -> bool:
         """Return whether anything of this cluster is made of what is in PostgreSQL."""
         ruleset = self._around.router.ruleset
         known = plans.plans_in(ruleset)
@@ -185,9 +188,7 @@ class Applier:
 
     async def _lead(self) -> None:
         # Sidecars in front of other clusters of the same name have nothing to do with this lease.
-        # While the shard that knows the cluster's identity is away, several may lead.
-        identity = await self.positions.identity(self._identity)
-        self._identity = identity or self._identity
+        await self._identify()
         lease = f"invalidation {self._identity.decode()}"
         async with leading(lease, self._around.connect) as connection:
             await set_codecs(connection)
@@ -197,12 +198,24 @@ class Applier:
             self._around.metrics.leader.labels(self._name).set(1)
             self._tell(log.INFO, "leading", position=reader.position)
             self._cleaned = 0.0
-            while self._concerned():
+            while self.concerned():
                 async with self._turn:
                     told = await self._round(connection, reader)
                 if reader.complete:
                     poll = self._around.pace.poll
                     await asyncio.sleep(min(poll, FOLLOWING) if told else poll)
+
+    async def _identify(self) -> None:
+        """Ask what the sidecars of this cluster know it by.
+
+        While the shard that knows is away, several may lead. It is asked again for a while, because
+        at its start a sidecar asks before it is connected.
+        """
+        for _ in range(QUESTIONS):
+            if (identity := await self.positions.identity(self._identity)) is not None:
+                self._identity = identity
+                return
+            await asyncio.sleep(PAUSE)
 
     # Where to begin.
 

@@ -148,6 +148,13 @@ class Positions:
             del self._known[tag]
         return differing
 
+    async def of(self, slot: int) -> bytes | None:
+        """Return the position of the shard with this first slot, None where it cannot be asked."""
+        sharded = self._router.slots.slot_count(self._cluster) > 1
+        tag = tag_of(slot) if sharded else b"0"
+        said = await self._ask(keys_of(tag), b"", b"", b"")
+        return None if said is None else said[0]
+
     async def unmarked(self) -> frozenset[bytes]:
         """Return the tags of shards that say of themselves that they lack what they should have."""
         return frozenset(tag for tag, (_, mark) in (await self._said()).items() if not mark)

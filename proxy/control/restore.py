@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, replace
 
 from proxy import log, wire
 from proxy.control.invalidation import Applier, Lost
-from proxy.control.refill import BATCH, Refill, Surroundings
+from proxy.control.refill import BATCH, Page, Refill, Surroundings
 from proxy.errors import OriginError, OriginMisfit, OriginRefused, SidecacheError
 from proxy.origin.budget import BACKGROUND
 from proxy.plans import Plan, Statement, plans_in
@@ -218,38 +218,26 @@ class Restoration:
         self, plan: Plan, slots: frozenset[int], after: tuple[str, ...], tags: frozenset[bytes]
     ) -> None:
         """Bring a keyspace back. Raises _Resigned or _Again where that is not for us to end."""
-        around = self._around
-        refill = Refill(around, self._errands, plan, slots)
+        refill = Refill(self._around, self._errands, plan, slots)
         done = Progress(self._name, plan.name, "running", left=await refill.count())
         self._note(done)
         while True:
             started = self._loop.time()
             try:
-                async with self._applier.still() as leading:
-                    if not leading:
-                        raise _Resigned
-                    page = await refill.page(after) if self._applier.current else None
+                page = await self._page(refill, after, done)
             except (OriginRefused, OriginMisfit, ValueError) as error:
                 # The driver's word for a segment that it cannot take back is a ValueError.
                 self._note(replace(done, state="refused"))
                 log.event(log.WARNING, "restore_refused", cluster=self._name, keyspace=plan.name,
                           reason=str(error))  # fmt: skip
                 return
-            except OriginError as error:
-                await self._pause(done, str(error))
-                continue
             if page is None:
-                # Changes of before the loss are read again, which takes keys away.
-                await self._rest(REPLAY)
-                continue
-            if not page.complete:
-                await self._pause(done, "a node does not answer")
                 continue
             after, took = page.last, self._loop.time() - started
             left = None if done.left is None else max(0, done.left - page.rows)
             done = replace(done, rows=done.rows + page.rows, written=done.written + page.written,
                            left=left)  # fmt: skip
-            around.metrics.keys.count(self._name, amount=page.written)
+            self._around.metrics.keys.count(self._name, amount=page.written)
             if page.rows < BATCH:
                 break
             if tags:
@@ -264,6 +252,29 @@ class Restoration:
             log.event(log.WARNING, "restore_misfits", cluster=self._name, keyspace=plan.name,
                       rows=refill.misfits)  # fmt: skip
         self._note(replace(done, state="done", left=0))
+
+    async def _page(self, refill: Refill, after: tuple[str, ...], done: Progress) -> Page | None:
+        """Bring back a page; None, after a rest, where it has to be tried again.
+
+        Raises _Resigned, and what says that it never will go.
+        """
+        try:
+            async with self._applier.still() as leading:
+                if not leading:
+                    raise _Resigned
+                page = await refill.page(after) if self._applier.current else None
+        except (OriginRefused, OriginMisfit):
+            raise
+        except OriginError as error:
+            await self._pause(done, str(error))
+            return None
+        if page is None:
+            # Changes of before the loss are read again, which takes keys away.
+            await self._rest(REPLAY)
+        elif not page.complete:
+            await self._pause(done, "a node does not answer")
+            return None
+        return page
 
     async def _pause(self, progress: Progress, reason: str) -> None:
         self._note(replace(progress, state="paused"))

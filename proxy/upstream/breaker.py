@@ -4,8 +4,8 @@ The pool makes one per node and tells it what happens on the node's connections;
 of look-ups that the data plane sends there. Commands that only Redis can answer are not its
 business: they end at once where no connection is open, and at their deadline otherwise.
 
-1. It opens at once when the node cannot be connected to, or is silent while look-ups wait, and
-   when half of its calls in a window fail.
+1. It opens at once when the node cannot be connected to, is silent while look-ups wait, or says
+   that it does not serve, and when half of its calls in a window fail.
 2. Open, it lets one question through now and then. A good answer closes it; an answer that does
    not come in time is a bad one.
 3. Closed again, the share grows from a tenth to all within the time that it was open, at most
@@ -17,6 +17,7 @@ share a pause and a ramp later, whatever happened before, unless it flaps.
 """
 
 import asyncio
+import math
 import random
 from collections.abc import Callable
 
@@ -68,6 +69,7 @@ class Breaker:
         self._away_since = 0.0  # when it opened, or ceased to be trusted
         self._ramp_since = 0.0
         self._returned = -HOLD_DOWN
+        self.since = -math.inf  # when it began to serve what it serves, as far as is known
         self._flaps = 0
         self._question = 0  # its number: an answer to a former one says nothing
         self._timer: asyncio.TimerHandle | None = None
@@ -100,6 +102,14 @@ class Breaker:
         """Take note that a connection is open: no need to wait, unless it flaps."""
         if not self.closed and not self._flaps:
             self._try()
+
+    def took_over(self) -> None:
+        """Take note that the node serves what another has served: it may have heard less of it."""
+        self.since = now = self._loop.time()
+        if self.closed and not self._trusted():
+            if self.whole:
+                self._away_since = now
+            self._distrust()
 
     def failed(self, answered: int, failures: int = 1) -> None:
         """Count calls that failed; answered is how many the node has ever answered."""
@@ -153,7 +163,7 @@ class Breaker:
     def _close(self) -> None:
         self.stop()
         self.closed = True
-        self._returned = self._loop.time()
+        self._returned = self.since = self._loop.time()
         if self._trusted():
             self._rise()
         else:

@@ -135,9 +135,10 @@ class Pools:
         self._nodes: list[Node | None] = []
         self._publishing: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
-        # Set by who knows it: whether what the shard of a slot holds is not what it should; and
-        # who wants to hear that a node is lost, is back or has become another's.
-        self.recovering: Callable[[int, int], bool] = lambda cluster, slot: False
+        # Set by who knows it: whether the shard with this first slot, which has served since then,
+        # holds what it should not; and who wants to hear that a node is lost, is back or has
+        # become another's.
+        self.lacks: Callable[[int, int, float], bool] = lambda cluster, slot, since: False
         self.changed: Callable[[], None] = lambda: None
         self.clusters = [ClusterPool(i, config, self) for i, config in enumerate(configs)]
         self.pins = Pins(self.clusters, plumbing.batch, plumbing.metrics.pins)
@@ -231,7 +232,8 @@ class ClusterPool:
         """Return whether a node holds what it should, as far as is known."""
         if not self._owned[node.index]:
             return True
-        return not self._pools.recovering(self.index, self.owners.index(node.index))
+        slot = self.owners.index(node.index)
+        return not self._pools.lacks(self.index, slot, node.breaker.since)
 
     def changed(self) -> None:
         self._pools.changed()
@@ -249,6 +251,8 @@ class ClusterPool:
             self._owned[self.owners[slot]] -= 1
             self._owned[node.index] += 1
             self.owners[slot] = node.index
+            if self._owned[node.index] == 1:
+                self._take_over(node.index)
             self._pools.publish_soon()
 
     def endpoint(self, member: Member) -> Endpoint:
@@ -304,12 +308,17 @@ class ClusterPool:
         places = [*(self.nodes[member.address].index for member in view.members), -1]
         owners = array("h", [places[owner] for owner in view.owners])
         changed = bool(gone or new) or owners != self.owners
-        self._owned = Counter(owners)
+        before, self._owned = self._owned, Counter(owners)
         self.owners = owners
         self._plumbing.metrics.keep_nodes(self.config.name, self.nodes)
         if changed:
             self._pools.publish()
             self._settle(gone)
+            # At the first look nobody knows who has taken over from whom.
+            if before[-1] < len(owners):
+                for index in self._owned:
+                    if index >= 0 and not before[index]:
+                        self._take_over(index)
             self.changed()
         return changed
 
@@ -328,6 +337,10 @@ class ClusterPool:
             if owner is not None:
                 for connection in owner.connections[0]:
                     connection.open()
+
+    def _take_over(self, index: int) -> None:
+        if (node := self._pools.node(index)) is not None:
+            node.breaker.took_over()
 
     def _report(self, outcome: str, reason: str) -> None:
         self._plumbing.metrics.topology_refreshes.count(self.config.name, outcome)
@@ -391,7 +404,11 @@ class ClusterPool:
         node = self.nodes.get(connection.endpoint.address)
         failures = [orphan for orphan in orphans if orphan.kind in FAILURES]
         if node is not None and failures:
-            node.breaker.failed(node.answered, len(failures))
+            if any(orphan.kind == "unavailable" for orphan in failures):
+                # It says so itself, and has not heard of changes when it serves again.
+                node.breaker.lost()
+            else:
+                node.breaker.failed(node.answered, len(failures))
             if any(orphan.kind == "overdue" and orphan.sent for orphan in failures):
                 self._listen(node, connection)
         self._redirector.place(connection, orphans)

@@ -42,7 +42,7 @@ class Watched:
             stand.pools, lambda: self.plans, self.database, stand.states, stand.metrics.states
         )
         self.lost: set[int] = set()  # first slots of shards that hold too little
-        stand.pools.recovering = lambda cluster, slot: slot in self.lost
+        stand.pools.lacks = lambda cluster, slot, since: slot in self.lost
 
     def slot(self, node: int) -> int:
         return self.nodes.owners.index(node)

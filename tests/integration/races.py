@@ -237,17 +237,28 @@ class Races:
 
         async def applied() -> bool:
             now = time.monotonic()
-            leaders = [lag async for lag in self._leaders()]
+            leaders = [lag async for _, lag in self._leaders()]
             return bool(leaders) and max(leaders) < now - last
 
         await wait_for(applied, "all changes to be applied", 15.0)
 
-    async def _leaders(self) -> AsyncIterator[float]:
+    async def leader(self) -> Sidecar:
+        """Return the sidecar that applies changes, once one does."""
+
+        async def one() -> list[Sidecar]:
+            return [sidecar async for sidecar, _ in self._leaders()]
+
+        await wait_for(one, "a leader", 15.0)
+        return (await one())[0]
+
+    async def _leaders(self) -> AsyncIterator[tuple[Sidecar, float]]:
+        """Yield who applies changes, and how far behind it is, in seconds."""
         for sidecar in self.sidecars:
             _, page = await sidecar.get("/metrics")
             lines = dict(line.rsplit(" ", 1) for line in page.splitlines() if line[:1] != "#")
             if float(lines['sidecache_invalidation_leader{cluster="cache"}']):
-                yield float(lines['sidecache_invalidation_lag_seconds{cluster="cache"}'])
+                lag = float(lines['sidecache_invalidation_lag_seconds{cluster="cache"}'])
+                yield sidecar, lag
 
     async def compare(self) -> list[str]:
         """Return what a node or a sidecar tells and PostgreSQL does not."""

@@ -1,7 +1,9 @@
 """Fills race invalidations while Redis is killed: nothing old stays, nothing is told late."""
 
 import asyncio
+import os
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -67,4 +69,43 @@ async def test_a_shard_that_comes_back_tells_nothing_of_before(
         await normal
         assert await told()
         for caller in callers:
+            caller.close()
+
+
+async def test_a_shard_that_is_back_is_not_asked_before_it_has_heard_of_all(
+    postgres_server: Postgres, start_cluster: StartCluster, proxy_process: StartProxy,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Nobody is told what it holds while whoever has to tell it of changes is held up."""
+    cluster = await start_cluster(
+        NodeOptions(node_timeout=1.0, settings={"appendonly": "yes"}), Shape(3, 0)
+    )
+    async with races(postgres_server, cluster, proxy_process, tmp_path, 1) as made:
+        leader = await made.leader()
+        filling = await Caller.open(leader.port)
+        node = cluster.primaries[0]
+        numbers = await made.stored_on(node)
+        for number in numbers:
+            assert await filling.call(*question("score", number)) == b"0"
+        node.kill()
+        await made.write(numbers)
+        os.kill(leader.pid or 0, signal.SIGSTOP)
+        try:
+            await node.restart()
+            other = next(each for each in made.sidecars if each is not leader)
+            asking = await Caller.open(other.port)
+
+            async def back() -> bool:
+                _, page = await other.get("/metrics")
+                return 'sidecache_shards{cluster="cache",state="REDIS_DOWN"} 0.0' in page
+
+            await wait_for(back, "the shard's return", 10.0)
+            for number in numbers:
+                assert await asking.call(*question("score", number)) == b"1"
+        finally:
+            os.kill(leader.pid or 0, signal.SIGCONT)
+        await wait_for(made.normal, "the normal state", 15.0)
+        for number in numbers:
+            assert await asking.call(*question("score", number)) == b"1"
+        for caller in (filling, asking):
             caller.close()

@@ -91,6 +91,20 @@ def test_a_node_that_is_lost_gets_nothing(node: Guarded) -> None:
     assert node.share == 0
 
 
+def test_a_node_that_takes_over_gets_nothing_before_it_is_trusted(node: Guarded) -> None:
+    """It has been there all the time, and may not have heard of all that changed."""
+    node.breaker.took_over()
+    assert node.shares == []
+    node.trusted = False
+    node.breaker.took_over()
+    assert node.breaker.closed
+    assert (node.share, node.breaker.since) == (0, node.clock.now)
+    node.trusted = True
+    node.breaker.look(0)
+    node.clock.pass_by(RAMP + 0.2)
+    assert node.breaker.whole
+
+
 def test_an_answer_closes_it_and_the_share_grows(node: Guarded) -> None:
     """From a tenth to all, never down, within three seconds."""
     node.breaker.lost()
