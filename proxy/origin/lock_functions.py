@@ -5,6 +5,7 @@ What each of them does, and what is always true, stands there; `lock_rules` has 
 Locks are called k, with the columns of their keys; rows t, waiters q.
 """
 
+# One or several locks, all or none, for a new or the same owner.
 # hold, longest: seconds; longest 0: no bound. most 0: no limit. offer: seconds for which a free
 # lock is kept for who waits; 0: no queue. mine: only what who holds already, by that token where
 # there is one. same: who holds a lock may take it. Of what is not said (NULL) the row keeps what it
@@ -164,8 +165,9 @@ BEGIN{made_free}
     RETURN NEXT;
 END $sidecache$;"""
 
-# Each lock has an owner and a token; NULL: whoever, whichever. Patient: other transactions are
-# waited for; otherwise what they have in hand is left out of `looked`, and nothing is said of it.
+# What is given up is offered to the next in its queue. Each lock has an owner and a token; NULL:
+# whoever, whichever. Patient: other transactions are waited for; otherwise what they have in hand
+# is left out of `looked`, and nothing is said of it.
 _RELEASE = """({keys}, _who text[], _held bigint[], _offer float8, _most integer, _patient boolean)
 RETURNS TABLE (numbers bigint[], tokens bigint[], looked bigint[])
 {planned}
@@ -201,7 +203,8 @@ BEGIN
     RETURN NEXT;
 END $sidecache$;"""
 
-# To confirm again what is confirmed succeeds: whoever lost the answer asks again.
+# Locked to booked, by owner and token, all or none. To confirm again what is confirmed succeeds:
+# whoever lost the answer asks again.
 _CONFIRM = """({keys}, _who text, _held bigint[], _booking text)
 RETURNS TABLE (outcome text)
 {planned}
@@ -348,6 +351,7 @@ BEGIN
      WHERE q.keyspace = '{keyspace}' AND q.name = _id AND q.pos < _own.pos AND {waits};
 END $sidecache$;"""
 
+# What has expired becomes available, who was silent leaves the queue, what is free is offered.
 # What another transaction has in hand is left to the next sweep: a sweep waits for nobody.
 _SWEEP = """(_offer float8, _most integer)
 RETURNS TABLE (name text[], token bigint)

@@ -1,14 +1,8 @@
 """What decides who holds a lock: functions in the database, one set per keyspace of kind lock.
 
-`sidecache sql install` puts them there; `handlers.grants` calls them, `control.expiry` sweeps. A
-call is one round trip, and all that a function decides happens in one transaction:
-
-  take      one or several locks, all or none, for a new or the same owner
-  release   what an owner holds, by token where it is known; the next in the queue is offered it
-  confirm   locked to booked, by owner and token, all or none
-  offer     keep free locks for who is next, as part of the others
-  queue     join, keep or leave a place in the queue of a lock
-  sweep     what has expired becomes available, who was silent leaves the queue
+`sidecache sql install` puts them there; `handlers.grants` calls them, `control.expiry` sweeps. What
+each of them does stands beside its text in `lock_functions`. A call is one round trip, and all that
+a function decides happens in one transaction.
 
 The table of the application has one row per lock and, beside the columns of the key, those of
 COLUMNS. Locks that no table has are rows of `sidecache_locks`.
@@ -17,11 +11,9 @@ Always true:
   * a lock that is held and has not expired is granted to nobody else, and every new grant of it has
     a greater token than all before: the row is locked before the clock is read;
   * expiry is a predicate by the database's clock, so a sweep that is late delays nobody;
-  * no two callers wait for each other: an owner's number is locked before rows, rows in order, and
-    behind them places in queues, of several locks in the order of their names. Who joins a queue
-    changes its own place alone, and a sweep waits for nobody;
-  * a free lock is kept for the first who waits for it and has room within its limit, for a moment;
-    then for the next. Where nobody is offered it, it is anybody's;
+  * no two callers wait for each other: an owner's number is locked before rows, rows before places
+    in queues, each in order. Who joins a queue changes its own place, and a sweep waits for nobody;
+  * a free lock is kept for the first who waits and has room for it, then for the next;
   * what is refused because somebody holds it is refused without a row lock, however many ask.
 """
 

@@ -74,10 +74,6 @@ def _durable(own: Keyspace) -> Iterator[Complaint]:
                         f"{own.kind} must not be; leave near out")  # fmt: skip
 
 
-# What a lock may say about which Redis decides.
-_OF_REDIS = frozenset(("authority", "owner"))
-
-
 def _lock(own: Keyspace) -> Iterator[Complaint]:
     if own.kind != "lock":
         if own.lock is not None:
@@ -95,12 +91,9 @@ def _lock(own: Keyspace) -> Iterator[Complaint]:
                         " ever: ttl: {default: 600s}", "ttl")  # fmt: skip
     if own.lock is None:
         return
+    for name in own.lock.idle:
+        yield Complaint(("lock", name), "with authority: redis nothing acts on it; leave it out")
     if own.lock.authority == "redis":
-        # In the order in which the language has them.
-        for name in (each for each in type(own.lock).model_fields if each not in _OF_REDIS):
-            if name in own.lock.model_fields_set:
-                yield Complaint(("lock", name), "with authority: redis nothing acts on it, only "
-                                "PostgreSQL would; leave it out")  # fmt: skip
         return
     columns = [*mapped(own.key, ("lock", "key"), own.lock.key, complete=own.lock.table is not None)]
     yield from columns
