@@ -145,9 +145,6 @@ def _check_lock(
     elif script.lock == "confirm" and own.locks.table is None:
         yield Complaint(("lock",), "confirm makes a row of the application a sale, and these locks "
                         "have no table")  # fmt: skip
-    elif script.lock == "queue" and own.locks.queue is None:
-        yield Complaint(("lock",), "these locks have no queue: say lock: {queue: {heartbeat: 20s, "
-                        "offer: 10s}} of their keyspace")  # fmt: skip
 
 
 def _check_mine(script: Script, keyspaces: Iterable[Keyspace]) -> Iterator[Complaint]:
