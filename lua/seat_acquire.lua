@@ -1,21 +1,45 @@
 -- Take a seat for an owner, or keep it longer; where Redis decides (authority: redis). Where
 -- PostgreSQL does, the proxy takes the same path in the database and none of this runs.
 -- KEYS  1 the seat's lock   2 what its owner holds in the event   3 the event's availability
+--       4 the seat's queue
 -- ARGV  1 event   2 seat   3 owner   4 booking   5 session
--- Reply outcome, acquired extended held booked or limit, and with it token, expires_in_ms or held
-local HOLD, MOST = 600000, 10 -- milliseconds, seats
+-- Reply outcome, acquired extended held queue booked or limit, and with it token, expires_in_ms or
+--       held
+-- Nobody sweeps here: a seat whose lock has run out is shown as locked until somebody asks for it.
+local HOLD, LONGEST, OFFER, MOST = 600000, 900000, 10000, 10 -- milliseconds, seats
 if #ARGV > 5 then
   return redis.error_reply('ERR Redis alone takes one seat at a time')
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local known = redis.call('GET', KEYS[1])
-local lock = known and cjson.decode(known)
+-- What is no lock of ours is somebody's who is not known.
+local read, lock = pcall(cjson.decode, known or 'null')
+lock = known and (read and type(lock) == 'table' and lock or {}) or nil
 if lock and lock.booked then
   return {'outcome', 'booked'}
 end
 if lock and lock.user_id ~= ARGV[3] then
   return {'outcome', 'held', 'expires_in_ms', redis.call('PTTL', KEYS[1])}
+end
+if not lock then
+  -- A free seat is kept for who waits for longest.
+  local first, entry
+  local fields = redis.call('HGETALL', KEYS[4])
+  for at = 1, #fields, 2 do
+    local each = cjson.decode(fields[at + 1])
+    if each.ends > now and (each.offered == 0 or each.offered > now)
+        and (not entry or each.joined < entry.joined) then
+      first, entry = fields[at], each
+    end
+  end
+  if first and first ~= ARGV[3] then
+    if entry.offered == 0 then
+      entry.offered = now + OFFER
+      redis.call('HSET', KEYS[4], first, cjson.encode(entry))
+    end
+    return {'outcome', 'queue', 'expires_in_ms', entry.offered - now}
+  end
 end
 -- Of what is held by time, not by a list that nobody is taken off.
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
@@ -24,18 +48,24 @@ if not lock and held >= MOST then
   return {'outcome', 'limit', 'held', held}
 end
 -- The slot's clock in microseconds: greater with every grant as long as no clock goes back, which
--- is all that Redis alone can promise.
-local token = lock and lock.token or time[1] .. string.format('%06d', time[2])
+-- is all that Redis alone can promise. As text, because JSON here has 14 digits of a number.
+local token = lock and tostring(lock.token):match('^%d+$') or time[1] .. string.format('%06d', time[2])
+-- Who has extended it does not hold it shorter by this.
+local hold = lock and math.max(HOLD, redis.call('PTTL', KEYS[1])) or HOLD
 redis.call('SET', KEYS[1], cjson.encode({
   user_id = ARGV[3], booking_id = ARGV[4], session_id = ARGV[5], token = token,
-  locked_at = lock and lock.locked_at or tonumber(time[1]), expires_at = math.floor((now + HOLD) / 1000),
-}), 'PX', HOLD)
-redis.call('ZADD', KEYS[2], now + HOLD, ARGV[2])
-redis.call('PEXPIRE', KEYS[2], HOLD)
+  locked_at = lock and lock.locked_at or tonumber(time[1]),
+  expires_at = math.floor((now + hold) / 1000),
+}), 'PX', hold)
+redis.call('ZADD', KEYS[2], now + hold, ARGV[2] .. ':' .. token)
+redis.call('PEXPIRE', KEYS[2], LONGEST)
+redis.call('HDEL', KEYS[4], ARGV[3])
 -- Only what is there is kept in step: a part of an availability would be taken for all of it.
 if redis.call('EXISTS', KEYS[3]) == 1 and redis.call('HGET', KEYS[3], ARGV[2]) == 'available' then
   redis.call('HSET', KEYS[3], ARGV[2], 'locked', 'last_updated', time[1])
   redis.call('HINCRBY', KEYS[3], 'available_count', -1)
   redis.call('HINCRBY', KEYS[3], 'locked_count', 1)
 end
-return {'outcome', lock and 'extended' or 'acquired', 'token', token, 'expires_in_ms', HOLD}
+return {
+  'outcome', lock and 'extended' or 'acquired', 'token', tonumber(token), 'expires_in_ms', hold,
+}

@@ -7,7 +7,9 @@ if #ARGV > 5 then
   return redis.error_reply('ERR Redis alone sells one seat at a time')
 end
 local known = redis.call('GET', KEYS[1])
-local lock = known and cjson.decode(known)
+-- What is no lock of ours is somebody's who is not known.
+local read, lock = pcall(cjson.decode, known or 'null')
+lock = known and (read and type(lock) == 'table' and lock or {}) or nil
 if not lock or lock.user_id ~= ARGV[3] or lock.token ~= ARGV[4] then
   return {'outcome', 'lost'}
 end
@@ -16,7 +18,7 @@ if lock.booked then
 end
 lock.booking_id, lock.booked, lock.expires_at = ARGV[5], true, nil
 redis.call('SET', KEYS[1], cjson.encode(lock))
-redis.call('ZREM', KEYS[2], ARGV[2])
+redis.call('ZREM', KEYS[2], ARGV[2] .. ':' .. lock.token)
 if redis.call('HGET', KEYS[3], ARGV[2]) == 'locked' then
   redis.call('HSET', KEYS[3], ARGV[2], 'booked', 'last_updated', redis.call('TIME')[1])
   redis.call('HINCRBY', KEYS[3], 'locked_count', -1)

@@ -6,12 +6,14 @@ if #ARGV > 4 then
   return redis.error_reply('ERR Redis alone gives up one seat at a time')
 end
 local known = redis.call('GET', KEYS[1])
-local lock = known and cjson.decode(known)
+-- What is no lock of ours is somebody's who is not known.
+local read, lock = pcall(cjson.decode, known or 'null')
+lock = known and (read and type(lock) == 'table' and lock or {}) or nil
 if not lock or lock.booked or lock.user_id ~= ARGV[3] or lock.token ~= ARGV[4] then
   return {'outcome', 'lost'}
 end
 redis.call('DEL', KEYS[1])
-redis.call('ZREM', KEYS[2], ARGV[2])
+redis.call('ZREM', KEYS[2], ARGV[2] .. ':' .. lock.token)
 if redis.call('HGET', KEYS[3], ARGV[2]) == 'locked' then
   redis.call('HSET', KEYS[3], ARGV[2], 'available', 'last_updated', redis.call('TIME')[1])
   redis.call('HINCRBY', KEYS[3], 'available_count', 1)

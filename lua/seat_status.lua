@@ -6,11 +6,13 @@ local known = redis.call('GET', KEYS[1])
 if not known then
   return {'outcome', 'available'}
 end
-local lock = cjson.decode(known)
+-- What is no lock of ours is somebody's who is not known.
+local read, lock = pcall(cjson.decode, known)
+lock = read and type(lock) == 'table' and lock or {}
 if lock.booked then
   return {'outcome', 'booked'}
 end
 return {
-  'outcome', 'locked', 'owner', lock.user_id, 'token', lock.token,
+  'outcome', 'locked', 'owner', tostring(lock.user_id or ''), 'token', tonumber(lock.token) or 0,
   'expires_in_ms', redis.call('PTTL', KEYS[1]),
 }

@@ -55,8 +55,8 @@ class OriginError(SidecacheError):
 class OriginBusy(OriginError):
     """There is no room, or PostgreSQL gave up before it changed anything. Later it may work."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason, ORIGIN_BUSY)
+    def __init__(self, reason: str, line: bytes | None = None) -> None:
+        super().__init__(reason, ORIGIN_BUSY if line is None else line)
 
 
 class OriginDown(OriginError):
@@ -370,6 +370,7 @@ def partial(error: bytes, succeeded: int, parts: int) -> bytes:
 # Nothing for a key would be taken for "no such row", and the application would ask PostgreSQL
 # itself: shed load is an error, of a word that clients repeat or pass on but never reconnect for.
 ORIGIN_BUSY = line("TRYAGAIN PostgreSQL has no room for this now")
+ORIGIN_IN_HAND = line("TRYAGAIN Another transaction of PostgreSQL is changing the row")
 ORIGIN_DOWN = line("PGDOWN PostgreSQL cannot be reached")
 ORIGIN_MISFIT = line("ERR the rows of PostgreSQL do not make the value of this key")
 ORIGIN_UNKNOWN = line("ERR Outcome unknown: PostgreSQL was lost after the write was sent to it")
@@ -383,13 +384,13 @@ def no_row(keyspace: str) -> bytes:
 NOT_THE_OWNER = line("LOCKOWNER this lock is held, and not by this connection")
 
 
-NOT_TEXT = line("ERR a name of an owner, a lock or a booking is text, and not empty")
+NOT_TEXT = line("ERR an owner, a lock and a booking are text, not empty, and an owner not too long")
 TOO_MANY_LOCKS = line("ERR so many locks are not taken at a time")
 
 _LOCK_RULES = {
     "command": "a lock is taken by SET NX, read, extended by EXPIRE and released by DEL",
     "queue": "its locks have no queue",
-    "value": "it names no owner of the lock",
+    "value": "it names no owner of the lock, or one that is too long",
     "limit": "its owner holds as many locks as it may",
 }
 

@@ -93,7 +93,7 @@ class Expiry:
         locking = plan.locking
         assert locking is not None
         rows = await connection.fetch(
-            locking.calls.sweep.text, f"{locking.offer:.3f}", timeout=TIMEOUT
+            locking.calls.sweep.text, f"{locking.offer:.3f}", str(locking.most), timeout=TIMEOUT
         )
         self._metrics.count("expired", amount=len(rows))
         keys = ((self._key(plan, row["name"]), row["token"]) for row in rows)

@@ -12,6 +12,7 @@ class Claim(NamedTuple):
     booking: str | None = None
     session: str | None = None
     value: str | None = None  # as the client has written it
+    same: bool = True  # who holds it already is granted it again
 
 
 class Hold(NamedTuple):
@@ -27,9 +28,9 @@ class Taken(NamedTuple):
 
     outcome: str  # acquired extended held queue limit lost missing, or the state of the row
     tokens: Sequence[int] = ()
-    lefts: Sequence[float] = ()  # seconds: of what is held, or of the first that another holds
-    holder: str | None = None
-    ahead: int = 0  # how many wait before the owner, or how many locks the owner has
+    lefts: Sequence[float] = ()  # seconds: of what is held, or of the first that another has
+    holder: str | None = None  # or for whom it is kept
+    has: int = 0  # how many locks the owner has, of those that are counted
     fresh: Sequence[int] = ()  # places of those that nobody held; what may be given up again
 
     @property
@@ -48,7 +49,7 @@ class Freed(NamedTuple):
 class Waiting(NamedTuple):
     """A place in a queue."""
 
-    outcome: str  # waiting offered holder left full, or the state of the row
+    outcome: str  # waiting offered holder left full missing, or the state of the row
     place: int  # 1: the next
     waits: float  # seconds, at most as it looks now
     offered: float  # seconds left to take what is offered

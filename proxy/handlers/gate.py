@@ -6,8 +6,9 @@ then costs PostgreSQL two questions a second and Redis some fifty, however large
 Always true:
   * the gate refuses only what PostgreSQL has refused within BELIEVED. Of a seat that is held, only
     while Redis shows the same holder, or did so less than `mirror.SEEN` ago, and GRACE more while
-    one asks again; of one that is sold or blocked, without asking. A sale that is cancelled, or
-    what Redis shows by mistake, costs others that long; who holds a lock is never turned away;
+    one asks again; of one that is sold, blocked or kept for who is next in its queue, without
+    asking. A sale that is cancelled, an offer that another sidecar ends, or what Redis shows by
+    mistake, costs others that long; for whom a lock is held or kept is never turned away;
   * a release or a grant of this sidecar ends what was seen before it: who is told of a release
     finds the gate open. Behind another sidecar it may stay shut for SEEN and GRACE;
   * of a crowd one at a time asks PostgreSQL. Others wait for its answer, no longer than PATIENCE,
@@ -38,9 +39,9 @@ LOCKS = 10_000
 class Said(NamedTuple):
     """Why nobody else gets a lock."""
 
-    outcome: str  # held, or the state of its row
-    holder: str | None
-    left: float | None = None  # seconds, of what is held, where they are known
+    outcome: str  # held, queue, or the state of its row
+    holder: str | None  # or for whom it is kept
+    left: float | None = None  # seconds, of what is held or kept, where they are known
 
 
 class Gate:
@@ -52,15 +53,15 @@ class Gate:
         self._said: dict[bytes, tuple[float, Said]] = {}  # key to when PostgreSQL said so
         self._asking: dict[bytes, asyncio.Future[OriginBusy | OriginDown | None]] = {}
 
-    def known(self, plan: Plan, key: bytes, owner: str) -> Said | None:
-        """Return a refusal where that needs no question."""
+    def known(self, plan: Plan, key: bytes, owner: str | None) -> Said | None:
+        """Return a refusal where that needs no question; owner None: not even its holder's."""
         age = self._age(key)
         if age > BELIEVED or (age > RENEWED and key not in self._asking):
             return None
         return self._refusal(plan, key, owner, self._mirror.seen(key))
 
-    async def shut(self, plan: Plan, key: bytes, owner: str) -> Said | None:
-        """Return a refusal, or None to who has to ask PostgreSQL.
+    async def shut(self, plan: Plan, key: bytes, owner: str | None) -> Said | None:
+        """Return a refusal, or None to who has to ask PostgreSQL; owner None: as for `known`.
 
         Raises OriginBusy and OriginDown: who asked for all of a crowd had no answer.
         """
@@ -83,7 +84,9 @@ class Gate:
             if (error := asking.result()) is not None:
                 # A crowd that asked now would keep PostgreSQL from getting better. Of what it
                 # wants nothing was sent.
-                raise type(error)(str(error))
+                if isinstance(error, OriginBusy):
+                    raise OriginBusy(str(error), error.line)
+                raise OriginDown(str(error))
             since, said = self._said.get(key, (0.0, None))
             if said is not None and since >= came:
                 # PostgreSQL has just said so, whatever Redis shows.
@@ -122,7 +125,9 @@ class Gate:
         found = self._said.get(key)
         return math.inf if found is None else self._loop.time() - found[0]
 
-    def _refusal(self, plan: Plan, key: bytes, owner: str, shown: Shown | None) -> Said | None:
+    def _refusal(
+        self, plan: Plan, key: bytes, owner: str | None, shown: Shown | None
+    ) -> Said | None:
         """Return why somebody does not get a lock, and let the data plane say so to others."""
         found = self._said.get(key)
         if found is None or plan.locking is None:
@@ -130,16 +135,22 @@ class Gate:
             return None
         since, said = found
         until = since + (BELIEVED if key in self._asking else RENEWED)
+        path = plan.locking.owner
+        if said.outcome == "queue":
+            ends = since + (said.left or 0.0)
+            if owner == said.holder or self._loop.time() >= ends:
+                return None
+            until = min(until, ends)
+            self._mirror.refusals.close(key, "queue", until, said.holder, path, ends, GRACE)
+            return said._replace(left=ends - self._loop.time())
         if said.outcome != "held":
-            path = plan.locking.owner
             self._mirror.refusals.close(key, said.outcome, until, None, path, grace=GRACE)
             return said
-        holder = None if shown is None else holder_of(plan.locking.owner, shown.value)
+        holder = None if shown is None else holder_of(path, shown.value)
         # What Redis shows may be of before.
         if shown is None or holder is None or holder == owner or holder != said.holder:
             return None
         if self._mirror.seen(key) is shown:
             until = min(until, shown.until)
-            path = plan.locking.owner
             self._mirror.refusals.close(key, "held", until, holder, path, shown.ends, GRACE)
         return Said("held", holder, shown.ends - self._loop.time())

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 from proxy.errors import OriginBusy, OriginDown, OriginError, OriginRefused
 from proxy.handlers.claims import Claim, Freed, Hold, Mine, Row, Taken, Waiting
+from proxy.handlers.doubts import Doubts
 from proxy.handlers.gate import Gate, Said
 from proxy.handlers.owners import value_for
 from proxy.handlers.together import Together, Wish
@@ -39,7 +40,7 @@ AGAIN = 0.05
 RETRIES = 4
 
 # What concerns one owner and nobody else, or may be otherwise in a moment.
-_OWN = frozenset(("queue", "limit", "missing", "lost"))
+_OWN = frozenset(("limit", "missing", "lost"))
 
 
 class Grants:
@@ -50,6 +51,7 @@ class Grants:
         self._mirror = mirror
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
+        self.doubts = Doubts()
         self._gate = Gate(mirror)
         metrics.watch(lambda: mirror.refusals.count)
         # By keyspace: one that is slow keeps no other waiting.
@@ -58,8 +60,8 @@ class Grants:
             lambda: Together(functools.partial(self._free, patient=False))
         )
 
-    def refused(self, plan: Plan, key: bytes, owner: str) -> Taken | None:
-        """Return a refusal of a lock where nothing has to be asked for that."""
+    def refused(self, plan: Plan, key: bytes, owner: str | None) -> Taken | None:
+        """Return a refusal of a lock where nothing has to be asked for that; owner None: to all."""
         said = self._gate.known(plan, key, owner) if _locking(plan).gate else None
         return None if said is None else self._refusal(said)
 
@@ -69,7 +71,7 @@ class Grants:
             return await self._take(plan, keys, claim)
         if not _locking(plan).gate:
             return await self._take_one(plan, keys[0], claim)
-        said = await self._gate.shut(plan, keys[0], claim.owner)
+        said = await self._gate.shut(plan, keys[0], claim.owner if claim.same else None)
         if said is not None:
             return self._refusal(said)
         with self._gate.asking(keys[0]):
@@ -90,7 +92,8 @@ class Grants:
 
     async def _take_one(self, plan: Plan, key: bytes, claim: Claim) -> Taken:
         """Take a lock with what others want, or alone where anything is in the way of it."""
-        what = (claim.booking, claim.session, claim.value, f"{claim.seconds:.3f}")
+        what = (claim.booking, claim.session, claim.value, f"{claim.seconds:.3f}",
+                _flag(claim.same))  # fmt: skip
         taken = await self._grabs[plan.name].ask(Wish(plan, key, claim.owner, what))
         if not taken.granted:
             lost = taken.outcome == "lost"
@@ -108,7 +111,7 @@ class Grants:
             rows, again = await self._call(
                 plan, locking.calls.grab, _turned(columns),
                 ([wish.owner for wish in wishes], *_turned([wish.what for wish in wishes]),
-                 f"{locking.longest:.3f}", scopes, str(locking.most), _flag(locking.heartbeat > 0)),
+                 f"{locking.longest:.3f}", scopes, str(locking.most), f"{locking.offer:.3f}"),
             )  # fmt: skip
         except OriginRefused:
             # One of them is refused, for whatever is in it or a trigger of the application.
@@ -137,7 +140,8 @@ class Grants:
             plan, locking.calls.take, _turned(columns),
             (claim.owner, claim.booking, claim.session, claim.value, f"{claim.seconds:.3f}",
              f"{locking.longest:.3f}", columns[0][locking.scope] if locking.most else "",
-             str(locking.most), _flag(locking.heartbeat > 0), _flag(mine), _number(token)),
+             str(locking.most), f"{locking.offer:.3f}", _flag(mine), _number(token),
+             _flag(claim.same)),
             lost,
         )  # fmt: skip
         (row,) = rows
@@ -147,9 +151,12 @@ class Grants:
             [int(token) for token in row["tokens"] or ()],
             [float(left) for left in row["lefts"] or ()],
             row["holder"],
-            int(row["ahead"]),
+            int(row["has"]),
             [int(number) - 1 for number in row["fresh"] or ()],
         )
+        if again and taken.holder == claim.owner and taken.outcome == "held":
+            # By that very call, perhaps; who asks without `same` is not told so.
+            return await self._take(plan, keys, claim._replace(same=True), lost=True)
         if again and taken.outcome == "extended" and not mine:
             # Granted by the call whose answer was lost.
             taken = taken._replace(outcome="acquired")
@@ -226,7 +233,7 @@ class Grants:
         rows, again = await self._call(
             plan, locking.calls.release, _arrays(plan, [wish.key for wish in wishes]),
             ([wish.owner for wish in wishes], [wish.what[0] for wish in wishes],
-             f"{locking.offer:.3f}", _flag(patient)),
+             f"{locking.offer:.3f}", str(locking.most), _flag(patient)),
             lost,
         )  # fmt: skip
         (row,) = rows
@@ -267,14 +274,20 @@ class Grants:
     async def queue(self, plan: Plan, key: bytes, owner: str, *, leaving: bool) -> Waiting:
         """Join the queue of a lock, keep the place in it, or leave it. Raises OriginError."""
         locking = _locking(plan)
+        place = _columns(plan, key)[locking.scope] if locking.most else ""
         rows, _ = await self._call(
             plan, locking.calls.queue, _arrays(plan, [key]),
-            (owner, f"{locking.heartbeat:.3f}", f"{locking.offer:.3f}", _flag(leaving)),
+            (owner, place, f"{locking.heartbeat:.3f}", f"{locking.offer:.3f}", str(locking.most),
+             _flag(leaving)),
         )  # fmt: skip
         row = rows[0]
-        return Waiting(
+        waiting = Waiting(
             row["outcome"], int(row["place"]), float(row["waits"]), float(row["offered"])
         )
+        if locking.gate and waiting.outcome in ("offered", "available", "left"):
+            offered = waiting.outcome == "offered"
+            self._gate.note(key, Said("queue", owner, waiting.offered) if offered else None)
+        return waiting
 
     async def row(self, plan: Plan, key: bytes) -> Row | None:
         """Return what PostgreSQL has of a lock, held or not. Raises OriginError."""

@@ -21,34 +21,15 @@ from proxy.handlers import Session
 from proxy.handlers.claims import Claim, Hold
 from proxy.handlers.connection import integer
 from proxy.handlers.grants import Grants
+from proxy.handlers.held import forget, known, remember
 from proxy.handlers.lock_scripts import Does, Form, form_of
-from proxy.handlers.owners import member, owner_of, said_by
+from proxy.handlers.owners import LONGEST_NAME, member, owner_of, said_by
 from proxy.handlers.scripts import NOSCRIPT, body_of
 from proxy.handlers.targets import Target
+from proxy.handlers.terms import LONGEST, bounded, time_of
 from proxy.plans import Plan
 
-# What one connection may hold at a time and still release by name; beyond it locks end by
-# themselves, or by a command that names their owner.
-HELD = 1000
-
-# The longest that a lock is asked for, in seconds: a century, which every clock can add.
-LONGEST = 100 * 365 * 86400.0
-
 _SCRIPTS = (b"eval", b"evalsha")
-
-
-class Held:
-    """The locks that a connection was granted, with owner and token: a `Holding`."""
-
-    flag = ""
-    counts: Mapping[str, int] = {}
-
-    def __init__(self) -> None:
-        self.grants: dict[bytes, tuple[str, int]] = {}
-
-    def release(self) -> None:
-        """Forget them; they last until they expire, as in Redis."""
-        self.grants.clear()
 
 
 def take(
@@ -64,19 +45,30 @@ def take(
         # Of several keys all are locks: who asks for others in the same command asks twice.
         plan = next((t.plan for t in targets if t.plan.locking is not None), plan)
         return errors.lock_refused(plan.name, "command")
+    if (line := too_long(targets)) is not None:
+        return line
     if handler in _TAKING and _refused(request, grants, targets[0]):
         return resp.null(session.protocol) if handler is _set else resp.integer(0)
     return answered(handler(session, request, grants, targets))
+
+
+def too_long(targets: Sequence[Target]) -> bytes | None:
+    """Return the error line for a lock with a name that no index takes."""
+    long = next((each for each in targets if len(each.key) > LONGEST_NAME), None)
+    return errors.key_refused(long.plan.name, "the name of a lock is too long") if long else None
 
 
 def _refused(request: wire.Request, grants: Grants, target: Target) -> bool:
     """Return whether a lock is refused without a question to anybody: most of a crowd's wishes."""
     plan, words = target.plan, request.arguments
     assert plan.locking is not None
-    if request.name == b"set" and isinstance(_time_of(words[3:], plan), bytes):
+    if request.name == b"set" and isinstance(time_of(words[3:], plan), bytes):
         return False
     owner = owner_of(plan.locking.owner, words[2])
-    return owner is not None and grants.refused(plan, target.key, owner) is not None
+    if owner is None:
+        return False
+    same = _same(grants, target, owner)
+    return grants.refused(plan, target.key, owner if same else None) is not None
 
 
 async def answered(reply: Awaitable[bytes]) -> bytes:
@@ -116,7 +108,7 @@ async def _set(
 ) -> bytes:
     """SET key value NX, with a time or with that of the policy."""
     words = resp.decode(request.routed or request.command)
-    value, seconds = request.arguments[2], _time_of(words[3:], targets[0].plan)
+    value, seconds = request.arguments[2], time_of(words[3:], targets[0].plan)
     if isinstance(seconds, bytes):
         return seconds
     reply = await _grant(session, grants, targets[0], value, seconds)
@@ -139,7 +131,13 @@ async def _grant(
     claim = claim_of(plan, value, seconds)
     if claim is None:
         return errors.lock_refused(plan.name, "value")
-    taken = await grants.take(plan, [target.key], claim)
+    claim = claim._replace(same=_same(grants, target, claim.owner))
+    try:
+        taken = await grants.take(plan, [target.key], claim)
+    except OriginDown as error:
+        if error.sent:
+            grants.doubts.note(target.key, claim.owner, seconds)
+        raise
     if taken.outcome == "missing":
         return errors.no_row(plan.name)
     if taken.outcome == "limit":
@@ -147,8 +145,19 @@ async def _grant(
     if taken.granted:
         if session.gone:
             await grants.vanish(plan, [target.key], claim, taken)
+        grants.doubts.settle(target.key)
         remember(session, target.key, claim.owner, taken.tokens[0])
     return taken.granted
+
+
+def _same(grants: Grants, target: Target, owner: str) -> bool:
+    """Return whether who holds a lock is granted it again.
+
+    A member of JSON says who that is. A whole value may be one word for everybody, of whom one
+    holds the lock: then only who was not told that it is granted may ask again.
+    """
+    locking = target.plan.locking
+    return bool(locking and locking.owner) or grants.doubts.about(target.key, owner)
 
 
 def claim_of(plan: Plan, value: bytes, seconds: float) -> Claim | None:
@@ -166,47 +175,6 @@ def claim_of(plan: Plan, value: bytes, seconds: float) -> Claim | None:
         return Claim(owner, seconds, booking, session, value.decode())
     except UnicodeDecodeError:
         return None
-
-
-def remember(session: Session, key: bytes, owner: str, token: int) -> None:
-    """Note that a connection was granted a lock; of too many the oldest is forgotten."""
-    held = session.holdings.get("locks")
-    if not isinstance(held, Held):
-        held = session.holdings["locks"] = Held()
-    held.grants.pop(key, None)
-    if len(held.grants) >= HELD:
-        held.grants.pop(next(iter(held.grants)))
-    held.grants[key] = (owner, token)
-
-
-def _time_of(options: Sequence[bytes], plan: Plan) -> float | bytes:
-    """Return for how many seconds SET takes a lock, or the error line of a SET that takes none."""
-    words, seconds, conditional, timed = iter(options), plan.ttl_ms / 1000, False, False
-    for word in words:
-        name = word.upper()
-        if name == b"NX":
-            conditional = True
-            continue
-        if name not in _UNITS:
-            return errors.lock_refused(plan.name, "command")
-        word = next(words, b"")
-        if timed or not word:
-            return errors.SYNTAX
-        timed, number = True, integer(word)
-        if number is None:
-            return errors.NOT_AN_INTEGER
-        unit, absolute = _UNITS[name]
-        seconds = number * unit - (time.time() if absolute else 0)
-        if number <= 0 or seconds > LONGEST:
-            return errors.invalid_expire("set")
-    if not conditional:
-        return errors.lock_refused(plan.name, "command")
-    return max(seconds, 0.001)
-
-
-_UNITS = {
-    b"EX": (1.0, False), b"PX": (0.001, False), b"EXAT": (1.0, True), b"PXAT": (0.001, True),
-}  # fmt: skip
 
 
 # Reading.
@@ -273,15 +241,15 @@ async def _expire(
         return errors.invalid_expire(name.decode())
     if name.endswith(b"at"):
         seconds -= time.time()
-    known, locking = _known(session, target.key), target.plan.locking
+    ours, locking = known(session, target.key), target.plan.locking
     assert locking is not None
-    if known is None or (seconds <= 0 and not locking.blind):
+    if ours is None or (seconds <= 0 and not locking.blind):
         return await _not_ours(grants, target)
     if seconds <= 0:
-        released = await grants.release(target.plan, [Hold(target.key, *known)])
+        released = await grants.release(target.plan, [Hold(target.key, *ours)])
         forget(session, target.key)
         return resp.integer(sum(released))
-    owner, token = known
+    owner, token = ours
     taken = await grants.extend(target.plan, [target.key], Claim(owner, seconds), token)
     return resp.integer(taken.granted)
 
@@ -294,9 +262,9 @@ async def _del(
     for target in targets:
         locking = target.plan.locking
         assert locking is not None
-        known = _known(session, target.key) if locking.blind else None
-        if known is not None:
-            ours.append((target.plan, Hold(target.key, *known)))
+        grant = known(session, target.key) if locking.blind else None
+        if grant is not None:
+            ours.append((target.plan, Hold(target.key, *grant)))
         elif (reply := await _not_ours(grants, target))[:1] == b"-":
             # Before anything is given up: an error says that nothing was done.
             return reply
@@ -316,18 +284,6 @@ async def _not_ours(grants: Grants, target: Target) -> bytes:
     """Answer what concerns a lock that this connection was not granted."""
     free = await _left(grants, target) is None
     return resp.integer(0) if free else errors.NOT_THE_OWNER
-
-
-def _known(session: Session, key: bytes) -> tuple[str, int] | None:
-    held = session.holdings.get("locks")
-    return held.grants.get(key) if isinstance(held, Held) else None
-
-
-def forget(session: Session, key: bytes) -> None:
-    """Note that a connection has given a lock up."""
-    held = session.holdings.get("locks")
-    if isinstance(held, Held):
-        held.grants.pop(key, None)
 
 
 # Scripts.
@@ -388,13 +344,6 @@ async def _one(
         return sum(await grants.release(plan, [Hold(key, owner, None)]))
     claim = Claim(owner, bounded(request.ruleset, plan, seconds))
     return int((await grants.extend(plan, [key], claim)).granted)
-
-
-def bounded(ruleset: wire.Ruleset, plan: Plan, seconds: float) -> float:
-    """Return how long a lock is held that is asked for so long: as the policy bounds times."""
-    lifetime = ruleset.keyspaces[plan.keyspace].lifetime
-    wanted = max(seconds, lifetime.shortest / 1000)
-    return min(wanted, lifetime.longest / 1000 if lifetime.longest else LONGEST)
 
 
 _Handler = Callable[[Session, wire.Request, Grants, Sequence[Target]], Awaitable[bytes]]

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+# The longest name of an owner or a lock, in bytes: an index of PostgreSQL's takes two of them.
+LONGEST_NAME = 1024
+
 # Values of locks that crowds ask for, and the longest that is kept.
 READ, READ_BYTES = 1000, 1024
 
@@ -16,7 +19,7 @@ READ, READ_BYTES = 1000, 1024
 def owner_of(path: tuple[str, ...], value: bytes) -> str | None:
     """Return the owner that a value names; None where it names none."""
     if not path:
-        return _text(value.decode(errors="surrogateescape"))
+        return text_of(value.decode(errors="surrogateescape"))
     return member(said_by(value), path) or None
 
 
@@ -28,11 +31,14 @@ def holder_of(path: tuple[str, ...], value: bytes) -> str | None:
 _remembered = lru_cache(READ)(owner_of)
 
 
-def _text(text: str) -> str | None:
-    """Return a text that PostgreSQL can hold: not empty, no NUL, nothing that is half a letter."""
+def text_of(text: str) -> str | None:
+    """Return a text that PostgreSQL can hold and find: not empty nor longer than LONGEST_NAME.
+
+    None of any other, of one with a NUL, and with what is half a letter.
+    """
     if not text or "\0" in text or any("\ud800" <= each <= "\udfff" for each in text):
         return None
-    return text
+    return text if len(text.encode()) <= LONGEST_NAME else None
 
 
 def said_by(value: bytes) -> Any:
@@ -52,7 +58,7 @@ def member(said: Any, path: Sequence[str]) -> str | None:
     if isinstance(said, bool) or not isinstance(said, str | int):
         return None
     try:
-        return _text(str(said))
+        return text_of(str(said))
     except ValueError:
         return None  # a number of thousands of digits
 

@@ -16,8 +16,11 @@ from proxy.handlers import Session
 from proxy.handlers.claims import Claim, Hold, Taken
 from proxy.handlers.connection import integer
 from proxy.handlers.grants import Grants
-from proxy.handlers.locks import LONGEST, answered, bounded, forget, remember
+from proxy.handlers.held import forget, remember
+from proxy.handlers.locks import answered, too_long
+from proxy.handlers.owners import text_of
 from proxy.handlers.targets import misspelled, target_of
+from proxy.handlers.terms import LONGEST, bounded
 from proxy.plans import Plan, plans_in
 
 # Most locks that one command takes.
@@ -75,36 +78,13 @@ def named(
     plan = _plan(request.ruleset, keys[0])
     if plan is None:
         return errors.DEGRADED
-    try:
-        texts = {name: value.decode() for name, value in values.items()}
-        others = [word.decode() for word in more]
-    except UnicodeDecodeError:
-        return errors.NOT_TEXT
-    if not texts.get("owner", "x") or any("\0" in text for text in (*texts.values(), *others)):
-        return errors.NOT_TEXT
-    if any(integer(values[name]) is None for name in _NUMBERS if name in values):
-        return errors.NOT_AN_INTEGER
-    if "seconds" in values and not 0 < int(values["seconds"]) <= LONGEST:
-        return errors.invalid_expire(request.name.decode())
-    locks = list(keys[:1])
-    if operation in _SEVERAL:
-        names, rest = (more[::2], more[1::2]) if operation in _PROVEN else (more, ())
-        if any(integer(word) is None for word in rest):
-            return errors.NOT_AN_INTEGER
-        locks = list(dict.fromkeys([keys[0], *(_beside(keys[0], name) for name in names)]))
-        if len(locks) > MOST:
-            return errors.TOO_MANY_LOCKS
-        if operation in _PROVEN and (len(names) != len(rest) or len(locks) <= len(names)):
-            return errors.SYNTAX
-        if any(request.ruleset.find_keyspace(key) != plan.keyspace for key in locks):
-            return errors.key_refused(plan.name, "it is no name of a lock")
-        # The first has been judged with the command.
-        for key in locks[1:]:
-            if isinstance(place := session.downstream.locate(key, request.row), bytes):
-                return place
-    found = [target for key in locks if (target := target_of(request.ruleset, key)) is not None]
-    if (line := misspelled(found)) is not None:
-        return line
+    texts = _texts(request, operation, values, more)
+    if isinstance(texts, bytes):
+        return texts
+    locks = _locks(session, request, plan, operation, keys[0], more)
+    if isinstance(locks, bytes):
+        return locks
+    others = [word.decode() for word in more]
     order = Order(session, request.ruleset, grants, plan, locks, texts, others)
     if operation == "acquire" and len(locks) == 1:
         refused = grants.refused(plan, locks[0], order.owner)
@@ -113,13 +93,59 @@ def named(
     return answered(_OPERATIONS[operation](order))
 
 
+def _texts(
+    request: wire.Request, operation: str, values: Mapping[str, bytes], more: Sequence[bytes]
+) -> dict[str, str] | bytes:
+    """Return the arguments as text, or the line of what is none, or no number."""
+    try:
+        texts = {name: value.decode() for name, value in values.items()}
+        words = [*texts.values(), *(word.decode() for word in more)]
+    except UnicodeDecodeError:
+        return errors.NOT_TEXT
+    if any("\0" in word for word in words) or text_of(texts.get("owner", "x")) is None:
+        return errors.NOT_TEXT
+    if operation == "confirm" and not texts["booking"]:
+        # What is sold to nobody's booking could not be told from what is sold to another's.
+        return errors.NOT_TEXT
+    if any(integer(values[name]) is None for name in _NUMBERS if name in values):
+        return errors.NOT_AN_INTEGER
+    if "seconds" in values and not 0 < int(values["seconds"]) <= LONGEST:
+        return errors.invalid_expire(request.name.decode())
+    return texts
+
+
+def _locks(
+    session: Session, request: wire.Request, plan: Plan, operation: str, key: bytes,
+    more: Sequence[bytes],
+) -> list[bytes] | bytes:  # fmt: skip
+    """Return the keys of all locks that are meant, none twice, or the line of what names none."""
+    locks = [key]
+    if operation in _SEVERAL:
+        names, rest = (more[::2], more[1::2]) if operation in _PROVEN else (more, ())
+        if any(integer(word) is None for word in rest):
+            return errors.NOT_AN_INTEGER
+        locks = list(dict.fromkeys([key, *(_beside(key, name) for name in names)]))
+        if len(locks) > MOST:
+            return errors.TOO_MANY_LOCKS
+        if operation in _PROVEN and (len(names) != len(rest) or len(locks) <= len(names)):
+            return errors.SYNTAX
+        if any(request.ruleset.find_keyspace(each) != plan.keyspace for each in locks):
+            return errors.key_refused(plan.name, "it is no name of a lock")
+        # The first has been judged with the command.
+        for each in locks[1:]:
+            if isinstance(place := session.downstream.locate(each, request.row), bytes):
+                return place
+    found = [target for each in locks if (target := target_of(request.ruleset, each)) is not None]
+    return misspelled(found) or too_long(found) or locks
+
+
 def _plan(ruleset: wire.Ruleset, key: bytes) -> Plan | None:
     plans = plans_in(ruleset).by_keyspace
     plan = plans.get(ruleset.find_keyspace(key))
     if plan is not None and plan.locking is not None:
         return plan
     locks = [(each, each.locking) for each in plans.values() if each.locking is not None]
-    # Those that are limited come first.
+    # That which is limited comes first; policies have one such.
     return max(locks, key=lambda pair: pair[1].most > 0, default=(None,))[0]
 
 
@@ -153,12 +179,10 @@ def _told(order: Order, taken: Taken) -> bytes:
         if len(tokens) == 1:
             return order.reply(outcome=taken.outcome, token=tokens[0], expires_in_ms=left)
         return order.reply(outcome=taken.outcome, tokens=tokens, expires_in_ms=left)
-    if taken.outcome == "held":
-        return order.reply(outcome="held", expires_in_ms=_ms(taken.lefts[0]))
+    if taken.outcome in ("held", "queue"):
+        return order.reply(outcome=taken.outcome, expires_in_ms=_ms(taken.lefts[0]))
     if taken.outcome == "limit":
-        return order.reply(outcome="limit", held=taken.ahead)
-    if taken.outcome == "queue":
-        return order.reply(outcome="queue", ahead=taken.ahead)
+        return order.reply(outcome="limit", held=taken.has)
     return order.reply(outcome=taken.outcome)
 
 
@@ -179,8 +203,7 @@ async def _release(order: Order) -> bytes:
 
 async def _confirm(order: Order) -> bytes:
     """`owner` makes a lock with `token`, and others with theirs, a sale for `booking`."""
-    booking = order.values.get("booking", "")
-    outcome = await order.grants.confirm(order.plan, order.holds, booking)
+    outcome = await order.grants.confirm(order.plan, order.holds, order.values["booking"])
     if outcome == "confirmed":
         for key in order.keys:
             forget(order.session, key)

@@ -128,7 +128,6 @@ BEGIN
     ) THEN
         DROP TABLE IF EXISTS {tables};
         DROP SEQUENCE IF EXISTS {schema}.sidecache_lock_token;
-        DROP ROUTINE IF EXISTS {schema}.sidecache_lock_offer;
     END IF;
 END $sidecache$;"""
 

@@ -1,64 +1,20 @@
 """The text of the functions that decide who holds a lock; `locking` puts in where the rows are.
 
-What each of them does, and what is always true, stands there.
+What each of them does, and what is always true, stands there; `lock_rules` has what they share.
 
 Locks are called k, with the columns of their keys; rows t, waiters q.
 """
 
-# Every plan is made once per session: with arrays as parameters PostgreSQL would make one for each
-# call, which takes longer than the call itself. A plan made while a table was small has to be right
-# when it is large.
-PLANNED = """LANGUAGE plpgsql
-    SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $sidecache$"""
-
-# Of a row t: whether somebody called who holds it, and whether anybody may take it.
-MINE = "(t.status = 'locked' AND t.locked_by = _who AND t.locked_until > _moment)"
-OPEN = """(t.status = 'available'
-            OR (t.status = 'locked' AND (t.locked_until <= _moment OR t.locked_by = _who)))"""
-
-# How a row t becomes its holder's; fresh: a new token, kept: further columns.
-GRANTED = """SET status = 'locked', locked_by = _who,
-               booking_id = coalesce(_booking, CASE WHEN {mine} THEN t.booking_id END),
-               session_id = coalesce(_session, CASE WHEN {mine} THEN t.session_id END),
-               -- The application may have given out tokens of its own, or locks without one.
-               lock_token = coalesce(CASE WHEN {mine} THEN t.lock_token END,
-                                     greatest({fresh}, t.lock_token + 1)),
-               locked_at = CASE WHEN {mine} THEN t.locked_at ELSE _moment END,
-               locked_until = least(
-                   _moment + make_interval(secs => _hold),
-                   CASE WHEN _longest > 0
-                        THEN CASE WHEN {mine} THEN t.locked_at ELSE _moment END
-                             + make_interval(secs => _longest) END),
-               updated_at = _moment{kept}"""
-
-# The row of a lock that has none; conflict: what becomes of one that is there.
-MADE = """
-    INSERT INTO {schema}.sidecache_locks AS l (keyspace, name)
-    SELECT '{keyspace}', n FROM unnest(k0) AS n ORDER BY n
-        ON CONFLICT (keyspace, name) DO {conflict};"""
-LOCKED = "UPDATE SET updated_at = clock_timestamp()"
-
-# A lock that the application's table does not have is waited for by nobody.
-ABSENT = """    IF NOT FOUND THEN
-        RETURN QUERY SELECT 'missing', 0::bigint, 0::float8, 0::float8;
-        RETURN;
-    END IF;
-"""
-
-UNUSED = """
-    DELETE FROM {schema}.sidecache_locks WHERE ctid IN (
-        SELECT ctid FROM {schema}.sidecache_locks
-         WHERE keyspace = '{keyspace}' AND status = 'available'
-           AND updated_at < clock_timestamp() - interval '1 minute'
-         LIMIT {most} FOR UPDATE SKIP LOCKED);"""
-
-# hold, longest: seconds; longest 0: no bound. most 0: no limit. fair: who waits goes first.
-# mine: only what who holds already, by that token where there is one. Of what is not said (NULL)
-# the row keeps what it has. fresh: which of the locks nobody held, from 1.
+# One or several locks, all or none, for a new or the same owner.
+# hold, longest: seconds; longest 0: no bound. most 0: no limit. offer: seconds for which a free
+# lock is kept for who waits; 0: no queue. mine: only what who holds already, by that token where
+# there is one. same: who holds a lock may take it. Of what is not said (NULL) the row keeps what it
+# has. lefts: of what another holds or is offered, that one's. has: how many locks who has. fresh:
+# which of the locks nobody held, from 1.
 _TAKE = """({keys}, _who text, _booking text, _session text, _said text,
-    _hold float8, _longest float8, _place text, _most integer, _fair boolean, _mine boolean,
-    _token bigint)
-RETURNS TABLE (outcome text, tokens bigint[], lefts float8[], holder text, ahead bigint,
+    _hold float8, _longest float8, _place text, _most integer, _offer float8, _mine boolean,
+    _token bigint, _same boolean)
+RETURNS TABLE (outcome text, tokens bigint[], lefts float8[], holder text, has bigint,
                fresh bigint[])
 {planned}
 #variable_conflict use_column
@@ -67,26 +23,53 @@ DECLARE
     _other record;
     _many bigint;
 BEGIN
+    has := 0;
     -- First without locks: most who ask for what others want are turned away here.
     FOR _look IN 1..2 LOOP
         _moment := clock_timestamp();
-        SELECT t.status, t.locked_by,
-               extract(epoch FROM t.locked_until - _moment)::float8 AS remains
+        SELECT coalesce(t.status::text, 'unknown') AS status, t.locked_by, {remains} AS remains
           INTO _other
           FROM unnest({arrays}) AS k({columns}) JOIN {table} t ON {found}
-         WHERE NOT ({mine} AND (_token IS NULL OR t.lock_token = _token) OR (NOT _mine AND {open}))
+         WHERE {granting} IS NOT TRUE
          ORDER BY {order} LIMIT 1;
         IF FOUND THEN
-            IF _other.status = 'locked' AND _other.remains > 0 THEN
-                RETURN QUERY SELECT 'held', NULL::bigint[], ARRAY[_other.remains],
-                                    _other.locked_by::text, 0::bigint, NULL::bigint[];
+            holder := _other.locked_by::text;
+            IF _other.remains > 0 THEN
+                outcome := 'held';
+                lefts := ARRAY[_other.remains];
             ELSE
-                RETURN QUERY SELECT CASE WHEN _other.status IN ('locked', 'available') THEN 'lost'
-                                         ELSE _other.status::text END, NULL::bigint[],
-                                    NULL::float8[], _other.locked_by::text, 0::bigint,
-                                    NULL::bigint[];
+                outcome := CASE WHEN _other.status IN ('locked', 'available') THEN 'lost'
+                                ELSE _other.status END;
             END IF;
+            RETURN NEXT;
             RETURN;
+        END IF;
+        IF _offer > 0 AND NOT _mine THEN
+            IF _look = 2 THEN
+                -- Before anybody is granted what is free, it is kept for who waits.
+                PERFORM {offer}((
+                    SELECT array_agg({name} ORDER BY {name})
+                      FROM unnest({arrays}) AS k({columns}) JOIN {table} t ON {found}
+                     WHERE {free} AND EXISTS (SELECT FROM {schema}.sidecache_lock_queue q
+                           WHERE q.keyspace = '{keyspace}' AND q.name = {name})), _offer, _most);
+            END IF;
+            SELECT q.owner, extract(epoch FROM q.offered_until - _moment)::float8 AS remains
+              INTO _other
+              FROM unnest({arrays}) AS k({columns}) JOIN {table} t ON {found}
+              JOIN {schema}.sidecache_lock_queue q ON q.keyspace = '{keyspace}' AND q.name = {name}
+             WHERE q.owner <> _who AND {offered} AND {free}
+               AND NOT EXISTS (SELECT FROM {schema}.sidecache_lock_queue me
+                   WHERE me.keyspace = '{keyspace}' AND me.name = q.name AND me.owner = _who
+                     AND me.expires_at > _moment AND me.offered_until > _moment
+                     AND me.pos < q.pos)
+             ORDER BY {order}, q.pos LIMIT 1;
+            IF FOUND THEN
+                outcome := 'queue';
+                holder := _other.owner;
+                lefts := ARRAY[_other.remains];
+                RETURN NEXT;
+                RETURN;
+            END IF;
         END IF;
         IF _look = 1 THEN
             IF _most > 0 THEN
@@ -97,63 +80,54 @@ BEGIN
               ORDER BY {order} FOR UPDATE OF t;
             GET DIAGNOSTICS _many = ROW_COUNT;
             IF _many < cardinality(k0) THEN
-                RETURN QUERY SELECT 'missing', NULL::bigint[], NULL::float8[], NULL::text,
-                                    0::bigint, NULL::bigint[];
+                outcome := 'missing';
+                RETURN NEXT;
                 RETURN;
             END IF;
         END IF;
     END LOOP;
-    IF _fair AND NOT _mine THEN
-        SELECT count(*) INTO _many
-          FROM unnest({arrays}) AS k({columns})
-          JOIN {table} t ON {found}
-          JOIN {schema}.sidecache_lock_queue q ON q.keyspace = '{keyspace}' AND q.name = {name}
-          LEFT JOIN {schema}.sidecache_lock_queue me
-            ON me.keyspace = q.keyspace AND me.name = q.name AND me.owner = _who
-           AND me.expires_at > _moment AND coalesce(me.offered_until, 'infinity') > _moment
-         WHERE q.owner <> _who AND q.expires_at > _moment
-           AND coalesce(q.offered_until, 'infinity') > _moment
-           AND (me.pos IS NULL OR q.pos < me.pos) AND NOT {mine};
-        IF _many > 0 THEN
-            RETURN QUERY SELECT 'queue', NULL::bigint[], NULL::float8[], NULL::text, _many,
-                                NULL::bigint[];
-            RETURN;
-        END IF;
-    END IF;
     IF _most > 0 AND NOT _mine THEN
-        SELECT count(*) INTO _many FROM {table} t
-         WHERE {counted} AND {mine}
-           AND NOT EXISTS (SELECT FROM unnest({arrays}) AS k({columns}) WHERE {found});
-        IF _many + cardinality(k0) > _most THEN
-            RETURN QUERY SELECT 'limit', NULL::bigint[], NULL::float8[], NULL::text, _many,
-                                NULL::bigint[];
+        -- What is asked for is not counted twice: neither what is held nor what is offered.
+        has := (SELECT count(*) FROM {table} t
+                 WHERE {counted} AND {mine}
+                   AND NOT EXISTS (SELECT FROM unnest({arrays}) AS k({columns}) WHERE {found}))
+             + (SELECT count(*) FROM {schema}.sidecache_lock_queue q
+                 WHERE q.keyspace = '{keyspace}' AND q.owner = _who AND q.scope = _place
+                   AND {offered} AND NOT EXISTS (
+                       SELECT FROM unnest({arrays}) AS k({columns}) WHERE q.name = {name}));
+        IF has + cardinality(k0) > _most THEN
+            outcome := 'limit';
+            RETURN NEXT;
             RETURN;
         END IF;
     END IF;
-    IF _fair THEN
+    IF _offer > 0 THEN
         DELETE FROM {schema}.sidecache_lock_queue q USING unnest({arrays}) AS k({columns})
          WHERE q.keyspace = '{keyspace}' AND q.name = {name} AND q.owner = _who;
     END IF;
-    RETURN QUERY
     WITH fresh AS (SELECT nextval('{schema}.sidecache_lock_token') AS token),
     changed AS (
         UPDATE {table} t
            {granted}
           FROM fresh, unnest({arrays}) WITH ORDINALITY AS k({columns}, n)
-         WHERE {found}
-     RETURNING k.n, t.lock_token, t.locked_at < _moment AS longer,
-               extract(epoch FROM t.locked_until - clock_timestamp())::float8 AS remains)
+         WHERE {found} AND {granting}
+     RETURNING k.n, t.lock_token, t.locked_at < _moment AS longer, {left})
     SELECT CASE WHEN bool_and(longer) THEN 'extended' ELSE 'acquired' END,
            array_agg(lock_token::bigint ORDER BY n), array_agg(remains ORDER BY n),
            _who, 0::bigint, array_agg(n) FILTER (WHERE NOT longer)
+      INTO outcome, tokens, lefts, holder, has, fresh
       FROM changed;
+    IF cardinality(tokens) IS DISTINCT FROM cardinality(k0) THEN
+        RAISE EXCEPTION 'a lock of {keyspace} is not one row of its table';
+    END IF;
+    RETURN NEXT;
 END $sidecache$;"""
 
 # Of locks that different owners want, each for itself: those that nobody is in the way of, not even
 # a waiter. What another transaction has in hand is left out like what is held: of locks this waits
 # for nobody, so none of those it was called for waits for what another wants.
 _GRAB = """({keys}, _who text[], _booking text[], _session text[], _said text[], _hold float8[],
-    _longest float8, _place text[], _most integer, _fair boolean)
+    _same boolean[], _longest float8, _place text[], _most integer, _offer float8)
 RETURNS TABLE (numbers bigint[], outcomes text[], tokens bigint[], lefts float8[])
 {planned}
 #variable_conflict use_column
@@ -163,9 +137,10 @@ DECLARE
 BEGIN{made_free}
     _free := (SELECT array_agg(n) FROM (
         SELECT k.n
-          FROM unnest({arrays}, _who, _place) WITH ORDINALITY AS k({columns}, _who, _place, n)
+          FROM unnest({arrays}, _who, _same, _place) WITH ORDINALITY
+               AS k({columns}, _who, _same, _place, n)
           JOIN {table} t ON {found}
-         WHERE CASE WHEN NOT {open} THEN false
+         WHERE CASE WHEN {open} IS NOT TRUE THEN false
                     WHEN _most = 0 THEN true
                     ELSE pg_try_advisory_xact_lock(hashtextextended(
                         '{keyspace}:' || k._place || ':' || k._who, 0)) END
@@ -174,25 +149,26 @@ BEGIN{made_free}
     WITH changed AS (
         UPDATE {table} t
            {granted_each}
-          FROM unnest({arrays}, _who, _booking, _session, _said, _hold, _place) WITH ORDINALITY
-               AS k({columns}, _who, _booking, _session, _said, _hold, _place, n)
+          FROM unnest({arrays}, _who, _booking, _session, _said, _hold, _same, _place)
+               WITH ORDINALITY
+               AS k({columns}, _who, _booking, _session, _said, _hold, _same, _place, n)
          WHERE {found} AND k.n = ANY (_free) AND {open}
-           AND (_most = 0 OR {mine}
-                OR _most > (SELECT count(*) FROM {table} t WHERE {counted} AND {mine}))
-           AND NOT (_fair AND EXISTS (
+           AND ({room} OR {mine})
+           AND NOT (_offer > 0 AND EXISTS (
                SELECT FROM {schema}.sidecache_lock_queue q
                 WHERE q.keyspace = '{keyspace}' AND q.name = {row_name}))
      RETURNING k.n, t.lock_token,
                CASE WHEN t.locked_at < _moment THEN 'extended' ELSE 'acquired' END AS outcome,
-               extract(epoch FROM t.locked_until - clock_timestamp())::float8 AS remains)
+               {left})
     SELECT array_agg(n), array_agg(outcome), array_agg(lock_token::bigint), array_agg(remains)
       INTO numbers, outcomes, tokens, lefts FROM changed;
     RETURN NEXT;
 END $sidecache$;"""
 
-# Each lock has an owner and a token; NULL: whoever, whichever. Patient: other transactions are
-# waited for; otherwise what they have in hand is left out of `looked`, and nothing is said of it.
-_RELEASE = """({keys}, _who text[], _held bigint[], _offer float8, _patient boolean)
+# What is given up is offered to the next in its queue. Each lock has an owner and a token; NULL:
+# whoever, whichever. Patient: other transactions are waited for; otherwise what they have in hand
+# is left out of `looked`, and nothing is said of it.
+_RELEASE = """({keys}, _who text[], _held bigint[], _offer float8, _most integer, _patient boolean)
 RETURNS TABLE (numbers bigint[], tokens bigint[], looked bigint[])
 {planned}
 #variable_conflict use_column
@@ -219,15 +195,16 @@ BEGIN
            AND (k.token IS NULL OR t.lock_token = k.token)
      RETURNING k.n, t.lock_token, {row_name} AS name)
     SELECT array_agg(n ORDER BY n), array_agg(coalesce(lock_token, 0)::bigint ORDER BY n),
-           array_agg(name ORDER BY n)
+           array_agg(name ORDER BY name)
       INTO numbers, tokens, _names FROM freed;
     IF _offer > 0 AND _names IS NOT NULL THEN
-        PERFORM {schema}.sidecache_lock_offer('{keyspace}', _names, _offer);
+        PERFORM {offer}(_names, _offer, _most);
     END IF;
     RETURN NEXT;
 END $sidecache$;"""
 
-# To confirm again what is confirmed succeeds: whoever lost the answer asks again.
+# Locked to booked, by owner and token, all or none. To confirm again what is confirmed succeeds:
+# whoever lost the answer asks again.
 _CONFIRM = """({keys}, _who text, _held bigint[], _booking text)
 RETURNS TABLE (outcome text)
 {planned}
@@ -259,8 +236,46 @@ BEGIN
     RETURN QUERY SELECT 'confirmed';
 END $sidecache$;"""
 
-# One lock. Who was silent for too long, or let an offer pass, begins again at the end.
-_QUEUE = """({keys}, _who text, _heartbeat float8, _offer float8, _leaving boolean)
+# Keep free locks, each for who is next and has room for it, unless it is kept for somebody.
+# Patient: a place that another transaction has in hand is waited for; otherwise there is no offer.
+_OFFER = """(_names text[][], _offer float8, _most integer, _patient boolean DEFAULT true)
+RETURNS void
+{planned}
+#variable_conflict use_column
+DECLARE
+    _moment timestamptz := clock_timestamp();
+    _one text[];
+    _next record;
+BEGIN
+    IF _names IS NULL THEN
+        RETURN;
+    END IF;
+    FOREACH _one SLICE 1 IN ARRAY _names LOOP
+        SELECT q.owner, q.offered_until INTO _next
+          FROM {schema}.sidecache_lock_queue q,
+               LATERAL (SELECT q.owner, q.scope) AS w(_who, _place)
+         WHERE q.keyspace = '{keyspace}' AND q.name = _one AND {waits}
+           AND (q.offered_until > _moment OR {room})
+         ORDER BY q.offered_until NULLS LAST, q.pos LIMIT 1;
+        CONTINUE WHEN NOT FOUND OR _next.offered_until IS NOT NULL;
+        IF NOT _patient THEN
+            PERFORM 1 FROM {schema}.sidecache_lock_queue q
+              WHERE q.keyspace = '{keyspace}' AND q.name = _one AND q.owner = _next.owner
+                FOR UPDATE SKIP LOCKED;
+            CONTINUE WHEN NOT FOUND;
+        END IF;
+        UPDATE {schema}.sidecache_lock_queue q
+           SET offered_until = _moment + make_interval(secs => _offer)
+         WHERE q.keyspace = '{keyspace}' AND q.name = _one AND q.owner = _next.owner
+           AND q.offered_until IS NULL;
+    END LOOP;
+END $sidecache$;"""
+
+# One lock. Who was silent for too long, or let an offer pass, begins again at the end; of a lock
+# that is free and kept for nobody that is no place at all, as it can be taken. No other's place is
+# changed here but by who leaves, and hands on what was kept for it.
+_QUEUE = """({keys}, _who text, _place text, _heartbeat float8, _offer float8, _most integer,
+    _leaving boolean)
 RETURNS TABLE (outcome text, place bigint, waits float8, offered float8)
 {planned}
 #variable_conflict use_column
@@ -269,56 +284,76 @@ DECLARE
     _id text[];
     _lock record;
     _own record;
+    _self text := _who;
+    _first boolean;
 BEGIN
+    place := 0;
+    waits := 0;
+    offered := 0;
     SELECT {name} INTO _id FROM unnest({arrays}) AS k({columns});
-    DELETE FROM {schema}.sidecache_lock_queue q
-     WHERE q.keyspace = '{keyspace}' AND q.name = _id AND q.owner = _who
-       AND (_leaving OR q.expires_at <= _moment OR q.offered_until <= _moment);
-    IF _leaving THEN
-        PERFORM {schema}.sidecache_lock_offer('{keyspace}', ARRAY[_id], _offer)
-           FROM unnest({arrays}) AS k({columns})
-          WHERE NOT EXISTS (SELECT FROM {table} t WHERE {found} AND NOT
-                            (t.status = 'available'
-                             OR (t.status = 'locked' AND t.locked_until <= _moment)));
-        RETURN QUERY SELECT 'left', 0::bigint, 0::float8, 0::float8;
-        RETURN;
-    END IF;
-    SELECT t.status::text AS status, t.locked_by::text AS holder,
-           greatest(0, extract(epoch FROM t.locked_until - _moment))::float8 AS remains INTO _lock
+    SELECT coalesce(t.status::text, 'unknown') AS status, t.locked_by::text AS holder,
+           greatest(0, {remains}) AS remains, {free} AS free INTO _lock
       FROM unnest({arrays}) AS k({columns}) JOIN {table} t ON {found};
-{absent}    IF FOUND AND _lock.status NOT IN ('available', 'locked') THEN
-        RETURN QUERY SELECT _lock.status, 0::bigint, 0::float8, 0::float8;
+    IF _leaving THEN
+        DELETE FROM {schema}.sidecache_lock_queue q
+         WHERE q.keyspace = '{keyspace}' AND q.name = _id AND q.owner = _who
+     RETURNING {offered} AS offered INTO _own;
+        IF _own.offered AND coalesce(_lock.free, _lock.status IS NULL) THEN
+            PERFORM {offer}(ARRAY[_id], _offer, _most);
+        END IF;
+        outcome := 'left';
+        RETURN NEXT;
         RETURN;
     END IF;
-    IF _lock.holder = _who AND _lock.remains > 0 THEN
-        RETURN QUERY SELECT 'holder', 0::bigint, 0::float8, 0::float8;
+{absent}    IF _lock.status NOT IN ('available', 'locked')
+       OR (_lock.holder = _who AND _lock.remains > 0) THEN
+        outcome := CASE WHEN _lock.status = 'locked' THEN 'holder' ELSE _lock.status END;
+        RETURN NEXT;
         RETURN;
     END IF;
-    INSERT INTO {schema}.sidecache_lock_queue AS q (keyspace, name, owner, expires_at)
-    SELECT '{keyspace}', _id, _who, _moment + make_interval(secs => _heartbeat)
+    DELETE FROM {schema}.sidecache_lock_queue q
+     WHERE q.keyspace = '{keyspace}' AND q.name = _id AND q.owner = _who AND NOT {waits};
+    SELECT q.pos INTO _own FROM {schema}.sidecache_lock_queue q
+     WHERE q.keyspace = '{keyspace}' AND q.name = _id AND q.owner = _who;
+    -- Nobody has it, it is kept for nobody, and nobody who waits for longer has room for it.
+    _first := coalesce(_lock.free, _lock.status IS NULL) AND NOT EXISTS (
+        SELECT FROM {schema}.sidecache_lock_queue q,
+               LATERAL (SELECT q.owner, q.scope) AS w(_who, _place)
+         WHERE q.keyspace = '{keyspace}' AND q.name = _id AND {waits}
+           AND q.owner <> _self AND (q.offered_until > _moment
+               OR (coalesce(q.pos < _own.pos, true) AND {room})));
+    IF _first AND _own.pos IS NULL THEN
+        outcome := 'available';
+        RETURN NEXT;
+        RETURN;
+    END IF;
+    INSERT INTO {schema}.sidecache_lock_queue AS q (keyspace, name, owner, scope, expires_at)
+    SELECT '{keyspace}', _id, _who, _place, _moment + make_interval(secs => _heartbeat)
      WHERE (SELECT count(*) FROM (SELECT FROM {schema}.sidecache_lock_queue w
              WHERE w.keyspace = '{keyspace}' AND w.name = _id AND w.owner <> _who
              LIMIT {longest_queue}) AS others) < {longest_queue}
-        ON CONFLICT (keyspace, name, owner) DO UPDATE SET expires_at = excluded.expires_at;
+        ON CONFLICT (keyspace, name, owner) DO UPDATE
+       SET expires_at = excluded.expires_at,
+           offered_until = CASE WHEN q.offered_until IS NULL AND _first AND {room}
+                                THEN _moment + make_interval(secs => _offer)
+                                ELSE q.offered_until END
+ RETURNING q.pos, q.offered_until INTO _own;
     IF NOT FOUND THEN
-        RETURN QUERY SELECT 'full', 0::bigint, 0::float8, 0::float8;
+        outcome := 'full';
+        RETURN NEXT;
         RETURN;
     END IF;
-    IF coalesce(_lock.remains, 0) = 0 THEN
-        PERFORM {schema}.sidecache_lock_offer('{keyspace}', ARRAY[_id], _offer);
-    END IF;
-    SELECT q.pos, q.offered_until INTO _own FROM {schema}.sidecache_lock_queue q
-     WHERE q.keyspace = '{keyspace}' AND q.name = _id AND q.owner = _who;
     RETURN QUERY
     SELECT CASE WHEN _own.offered_until > _moment THEN 'offered' ELSE 'waiting' END, 1 + count(*),
            coalesce(_lock.remains, 0) + _offer * count(*),
            coalesce(extract(epoch FROM _own.offered_until - _moment), 0)::float8
       FROM {schema}.sidecache_lock_queue q
-     WHERE q.keyspace = '{keyspace}' AND q.name = _id AND q.pos < _own.pos
-       AND q.expires_at > _moment AND coalesce(q.offered_until, 'infinity') > _moment;
+     WHERE q.keyspace = '{keyspace}' AND q.name = _id AND q.pos < _own.pos AND {waits};
 END $sidecache$;"""
 
-_SWEEP = """(_offer float8)
+# What has expired becomes available, who was silent leaves the queue, what is free is offered.
+# What another transaction has in hand is left to the next sweep: a sweep waits for nobody.
+_SWEEP = """(_offer float8, _most integer)
 RETURNS TABLE (name text[], token bigint)
 {planned}
 #variable_conflict use_column
@@ -338,10 +373,11 @@ BEGIN
             ORDER BY t.locked_until LIMIT {most_swept} FOR UPDATE SKIP LOCKED)
  RETURNING {row_name}, coalesce(t.lock_token, 0)::bigint;
     IF _offer > 0 THEN
-        PERFORM {schema}.sidecache_lock_offer('{keyspace}', (
+        PERFORM {offer}((
             SELECT array_agg(DISTINCT q.name) FROM {schema}.sidecache_lock_queue q
              WHERE q.keyspace = '{keyspace}' AND NOT EXISTS (
-                   SELECT FROM {table} t WHERE {queued} AND t.status <> 'available')), _offer);
+                   SELECT FROM {table} t WHERE {queued}
+                      AND t.status IS DISTINCT FROM 'available')), _offer, _most, false);
     END IF;
 END $sidecache$;"""
 
@@ -350,6 +386,7 @@ FUNCTIONS = {
     "grab": _GRAB,
     "release": _RELEASE,
     "confirm": _CONFIRM,
+    "offer": _OFFER,
     "queue": _QUEUE,
     "sweep": _SWEEP,
 }

@@ -1,13 +1,8 @@
 """What decides who holds a lock: functions in the database, one set per keyspace of kind lock.
 
-`sidecache sql install` puts them there; `handlers.grants` calls them, `control.expiry` sweeps. A
-call is one round trip, and all that a function decides happens in one transaction:
-
-  take      one or several locks, all or none, for a new or the same owner
-  release   what an owner holds, by token where it is known; the next in the queue is offered it
-  confirm   locked to booked, by owner and token, all or none
-  queue     join, keep or leave a place in the queue of a lock
-  sweep     what has expired becomes available, who was silent leaves the queue
+`sidecache sql install` puts them there; `handlers.grants` calls them, `control.expiry` sweeps. What
+each of them does stands beside its text in `lock_functions`. A call is one round trip, and all that
+a function decides happens in one transaction.
 
 The table of the application has one row per lock and, beside the columns of the key, those of
 COLUMNS. Locks that no table has are rows of `sidecache_locks`.
@@ -16,14 +11,16 @@ Always true:
   * a lock that is held and has not expired is granted to nobody else, and every new grant of it has
     a greater token than all before: the row is locked before the clock is read;
   * expiry is a predicate by the database's clock, so a sweep that is late delays nobody;
-  * no two callers wait for each other: an owner's number is locked before rows, rows in order;
+  * no two callers wait for each other: an owner's number is locked before rows, rows before places
+    in queues, each in order. Who joins a queue changes its own place, and a sweep waits for nobody;
+  * a free lock is kept for the first who waits and has room for it, then for the next;
   * what is refused because somebody holds it is refused without a row lock, however many ask.
 """
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from proxy.origin import lock_functions
+from proxy.origin import lock_functions, lock_rules
 from proxy.plans import OWN_LOCKS, SQL_TYPES, Plan, lock_function
 
 # What the functions read and write of a table, beside the columns of the key.
@@ -64,32 +61,17 @@ CREATE TABLE IF NOT EXISTS {schema}.sidecache_lock_queue (
     keyspace      text NOT NULL,
     name          text[] NOT NULL,    -- the columns of the lock's key
     owner         text NOT NULL,
+    scope         text,               -- within which locks of one owner are counted
     pos           bigint GENERATED ALWAYS AS IDENTITY,
     expires_at    timestamptz NOT NULL,
     offered_until timestamptz,
     PRIMARY KEY (keyspace, name, owner)
 );
+ALTER TABLE {schema}.sidecache_lock_queue ADD COLUMN IF NOT EXISTS scope text;
+CREATE INDEX IF NOT EXISTS sidecache_lock_queue_offers ON {schema}.sidecache_lock_queue
+    (keyspace, owner, scope) WHERE offered_until IS NOT NULL;
 CREATE INDEX IF NOT EXISTS sidecache_lock_queue_order ON {schema}.sidecache_lock_queue
-    (keyspace, name, pos);
--- Keep free locks for who is next, where nobody is offered them yet.
-CREATE OR REPLACE FUNCTION {schema}.sidecache_lock_offer(space text, names text[][], seconds float8)
-RETURNS void LANGUAGE plpgsql AS $sidecache$
-DECLARE
-    one text[];
-BEGIN
-    IF names IS NULL THEN
-        RETURN;
-    END IF;
-    FOREACH one SLICE 1 IN ARRAY names LOOP
-        UPDATE {schema}.sidecache_lock_queue q
-           SET offered_until = clock_timestamp() + make_interval(secs => seconds)
-         WHERE q.keyspace = space AND q.name = one AND q.offered_until IS NULL AND q.pos = (
-               SELECT w.pos FROM {schema}.sidecache_lock_queue w
-                WHERE w.keyspace = space AND w.name = one AND w.expires_at > clock_timestamp()
-                  AND coalesce(w.offered_until, 'infinity') > clock_timestamp()
-                ORDER BY w.pos LIMIT 1);
-    END LOOP;
-END $sidecache$;"""
+    (keyspace, name, pos);"""
 
 NAMES = ("locks", "lock_queue")  # of these tables, without the prefix
 
@@ -123,25 +105,31 @@ def functions(plan: Plan, schema: str, tables: Mapping[str, str] | None = None) 
     table = table_of(plan, schema, tables)
     own = plan.locking is not None and plan.locking.table is None
     words = _about(table) | (_of_ours(schema, plan.name) if own else _OF_OTHERS)
-    granted = {"mine": lock_functions.MINE, "kept": words["kept"]}
-    words |= {
-        "schema": schema,
-        "keyspace": plan.name,
-        "granted": lock_functions.GRANTED.format(**granted, fresh="fresh.token"),
-        "granted_each": lock_functions.GRANTED.format(
-            **granted, fresh=f"nextval('{schema}.sidecache_lock_token')"
-        ),
-        "most_swept": str(SWEPT),
-        "longest_queue": str(LONGEST_QUEUE),
-        "planned": lock_functions.PLANNED,
-        "mine": lock_functions.MINE,
-        "open": lock_functions.OPEN,
-    }
+    words |= {"schema": schema, "keyspace": plan.name}
+    words |= _ruled(words, f"{schema}.{_quoted(lock_function('offer', plan.name))}")
     # CREATE OR REPLACE cannot change what a function takes and returns.
     yield from dropped(plan, schema)
     for verb, text in lock_functions.FUNCTIONS.items():
         function = f"{schema}.{_quoted(lock_function(verb, plan.name))}"
         yield f"CREATE FUNCTION {function}" + text.format_map(words)
+
+
+def _ruled(words: Mapping[str, str], offer: str) -> dict[str, str]:
+    """Return the rules of a keyspace in the words of its table; offer: the function that offers."""
+    rules = lock_rules
+    plain = {
+        "planned": rules.PLANNED, "most_swept": str(SWEPT), "longest_queue": str(LONGEST_QUEUE),
+        "offer": offer, "mine": rules.MINE, "free": rules.FREE, "open": rules.OPEN,
+        "granting": rules.GRANTING, "remains": rules.REMAINS, "left": rules.LEFT,
+        "waits": rules.WAITS, "offered": rules.OFFERED,
+    }  # fmt: skip
+    each = f"nextval('{words['schema']}.sidecache_lock_token')"
+    granted = {"mine": rules.MINE, "kept": words["kept"]}
+    return plain | {
+        "room": rules.ROOM.format(has=rules.HAS.format_map({**words, **plain})),
+        "granted": rules.GRANTED.format(**granted, fresh="fresh.token", longer=" AND NOT _mine"),
+        "granted_each": rules.GRANTED.format(**granted, fresh=each, longer=""),
+    }
 
 
 def _about(table: Table) -> dict[str, str]:
@@ -171,17 +159,17 @@ def _of_ours(schema: str, keyspace: str) -> dict[str, str]:
     """Return what is done beside the rest where locks are rows of `sidecache_locks`."""
     ours = {"schema": schema, "keyspace": keyspace}
     return {
-        "made": lock_functions.MADE.format(**ours, conflict=lock_functions.LOCKED),
-        "made_free": lock_functions.MADE.format(**ours, conflict="NOTHING"),
+        "made": lock_rules.MADE.format(**ours, conflict=lock_rules.LOCKED),
+        "made_free": lock_rules.MADE.format(**ours, conflict="NOTHING"),
         "kept": ", scope = _place, value = coalesce(_said, t.value)",
-        "unused": lock_functions.UNUSED.format(**ours, most=SWEPT),
+        "unused": lock_rules.UNUSED.format(**ours, most=SWEPT),
         "absent": "",
     }
 
 
 # A table of the application has the rows that it has.
 _OF_OTHERS = {
-    "made": "", "made_free": "", "kept": "", "unused": "", "absent": lock_functions.ABSENT,
+    "made": "", "made_free": "", "kept": "", "unused": "", "absent": lock_rules.ABSENT,
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import asyncpg
 
-from proxy import log
+from proxy import errors, log
 from proxy.config import Database
 from proxy.errors import OriginBusy, OriginDown, OriginError, OriginMisfit, OriginRefused
 from proxy.origin.codecs import set_codecs
@@ -56,6 +56,8 @@ def failure(error: Exception) -> OriginError:
         return OriginRefused(f"PostgreSQL's answer cannot be read: {error}", "0A000")
     if isinstance(error, asyncpg.PostgresError):
         state = error.sqlstate or "XX000"
+        if state == "55P03":
+            return OriginBusy(f"PostgreSQL gave up: {error}", errors.ORIGIN_IN_HAND)
         if state.startswith(_LATER):
             return OriginBusy(f"PostgreSQL gave up: {error}")
         if state.startswith(_AWAY):

@@ -31,6 +31,18 @@ SELECT attname FROM pg_attribute
 """
 
 
+# Indexes that keep two rows from being alike, by their columns; partial ones and those of
+# expressions do so for some rows only.
+_UNIQUE = """
+SELECT array_agg(a.attname::text) AS columns
+  FROM pg_index i CROSS JOIN LATERAL unnest(i.indkey) WITH ORDINALITY AS k(number, place)
+  JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.number
+ WHERE i.indrelid = to_regclass($1) AND i.indisunique AND i.indisvalid
+   AND i.indpred IS NULL AND i.indexprs IS NULL AND k.place <= i.indnkeyatts
+ GROUP BY i.indexrelid
+"""
+
+
 async def findings(connection: Connection, plan: Plan) -> AsyncIterator[Finding]:
     """Yield what is wrong with the statements of a keyspace."""
     if plan.read is not None:
@@ -52,6 +64,10 @@ async def findings(connection: Connection, plan: Plan) -> AsyncIterator[Finding]
             if isinstance(refused, str):
                 yield statement.place, f"{refused}; {_INSTALL}"
                 return
+        if plan.locking.table is not None:
+            doubled = await _doubled(connection, plan.locking.table, plan.locking.columns)
+            if doubled is not None:
+                yield plan.locking.calls.take.place, doubled
 
 
 async def about_present(connection: Connection, present: Present) -> AsyncIterator[Finding]:
@@ -74,6 +90,23 @@ async def about_table(connection: Connection, table: str, columns: Sequence[str]
     return None if not missing else (
         f'the table "{table}" has no column "{missing[0]}"; it has: {", ".join(there)}'
     )  # fmt: skip
+
+
+async def _doubled(connection: Connection, table: str, columns: Sequence[str]) -> str | None:
+    """Return why a lock could be two rows of a table; None where it could not."""
+    name = ".".join(map(_quoted, table.split(".")))
+    rows = await connection.fetch(_UNIQUE, name)
+    if any(set(row["columns"]) <= set(columns) for row in rows):
+        return None
+    return (
+        f'the table "{table}" may have two rows for one lock, which two could hold, and finding one'
+        f" reads all of it: CREATE UNIQUE INDEX ON {name} "
+        f"({', '.join(map(_quoted, columns))})"
+    )
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 # Names and types of the columns that a statement gives, in their order.

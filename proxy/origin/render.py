@@ -25,6 +25,9 @@ Row = Mapping[str, Any] | asyncpg.Record
 # What a restoring statement gives beside the key's segments; see `restored`.
 VALUE, TTL = "value", "ttl"
 
+# The longest time that a row may say, in seconds.
+CENTURY = 100 * 365 * 86400.0
+
 
 class Value(NamedTuple):
     """What a key holds. Equal values are equal to every reader."""
@@ -228,7 +231,8 @@ def _sorted_set(pairs: Any) -> Value | None:
 
 def _milliseconds(seconds: Any) -> int | None:
     try:
-        return None if seconds is None else math.floor(float(seconds) * 1000)
+        # What ends never ends in a century: every clock can add that.
+        return None if seconds is None else math.floor(min(float(seconds), CENTURY) * 1000)
     except (TypeError, ValueError, OverflowError):
         raise OriginMisfit("ttl is no number of seconds") from None
 

@@ -433,3 +433,11 @@ class Lock(Strict):
         "connection", description="May a bare DEL release? Only from the connection that took "
         "the lock, or never."
     )  # fmt: skip
+
+    @property
+    def idle(self) -> list[str]:
+        """Return the fields that are given and that nothing acts on, as Redis decides."""
+        if self.authority == "postgres":
+            return []
+        given = self.model_fields_set - {"authority", "owner"}
+        return [name for name in type(self).model_fields if name in given]

@@ -91,6 +91,10 @@ def _lock(own: Keyspace) -> Iterator[Complaint]:
                         " ever: ttl: {default: 600s}", "ttl")  # fmt: skip
     if own.lock is None:
         return
+    for name in own.lock.idle:
+        yield Complaint(("lock", name), "with authority: redis nothing acts on it; leave it out")
+    if own.lock.authority == "redis":
+        return
     columns = [*mapped(own.key, ("lock", "key"), own.lock.key, complete=own.lock.table is not None)]
     yield from columns
     if own.decided and own.lock.table is not None and own.restore is None and not columns:

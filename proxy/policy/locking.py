@@ -11,18 +11,22 @@ from proxy.policy.model import Keyspace
 
 # What each function takes behind the keys; see `origin.locking`.
 _ARGUMENTS = {
-    "take": ("text", "text", "text", "text", "float8", "float8", "text", "integer", "boolean",
-             "boolean", "bigint"),
-    "grab": ("text[]", "text[]", "text[]", "text[]", "float8[]", "float8", "text[]", "integer",
-             "boolean"),
-    "release": ("text[]", "bigint[]", "float8", "boolean"),
+    "take": ("text", "text", "text", "text", "float8", "float8", "text", "integer", "float8",
+             "boolean", "bigint", "boolean"),
+    "grab": ("text[]", "text[]", "text[]", "text[]", "float8[]", "boolean[]", "float8", "text[]",
+             "integer", "float8"),
+    "release": ("text[]", "bigint[]", "float8", "integer", "boolean"),
     "confirm": ("text", "bigint[]", "text"),
-    "queue": ("text", "float8", "float8", "boolean"),
+    "queue": ("text", "text", "float8", "float8", "integer", "boolean"),
 }  # fmt: skip
 
-# Left in seconds, by the database's clock.
-_LEFT = "extract(epoch FROM locked_until - clock_timestamp())::float8"
-_HELD = "status = 'locked' AND locked_until > clock_timestamp()"
+# Left in seconds, by the database's clock: without a deadline, or with 'infinity', a century.
+_LEFT = (
+    "extract(epoch FROM least(coalesce(locked_until, 'infinity'), clock_timestamp() + interval"
+    " '100 years') - clock_timestamp())::float8"
+)
+_LOCKED = "status = 'locked' AND coalesce(locked_until, 'infinity') > clock_timestamp()"
+_OWNED = "status = 'locked' AND locked_until > clock_timestamp()"
 
 # Most locks of one owner that are listed.
 _LISTED = 1000
@@ -70,7 +74,7 @@ def _calls(name: str, own: Keyspace, place: str) -> LockCalls:
     }
     return LockCalls(
         **called,
-        sweep=stated("sweep", _call(lock_function("sweep", name), ["float8"])),
+        sweep=stated("sweep", _call(lock_function("sweep", name), ["float8", "integer"])),
         held=stated("held", _held(table)),
         shown=stated("shown", _shown(own, table)),
         mine=stated("mine", _mine(own, table)),
@@ -101,8 +105,9 @@ def _found(names: tuple[str, ...], kinds: tuple[str, ...]) -> str:
 
 def _held(table: _Table) -> str:
     return (
-        "SELECT status::text, locked_by::text, lock_token::bigint AS token, booking_id::text,"  # noqa: S608
-        f" session_id::text, {_LEFT} AS remains"
+        "SELECT coalesce(status::text, 'unknown') AS status, locked_by::text,"  # noqa: S608
+        " lock_token::bigint AS token, booking_id::text, session_id::text,"
+        f" {_LEFT} AS remains"
         f" FROM {table.name} WHERE {table.only}{_found(table.columns, table.kinds)}"
     )
 
@@ -113,7 +118,7 @@ def _shown(own: Keyspace, table: _Table) -> str:
         found = _found(table.columns, table.kinds)
         return (
             f"SELECT value, {_LEFT} AS ttl FROM {table.name}"  # noqa: S608
-            f" WHERE {table.only}{found} AND {_HELD}"
+            f" WHERE {table.only}{found} AND {_LOCKED}"
         )
     segments = own.key.segments
     found = _found(
@@ -135,7 +140,7 @@ def _mine(own: Keyspace, table: _Table) -> str:
     return (
         f"SELECT ARRAY[{names}] AS name, coalesce(lock_token, 0)::bigint AS token,"  # noqa: S608
         f" {_LEFT} AS remains"
-        f" FROM {table.name} WHERE {table.only}locked_by = $1::text AND {scope} AND {_HELD}"
+        f" FROM {table.name} WHERE {table.only}locked_by = $1::text AND {scope} AND {_OWNED}"
         f" ORDER BY {names} LIMIT {_LISTED}"
     )
 

@@ -6,7 +6,7 @@ and all keys of a script are in one, as a cluster needs them.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from proxy import errors
@@ -110,23 +110,57 @@ def _check_arguments(script: Script) -> Iterator[Complaint]:
                                 f"{suggest(part, script.arguments)}")  # fmt: skip
 
 
+# What each operation on a lock reads of its script's arguments, and cannot do without.
+_NEEDED = {
+    "acquire": ("owner",),
+    "extend": ("owner",),
+    "release": ("owner", "token"),
+    "confirm": ("owner", "token", "booking"),
+    "status": (),
+    "queue": ("owner",),
+    "mine": ("owner",),
+}
+
+
 def _check_lock(
     script: Script, shapes: dict[tuple[bytes | None, ...], Keyspace]
 ) -> Iterator[Complaint]:
-    """Yield what needs a lock that PostgreSQL decides and has none."""
+    """Yield what an operation on a lock needs and has not."""
     if script.lock is None:
         if script.on_unavailable == "origin":
             yield Complaint(("on_unavailable",), "PostgreSQL can do what a lock needs, and nothing "
                             "else of a script; say lock: or on_unavailable: error")  # fmt: skip
         return
+    for name in _NEEDED[script.lock]:
+        if name not in script.arguments:
+            yield Complaint(("arguments",), f"{script.lock} needs the argument {quote(name)}"
+                            f"{suggest(name, script.arguments)}")  # fmt: skip
     if script.lock == "mine" and script.keys:
-        # It is about all locks of an owner, so its key may be that of none.
+        yield from _check_mine(script, shapes.values())
         return
     own = shapes.get(_shape(script.keys[0])) if script.keys else None
-    decides = own is not None and (own.lock is None or own.lock.authority == "postgres")
-    if own is None or own.kind != "lock" or not decides:
+    if own is None or not own.decided:
         yield Complaint(("lock",), "the first key is in no keyspace of kind: lock that PostgreSQL "
                         "decides")  # fmt: skip
+    elif script.lock == "confirm" and own.locks.table is None:
+        yield Complaint(("lock",), "confirm makes a row of the application a sale, and these locks "
+                        "have no table")  # fmt: skip
+
+
+def _check_mine(script: Script, keyspaces: Iterable[Keyspace]) -> Iterator[Complaint]:
+    """Yield why it is not clear whose locks are told: they are those of one keyspace.
+
+    Its key may be that of no lock, as it is about all that an owner holds.
+    """
+    decided = [own for own in keyspaces if own.decided]
+    limited = [own for own in decided if own.locks.per_owner is not None] or decided
+    if len(limited) != 1:
+        named = ", ".join(quote(own.key.text) for own in limited) or "none"
+        yield Complaint(("lock",), "mine tells the locks of the one keyspace that PostgreSQL "
+                        f"decides and that has per_owner; there is: {named}")  # fmt: skip
+    elif limited[0].locks.per_owner is not None and len(script.arguments) < 2:
+        yield Complaint(("arguments",), "mine needs an argument beside the owner: within what the "
+                        f"locks of {quote(limited[0].key.text)} are counted")  # fmt: skip
 
 
 def _check_slots(

@@ -101,6 +101,29 @@ async def test_what_is_sold_needs_no_holder(gate: Gate, key: bytes) -> None:
     assert gate.known(LOCK, key, "v") == await gate.shut(LOCK, key, "v") == Said("booked", "x")
 
 
+async def test_what_is_kept_is_for_one(
+    gate: Gate, key: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but who is offered a lock are refused, without a question, until the offer is over."""
+    gate.note(key, Said("queue", "u", 9.0))
+    for refusal in (gate.known(LOCK, key, "v"), await gate.shut(LOCK, key, "v")):
+        assert refusal is not None
+        assert refusal[:2] == ("queue", "u")
+        assert 8.0 < (refusal.left or 0.0) <= 9.0
+    assert gate.known(LOCK, key, "u") is None
+    assert await gate.shut(LOCK, key, "u") is None
+    gate.note(key, Said("queue", "u", 0.0))
+    assert gate.known(LOCK, key, "v") is None
+    assert await gate.shut(LOCK, key, "v") is None
+
+
+async def test_who_is_no_proof_is_refused_like_others(gate: Gate, key: bytes) -> None:
+    """Where the owner is one word for all, who holds a lock is no exception."""
+    gate.note(key, HELD)
+    assert refused(await gate.shut(LOCK, key, None))
+    assert refused(gate.known(LOCK, key, None))
+
+
 async def test_one_asks_again_while_others_are_refused(
     gate: Gate, key: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,6 +112,23 @@ async def test_the_gate_believes_what_was_refused(counter: Counter) -> None:
     assert (await counter.grants.take(counter.plan, [KEY], Claim("u1", 30))).outcome == "extended"
 
 
+async def test_the_gate_believes_what_is_offered(counter: Counter) -> None:
+    """Who hears of its offer here finds the gate open, and others hear so without PostgreSQL."""
+    await counter.grants.take(counter.plan, [KEY], Claim("u1", 30))
+    await counter.grants.queue(counter.plan, KEY, "u2", leaving=False)
+    asker = await counter.asker()
+    await asker.expire("s1")
+    waiting = await counter.grants.queue(counter.plan, KEY, "u2", leaving=False)
+    assert waiting.outcome == "offered"
+    refused = counter.grants.refused(counter.plan, KEY, "u3")
+    assert refused is not None
+    assert (refused.outcome, refused.holder) == ("queue", "u2")
+    assert 0 < refused.lefts[0] <= 1
+    assert counter.grants.refused(counter.plan, KEY, "u2") is None
+    await counter.grants.queue(counter.plan, KEY, "u2", leaving=True)
+    assert counter.grants.refused(counter.plan, KEY, "u3") is None
+
+
 async def shown(counter: Counter) -> bool:
     return await counter.mirrored.mirror.look(counter.plan, KEY) is not None
 

@@ -1,4 +1,4 @@
-"""What clients send about locks, word by word, and what a connection is known to hold."""
+"""What clients send about locks, word by word."""
 
 import json
 import time
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from proxy.embedded.postgres import Postgres
-from proxy.handlers.locks import HELD, Held, claim_of, forget, remember
+from proxy.handlers.locks import claim_of
 from tests.handlers.desk import Client
 from tests.handlers.lock_desk import LockDesk, lock_desk, told
 from tests.integration.holds import held_by
@@ -123,6 +123,16 @@ async def test_a_lock_of_the_application_is_released_by_its_owner(
     assert (await asker.seat("s1"))["status"] == "available"
 
 
+async def test_a_row_that_is_being_changed(desk: LockDesk, client: Client) -> None:
+    """Who cannot wait for another transaction hears that this is why, and may ask again."""
+    asker = await desk.tickets.asker()
+    async with asker.connection.transaction():
+        await asker.connection.execute("SELECT FROM seats WHERE seat = 's1' FOR UPDATE")
+        reply = await told(client, "SET", KEY, held_by("u1"), "NX")
+    assert str(reply) == "TRYAGAIN Another transaction of PostgreSQL is changing the row"
+    assert await told(client, "SET", KEY, held_by("u1"), "NX") == b"OK"
+
+
 async def test_without_a_database_nothing_is_granted(desk: LockDesk, client: Client) -> None:
     """Every command and script about a lock says that PostgreSQL is away."""
     desk.server.grants = None
@@ -133,21 +143,21 @@ async def test_without_a_database_nothing_is_granted(desk: LockDesk, client: Cli
         assert str(await told(client, *words)).startswith("PGDOWN"), words
 
 
-async def test_the_oldest_of_too_many_is_forgotten(desk: LockDesk) -> None:
-    """A connection is known to hold a bounded number of locks, the latest ones."""
-    session = desk.connect().session
-    for number in range(HELD + 1):
-        remember(session, b"%d" % number, "me", number)
-    held = session.holdings["locks"]
-    assert isinstance(held, Held)
-    assert len(held.grants) == HELD
-    assert b"0" not in held.grants
-    forget(session, b"1")
-    forget(session, b"never held")
-    assert held.grants[b"2"] == ("me", 2)
-    assert len(held.grants) == HELD - 1
-    held.release()
-    assert not held.grants
+async def test_one_word_for_all_is_no_proof(desk: LockDesk, client: Client) -> None:
+    """Where a value is the owner, the second SET NX or SETNX of it is refused, as by Redis.
+
+    Not that of who was told that nobody knows, on whatever connection; and that once.
+    """
+    other = desk.connect()
+    assert await told(client, "SETNX", "mutex:a", "1") == 1
+    for each in (other, client):
+        assert await told(each, "SETNX", "mutex:a", "1") == 0
+        assert await told(each, "SET", "mutex:a", "1", "NX", "PX", "1") is None
+    assert await told(client, "PTTL", "mutex:a") > 50_000
+    desk.grants.doubts.note(b"mutex:a", "1", 30)
+    assert await told(other, "SET", "mutex:a", "1", "NX") == b"OK"
+    assert await told(other, "SET", "mutex:a", "1", "NX") is None
+    assert await told(other, "DEL", "mutex:a") == 1
 
 
 async def test_who_a_value_names(desk: LockDesk) -> None:

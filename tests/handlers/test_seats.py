@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from proxy.embedded.postgres import Postgres
+from proxy.handlers.owners import LONGEST_NAME
 from proxy.handlers.seats import MOST
 from tests.handlers.desk import Client
 from tests.handlers.lock_desk import LockDesk, lock_desk, told
@@ -151,9 +152,9 @@ async def test_waiting(client: Client) -> None:
     offered = await seat(client, "QUEUE", "s1", "u2")
     assert offered["outcome"] == "offered"
     assert 0 < offered["offered_ms"] <= 1000
-    assert await seat(client, "ACQUIRE", "s1", "u3", 30, "b", "x") == {
-        "outcome": "queue", "ahead": 1,
-    }  # fmt: skip
+    refused = await seat(client, "ACQUIRE", "s1", "u3", 30, "b", "x")
+    assert refused["outcome"] == "queue"
+    assert 0 < refused["expires_in_ms"] <= offered["offered_ms"]
     assert await seat(client, "QUEUE", "s1", "u2", "LEAVE") == {"outcome": "left"}
     assert (await seat(client, "QUEUE", "s1", "u3"))["outcome"] == "offered"
     assert (await seat(client, "ACQUIRE", "s1", "u3", 30, "b", "x"))["outcome"] == "acquired"
@@ -171,6 +172,26 @@ async def test_names_that_are_none(client: Client) -> None:
             reply = await told(client, "SEAT.ACQUIRE", "e1", first, "u1", "30", "b", "x", second)
             assert str(reply).startswith("POLICY"), names
     assert await seat(client, "STATUS", "s1") == {"outcome": "available"}
+
+
+async def test_a_sale_has_a_booking(client: Client) -> None:
+    """Without one nothing is sold, and the lock is held as before."""
+    taken = await seat(client, "ACQUIRE", "s1", "u1", 30, "b", "x")
+    reply = await told(client, "SEAT.CONFIRM", "e1", "s1", "u1", str(taken["token"]), "")
+    assert str(reply).startswith("ERR an owner, a lock and a booking are text, not empty")
+    assert (await seat(client, "STATUS", "s1"))["outcome"] == "locked"
+
+
+async def test_names_that_are_too_long(client: Client) -> None:
+    """What no index of PostgreSQL takes is refused before PostgreSQL is asked."""
+    long = "x" * (LONGEST_NAME + 1)
+    for words in (
+        ("SEAT.ACQUIRE", "e1", "s1", long, "30", "b", "x"), ("SEAT.QUEUE", "e1", "s1", long),
+        ("SET", "seat_lock:e1:s1", f'{{"user_id":"{long}"}}', "NX"), ("SETNX", "mutex:a", long),
+        ("SETNX", f"mutex:{long}", "me"), ("GET", f"mutex:{long}"),
+    ):  # fmt: skip
+        assert "too long" in str(reply := await told(client, *words)), (words[0], reply)
+    assert await told(client, "SETNX", "mutex:a", long[1:]) == 1
 
 
 async def test_maps_for_who_speaks_of_maps(client: Client) -> None:

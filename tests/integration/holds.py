@@ -54,7 +54,8 @@ keyspaces:
       sql: |
         SELECT event, seat,
                json_build_object('user_id', locked_by, 'booking_id', booking_id) AS value,
-               extract(epoch FROM locked_until - clock_timestamp()) AS ttl
+               extract(epoch FROM least(locked_until, clock_timestamp() + interval '1 year')
+                                  - clock_timestamp()) AS ttl
           FROM seats WHERE status = 'locked' AND locked_until > clock_timestamp()
   mutex:
     key: mutex:{rest:path}

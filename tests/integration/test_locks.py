@@ -309,6 +309,36 @@ async def test_without_postgresql_nothing_is_granted(
         postgres_server.resume()
 
 
+async def test_who_was_told_that_nobody_knows_may_ask_again(
+    stage: Hall, postgres_server: Postgres
+) -> None:
+    """A lock that was granted behind such an answer is granted to the same word, and once."""
+    caller, words = await stage.caller(), ("SET", "mutex:lost", "token", "NX", "EX", 30)
+    assert await caller.call("SET", "mutex:warm", "x", "NX") == b"OK"
+    postgres_server.pause()
+    try:
+        assert "unknown" in str(await caller.call(*words))
+    finally:
+        postgres_server.resume()
+
+    async def granted() -> bool:
+        return bool(await stage.database.fetchval(
+            "SELECT count(*) FROM sidecache_locks WHERE locked_by = 'token'"
+        ))  # fmt: skip
+
+    await wait_for(granted, "the lost call to be done", 5.0)
+    again, third = await stage.caller(), await stage.caller()
+
+    async def told() -> bool:
+        reply = await again.call(*words)
+        assert reply is not None
+        return bool(reply == b"OK")
+
+    await wait_for(told, "PostgreSQL to answer", 5.0)
+    assert await third.call(*words) is None
+    assert await again.call("DEL", "mutex:lost") == 1
+
+
 async def test_a_client_that_has_gone_holds_nothing(stage: Hall) -> None:
     """Of requests whose clients close at once, no lock stays."""
     for number in range(20):

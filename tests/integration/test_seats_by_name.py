@@ -11,6 +11,7 @@ import pytest
 
 from proxy.embedded.postgres import Postgres
 from proxy.embedded.redis import Cluster, Shape
+from proxy.wire import key_slot
 from tests.conftest import Clusters, StartCluster
 from tests.integration.rig import Caller, StartProxy, Word, is_error, wait_for
 from tests.integration.seats import Seats, seats
@@ -124,9 +125,9 @@ async def test_scripts_by_their_digest_take_the_same_path(box: Box) -> None:
         seat, user = box.free[number], f"usr_{number}"
         keys = (
             f"seat_lock:{box.event}:{seat}", f"user_locks:{user}:{box.event}",
-            f"event_availability:{box.event}",
+            f"event_availability:{box.event}", f"lock_queue:{box.event}:{seat}",
         )  # fmt: skip
-        reply = await caller.call(name, script, 3, *keys, box.event, seat, user, "b", "s")
+        reply = await caller.call(name, script, len(keys), *keys, box.event, seat, user, "b", "s")
         assert not is_error(reply), reply
         row = await box.row(seat)
         assert (row["status"], row["locked_by"]) == ("locked", user)
@@ -237,6 +238,32 @@ async def test_nobody_waits_for_what_is_not_there(box: Box) -> None:
     caller = await box.caller()
     assert await box.tell(caller, "QUEUE", "nosuch", "u") == {"outcome": "missing"}
     assert await box.stage.database.fetchval("SELECT count(*) FROM sidecache_lock_queue") == 0
+
+
+async def test_what_is_locked_for_ever(box: Box, locks_cluster: Cluster) -> None:
+    """A seat that SQL has locked until 'infinity' is held like any other, and disturbs no other."""
+    caller, (seat, other) = await box.caller(), box.free[:2]
+    await box.stage.database.execute(
+        "UPDATE seat_booking_state SET status = 'locked', locked_by = 'maintenance',"
+        " locked_until = 'infinity' WHERE event_id = $1 AND seat_id = $2", box.event, seat,
+    )  # fmt: skip
+    key = f"seat_lock:{box.event}:{seat}"
+    assert (await box.tell(caller, "ACQUIRE", seat, "u", "b", "s"))["outcome"] == "held"
+    assert (await box.tell(caller, "ACQUIRE", other, "u", "b", "s", seat))["outcome"] == "held"
+    assert (await box.tell(caller, "QUEUE", seat, "u"))["outcome"] == "waiting"
+    assert (await box.tell(caller, "STATUS", seat))["owner"] == "maintenance"
+    assert len(await caller.call("SEAT.MINE", box.event, "maintenance")) == 1
+    assert json.loads(await caller.call("GET", key))["user_id"] == "maintenance"
+    assert await caller.call("TTL", key) > 3_000_000_000
+    await box.tell(caller, "ACQUIRE", other, "u", "b", "s")
+    await locks_cluster.flush()
+    name = f"seat_lock:{{{box.event}}}:{other}"
+
+    async def restored() -> bool:
+        owner = await locks_cluster.owner(key_slot(name.encode()))
+        return await owner.ask("EXISTS", name) == 1
+
+    await wait_for(restored, "the other lock shows in Redis again", 20.0)
 
 
 async def test_a_limit_of_ten(box: Box) -> None:

@@ -105,7 +105,7 @@ async def test_acquire(hall: Hall) -> None:
     await hall.end("s1")
     later = await hall.acquire("s1", "u2")
     assert later["outcome"] == "acquired"
-    assert int(later["token"]) > int(taken["token"])
+    assert later["token"] > taken["token"]
 
 
 async def test_limit(hall: Hall) -> None:
@@ -116,7 +116,10 @@ async def test_limit(hall: Hall) -> None:
     assert (await hall.acquire("s1", "u1"))["outcome"] == "extended"
     assert (await hall.acquire("s11", "u2"))["outcome"] == "acquired"
     await hall.end("s3")
-    await hall.direct("ZADD", f"user_locks:u1:{{{EVENT}}}", "1", "s3")
+    name = f"user_locks:u1:{{{EVENT}}}"
+    for member in await hall.direct("ZRANGE", name, "0", "-1"):
+        if member.startswith("s3:"):
+            await hall.direct("ZADD", name, "1", member)
     assert (await hall.acquire("s12", "u1"))["outcome"] == "acquired"
 
 
@@ -135,6 +138,7 @@ async def test_extend(hall: Hall) -> None:
 async def test_release(hall: Hall) -> None:
     """By owner and token, once; the seat is available again for anybody."""
     taken = await hall.acquire("s1", "u1")
+    assert isinstance(taken["token"], int)
     for owner, token in (("u2", taken["token"]), ("u1", "1")):
         assert await hall.tell("RELEASE", "s1", owner, token) == {"outcome": "lost"}
     assert await hall.tell("RELEASE", "s1", "u1", taken["token"]) == {"outcome": "released"}
@@ -188,9 +192,57 @@ async def test_queue(hall: Hall) -> None:
     assert (await hall.tell("QUEUE", "s1", "u3"))["outcome"] == "offered"
 
 
+async def test_what_is_free_has_no_queue(hall: Hall) -> None:
+    """Anybody may take it; who lets an offer pass is behind all others."""
+    assert await hall.tell("QUEUE", "s1", "u1") == {"outcome": "available"}
+    taken = await hall.acquire("s1", "u1")
+    await hall.tell("QUEUE", "s1", "u2")
+    await hall.tell("RELEASE", "s1", "u1", taken["token"])
+    assert (await hall.tell("QUEUE", "s1", "u2"))["outcome"] == "offered"
+    await hall.direct("DEL", f"lock_queue:{{{EVENT}}}:s1")
+    assert await hall.tell("QUEUE", "s1", "u2") == {"outcome": "available"}
+    assert (await hall.acquire("s1", "u3"))["outcome"] == "acquired"
+
+
+async def test_who_waits_goes_first(hall: Hall) -> None:
+    """A seat that becomes free is kept for the first of its queue, and for nobody it has left."""
+    taken = await hall.acquire("s1", "u1")
+    for owner in ("u2", "u3"):
+        await hall.tell("QUEUE", "s1", owner)
+    await hall.tell("RELEASE", "s1", "u1", taken["token"])
+    for owner in ("u3", "u4"):
+        refused = await hall.acquire("s1", owner)
+        assert refused["outcome"] == "queue"
+        assert 0 < refused["expires_in_ms"] <= 10_000
+    assert (await hall.acquire("s1", "u2"))["outcome"] == "acquired"
+    assert (await hall.tell("QUEUE", "s1", "u3"))["position"] == 1
+
+
+@pytest.mark.parametrize("value", ["plain", "7", '"text"', "[1]", '{"a":1}', "null"])
+async def test_what_is_no_lock_of_ours_is_held(hall: Hall, value: str) -> None:
+    """A value that some client has put there is somebody's, and no error of a script."""
+    await hall.caller.call("SET", f"seat_lock:{EVENT}:s1", value, "NX", "EX", 60)
+    assert (await hall.acquire("s1", "u1"))["outcome"] == "held"
+    assert (await hall.tell("EXTEND", "s1", "u1", 30))["outcome"] == "held"
+    assert (await hall.tell("STATUS", "s1"))["outcome"] == "locked"
+    assert (await hall.tell("QUEUE", "s1", "u1"))["outcome"] == "waiting"
+    assert (await hall.tell("RELEASE", "s1", "u1", "1")) == {"outcome": "lost"}
+    assert (await hall.tell("CONFIRM", "s1", "u1", "1", "b")) == {"outcome": "lost"}
+
+
+@pytest.mark.parametrize("seconds", ["0", "-5", "1.5", "nan", "inf", "abc"])
+async def test_a_time_is_a_number_of_seconds(hall: Hall, seconds: str) -> None:
+    """Any other is an error, and the lock lasts as long as before; taken again, no shorter."""
+    await hall.acquire("s1", "u1")
+    await hall.tell("EXTEND", "s1", "u1", 900)
+    assert is_error(await hall.caller.call("SEAT.EXTEND", EVENT, "s1", "u1", seconds))
+    assert (await hall.acquire("s1", "u1"))["expires_in_ms"] > 890_000
+
+
 async def test_mine(hall: Hall) -> None:
-    """The names of the seats that somebody holds, by when they end; of a stranger none."""
-    for seat in ("s2", "s1"):
-        await hall.acquire(seat, "u1")
-    assert sorted(await hall.caller.call("SEAT.MINE", EVENT, "u1")) == [b"s1", b"s2"]
+    """The seats that somebody holds, with token and time as from PostgreSQL; of a stranger none."""
+    tokens = {seat.encode(): (await hall.acquire(seat, "u1"))["token"] for seat in ("s2", "s1")}
+    mine = await hall.caller.call("SEAT.MINE", EVENT, "u1")
+    assert {name: token for name, token, _ in mine} == tokens
+    assert all(590_000 < left <= 600_000 for _, _, left in mine)
     assert await hall.caller.call("SEAT.MINE", EVENT, "u2") == []

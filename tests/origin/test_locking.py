@@ -5,6 +5,7 @@ import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from proxy.embedded.postgres import Postgres
@@ -63,6 +64,58 @@ async def test_the_state_of_the_row_is_told(seats: Asker) -> None:
         assert (await seats.take("u1", name)).outcome == status
 
 
+@pytest.mark.parametrize(
+    ("status", "owner", "until", "told"),
+    [
+        ("locked", None, "clock_timestamp() + interval '1 hour'", "held"),
+        ("locked", "u1", None, "held"),
+        ("locked", None, None, "held"),
+        ("locked", "u0", "infinity", "held"),
+        (None, None, None, "unknown"),
+        (None, "u1", "infinity", "unknown"),
+    ],
+)
+async def test_what_is_not_said_grants_nothing(
+    seats: Asker, office: Ticketing, status: str | None, owner: str | None, until: str | None,
+    told: str,
+) -> None:  # fmt: skip
+    """A row without owner, deadline or status is nobody's to take, alone or with others."""
+    await seats.connection.execute("ALTER TABLE seats ALTER status DROP NOT NULL")
+    moment = "NULL" if until is None else f"'{until}'" if until == "infinity" else until
+    await seats.connection.execute(
+        f"UPDATE seats SET status = $1, locked_by = $2, locked_until = {moment} WHERE seat = 's1'",
+        status, owner,
+    )  # fmt: skip
+    before = await seats.seat("s1")
+    for names in (("s1",), ("s1", "s2"), ("s2", "s1")):
+        assert (await seats.take("u1", *names)).outcome == told
+        assert (await seats.take("u1", *names, mine=True)).outcome in (told, "lost")
+    assert await seats.grab({"u1": "s1", "u2": "s3"}) == ["u2"]
+    await seats.queue("u3", "s1")
+    await seats.queue("u3", "s1", leaving=True)
+    await seats.sweep()
+    assert await seats.seat("s1") == before
+    assert (await seats.seat("s2"))["status"] == "available"
+
+
+async def test_a_lock_without_owner_ends_too(seats: Asker) -> None:
+    """Its deadline is what counts: after it the seat is anybody's, and the sweep gives it back."""
+    await seats.connection.execute("UPDATE seats SET status = 'locked' WHERE seat IN ('s1', 's2')")
+    await seats.expire("s1", "s2")
+    assert (await seats.take("u1", "s1")).outcome == "acquired"
+    assert [name for name, _ in await seats.sweep()] == [[EVENT, "s2"]]
+
+
+async def test_two_rows_are_no_lock(seats: Asker) -> None:
+    """Where a table has two rows for one seat, none is granted and the database says why."""
+    await seats.connection.execute(
+        "ALTER TABLE seats DROP CONSTRAINT seats_pkey; CREATE INDEX ON seats (event, seat);"
+        " INSERT INTO seats (event, seat) VALUES ('e1', 's1')"
+    )
+    with pytest.raises(asyncpg.RaiseError, match="one row"):
+        await seats.take("u1", "s1")
+
+
 async def test_the_same_owner_holds_on(seats: Asker) -> None:
     """Taken again a lock keeps token, beginning and what was said, and lasts longer."""
     first = await seats.take("u1", "s1", hold=10, booking="b1")
@@ -73,6 +126,28 @@ async def test_the_same_owner_holds_on(seats: Asker) -> None:
     assert again.tokens == first.tokens
     assert (after["locked_at"], after["booking_id"]) == (before["locked_at"], "b1")
     assert after["locked_until"] > before["locked_until"]
+
+
+async def test_taken_again_it_is_not_shorter(seats: Asker) -> None:
+    """Who takes what it holds for less keeps what it has; who extends says how long, also less."""
+    await seats.take("u1", "s1", hold=90)
+    before = (await seats.seat("s1"))["locked_until"]
+    assert (await seats.take("u1", "s1", hold=1)).outcome == "extended"
+    assert (await seats.seat("s1"))["locked_until"] == before
+    assert await seats.grab({"u1": "s1"}) == ["u1"]
+    assert (await seats.seat("s1"))["locked_until"] == before
+    lefts = (await seats.take("u1", "s1", hold=1, mine=True)).lefts
+    assert lefts is not None
+    assert lefts[0] <= 1
+
+
+async def test_one_value_for_all_is_one_holder(mutexes: Asker) -> None:
+    """Where the owner is no proof of who asks, who holds a lock is refused like any other."""
+    for _ in range(2):
+        taken = await mutexes.take("1", "mutex:a", same=False, hold=50)
+    assert (taken.outcome, taken.holder) == ("held", "1")
+    assert await mutexes.grab({"1": "mutex:a", "2": "mutex:b"}, same=False) == ["2"]
+    assert (await mutexes.take("1", "mutex:a", hold=1)).outcome == "extended"
 
 
 async def test_longer_needs_a_lock(seats: Asker) -> None:
@@ -134,7 +209,7 @@ async def test_a_limit_is_exact(office: Ticketing, rounds: int) -> None:
         )
         outcomes = [each.outcome for each in taken]
         assert (outcomes.count("acquired"), outcomes.count("limit")) == (10, 20)
-    assert (await askers[0].take("u0", "s190")).ahead == 10
+    assert (await askers[0].take("u0", "s190")).has == 10
 
 
 async def test_what_is_over_does_not_count(seats: Asker) -> None:
@@ -224,15 +299,15 @@ async def test_what_has_expired_is_not_confirmed(seats: Asker) -> None:
 
 
 async def test_who_waits_goes_first(seats: Asker) -> None:
-    """A free seat goes to the head of its queue, and who comes by is told how many are ahead."""
+    """A free seat goes to the head of its queue, and who comes by is told for whom it is kept."""
     await seats.take("u1", "s1")
     assert await seats.queue("u1", "s1") == ("holder", 0)
     assert await seats.queue("u2", "s1") == ("waiting", 1)
     assert await seats.queue("u3", "s1") == ("waiting", 2)
     await seats.release("u1", "s1")
     stranger, third = await seats.take("u9", "s1"), await seats.take("u3", "s1")
-    assert (stranger.outcome, stranger.ahead) == ("queue", 2)
-    assert (third.outcome, third.ahead) == ("queue", 1)
+    assert (stranger.outcome, stranger.holder) == ("queue", "u2")
+    assert (third.outcome, third.holder) == ("queue", "u2")
     assert await seats.queue("u2", "s1") == ("offered", 1)
     assert await seats.queue("u3", "s1") == ("waiting", 2)
     assert (await seats.take("u2", "s1")).outcome == "acquired"
@@ -251,6 +326,77 @@ async def test_an_offer_lapses_to_the_next(seats: Asker) -> None:
     assert await seats.queue("u2", "s1") == ("waiting", 2)
     assert (await seats.take("u2", "s1")).outcome == "queue"
     assert (await seats.take("u3", "s1")).outcome == "acquired"
+
+
+OFFERED = "SELECT owner, name[2] AS seat FROM sidecache_lock_queue WHERE offered_until > now()"
+
+
+async def test_a_free_seat_has_no_queue(seats: Asker) -> None:
+    """Who would wait for what anybody may take is told so, and keeps it from nobody."""
+    assert await seats.queue("u1", "s1") == ("available", 0)
+    assert (await seats.take("u2", "s1")).outcome == "acquired"
+    assert await seats.queue("u1", "s1") == ("waiting", 1)
+    await seats.expire("s1")
+    assert await seats.queue("u1", "s1") == ("offered", 1)
+    await seats.lapse("u1")
+    for _ in range(2):
+        assert await seats.queue("u1", "s1") == ("available", 0)
+    assert (await seats.take("u3", "s1")).outcome == "acquired"
+
+
+async def test_offers_count_like_locks(seats: Asker) -> None:
+    """Who has nine is offered one of three, and no other seat; those go to others at once."""
+    await seats.take("u1", *(f"s{n}" for n in range(1, 10)))
+    for name in ("s11", "s12", "s13"):
+        await seats.take("u2", name)
+        await seats.queue("u1", name)
+    await seats.queue("u3", "s12")
+    await seats.release("u2", "s11", "s12", "s13")
+    rows = await seats.connection.fetch(OFFERED)
+    assert {(row["owner"], row["seat"]) for row in rows} == {("u1", "s11"), ("u3", "s12")}
+    assert (await seats.take("u9", "s13")).outcome == "acquired"
+    assert await seats.grab({"u1": "s20"}) == []
+    assert (await seats.take("u1", "s20")).outcome == "limit"
+    assert (await seats.take("u1", "s11")).outcome == "acquired"
+    assert (await seats.take("u3", "s12")).outcome == "acquired"
+
+
+async def test_room_that_comes_brings_the_offer(seats: Asker) -> None:
+    """Who was passed over for its limit is next again when it has given something up."""
+    names = [f"s{n}" for n in range(1, 11)]
+    await seats.take("u1", *names)
+    await seats.take("u2", "s11")
+    await seats.queue("u1", "s11")
+    await seats.release("u2", "s11")
+    assert await seats.queue("u1", "s11") == ("waiting", 1)
+    await seats.release("u1", "s1")
+    await seats.sweep()
+    assert await seats.queue("u1", "s11") == ("offered", 1)
+
+
+async def test_what_has_expired_goes_to_who_waits(seats: Asker) -> None:
+    """Before any sweep: who comes by first is told that the seat is kept for the head."""
+    await seats.take("u1", "s1")
+    await seats.queue("u2", "s1")
+    await seats.expire("s1")
+    passing = await seats.take("u3", "s1")
+    assert (passing.outcome, passing.holder) == ("queue", "u2")
+    assert passing.lefts is not None
+    assert 0 < passing.lefts[0] < 1.1
+    assert (await seats.take("u2", "s1")).outcome == "acquired"
+
+
+async def test_who_leaves_waits_for_nobody(office: Ticketing) -> None:
+    """Not even for others who are leaving the queue of the same free seat."""
+    seats, other = await office.asker(), await office.asker()
+    await seats.take("u0", "s1")
+    for owner in ("u1", "u2"):
+        await seats.queue(owner, "s1")
+    await seats.expire("s1")
+    async with other.connection.transaction():
+        await other.queue("u1", "s1", leaving=True)
+        async with asyncio.timeout(5):
+            assert await seats.queue("u2", "s1", leaving=True) == ("left", 0)
 
 
 async def test_a_sweep_offers_to_the_next(seats: Asker) -> None:

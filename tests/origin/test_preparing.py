@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from proxy.config import Database
-from proxy.origin import pool
+from proxy.origin import installing, pool
 from proxy.origin.preparing import about_table, findings
 from proxy.plans import plans_in
+from proxy.policy import planning
 from proxy.secret import Secret
 from tests.policy.rulebook import Folder
 
@@ -94,6 +95,42 @@ async def test_tables_that_are_watched(connection: pool.Connection) -> None:
     said = await about_table(connection, "shop.t", ["id", "idd"])
     assert said == 'the table "shop.t" has no column "idd"; it has: id, name, day, n'
     assert await about_table(connection, "a b c", []) is not None
+
+
+@pytest.mark.parametrize(
+    ("index", "enough"),
+    [
+        ("UNIQUE (event, seat)", True), ("UNIQUE (seat)", True), ("UNIQUE (seat, event, n)", False),
+        ("(event, seat)", False), ("UNIQUE (event, seat) WHERE n > 1", False),
+        ("UNIQUE (event, lower(seat))", False), ("UNIQUE (event) INCLUDE (seat)", True),
+    ],
+)  # fmt: skip
+async def test_a_lock_is_one_row(
+    connection: pool.Connection, postgres: str, tmp_path: Path, index: str, enough: bool
+) -> None:
+    """A table of locks needs a unique index on the columns of the key, or on some of them."""
+    await connection.execute(
+        "CREATE TABLE shop.seats (event text, seat text, n int, status text, locked_by text,"
+        " locked_at timestamptz, locked_until timestamptz, lock_token bigint, booking_id text,"
+        " session_id text, updated_at timestamptz);"
+    )
+    unique, _, rest = index.partition("(")
+    await connection.execute(f"CREATE {unique} INDEX ON shop.seats ({rest}")
+    fields = (
+        '    kind: lock\n    ttl: {default: 60s}\n    restore: {sql: "SELECT event, seat,'
+        ' locked_by AS value, 1 AS ttl FROM shop.seats"}\n    on_loss: restore\n'
+        "    lock: {owner: value, table: shop.seats, key: {event: event, seat: seat}}\n"
+    )
+    policies = Folder(tmp_path).load(f'keyspaces:\n  k:\n    key: "k:{{event}}:{{seat}}"\n{fields}')
+    locks = planning.locks_of(policies)
+    await installing.run(postgres, (), apply=True, remove=False, locks=locks)
+    try:
+        found = await found_of(connection, tmp_path, fields, '"k:{event}:{seat}"')
+        assert len(found) == (not enough), found
+        wanted = 'CREATE UNIQUE INDEX ON "shop"."seats" ("event", "seat")'
+        assert enough or found[0].endswith(wanted)
+    finally:
+        await installing.run(postgres, (), apply=True, remove=True, locks=locks)
 
 
 async def test_locks_that_are_not_installed(connection: pool.Connection, tmp_path: Path) -> None:

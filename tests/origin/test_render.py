@@ -7,6 +7,7 @@ import pytest
 from proxy.errors import OriginMisfit
 from proxy.origin.codecs import Document, Number
 from proxy.origin.render import (
+    CENTURY,
     Value,
     fill_arguments,
     flat,
@@ -115,6 +116,7 @@ def test_a_restored_row() -> None:
     row = {"id": "7", "value": Document('{"a":1}'), "ttl": Number("1.2345")}
     assert restored(plan("json"), row) == (b"k:7", Value("string", b'{"a":1}'), 1234)
     assert restored(plan("json"), row | {"ttl": Number("-3")}).value is None
+    assert restored(plan("json"), row | {"ttl": Number("Infinity")}).ttl_ms == CENTURY * 1000
     assert restored(plan("list"), {"id": "7", "value": ["a"]}) == (
         b"k:7", Value("list", [b"a"]), None,
     )  # fmt: skip

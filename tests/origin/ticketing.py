@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ class Taken(NamedTuple):
     tokens: Sequence[int] | None
     lefts: Sequence[float] | None
     holder: str | None
-    ahead: int
+    has: int
     fresh: Sequence[int] | None
 
 
@@ -53,16 +53,29 @@ class Asker:
     async def take(
         self, owner: str, *names: str, hold: float = 60.0, mine: bool = False,
         token: int | None = None, value: str | None = None, booking: str | None = None,
+        same: bool = True,
     ) -> Taken:  # fmt: skip
         """Take locks as `handlers.grants` does."""
         scope = EVENT if self.locking.most else ""
         (row,) = await self._rows(
             self.locking.calls.take, names, owner, booking, None, value, str(hold),
             str(self.locking.longest), scope, str(self.locking.most),
-            "t" if self.locking.heartbeat else "f", "t" if mine else "f",
-            None if token is None else str(token),
+            str(self.locking.offer), "t" if mine else "f",
+            None if token is None else str(token), "t" if same else "f",
         )  # fmt: skip
         return Taken(*row)
+
+    async def grab(self, wishes: Mapping[str, str], same: bool = True) -> list[str]:
+        """Take seats for several owners at a time; return who was granted the one it wants."""
+        owners, names = list(wishes), list(wishes.values())
+        nothing: list[str | None] = [None] * len(names)
+        (row,) = await self._rows(
+            self.locking.calls.grab, names, owners, nothing, nothing, nothing,
+            ["60"] * len(names), ["t" if same else "f"] * len(names), str(self.locking.longest),
+            [EVENT if self.locking.most else ""] * len(names), str(self.locking.most),
+            str(self.locking.offer),
+        )  # fmt: skip
+        return [owners[int(number) - 1] for number in row["numbers"] or ()]
 
     async def release(
         self, owner: str | None, *names: str, token: int | None = None
@@ -71,7 +84,7 @@ class Asker:
         proof = None if token is None else str(token)
         (row,) = await self._rows(
             self.locking.calls.release, names, [owner] * len(names), [proof] * len(names),
-            str(self.locking.offer), "t",
+            str(self.locking.offer), str(self.locking.most), "t",
         )  # fmt: skip
         return row["numbers"], row["tokens"]
 
@@ -90,14 +103,16 @@ class Asker:
         """Wait for a lock; return what becomes of that, and the place."""
         beat = self.locking.heartbeat if heartbeat is None else heartbeat
         (row,) = await self._rows(
-            self.locking.calls.queue, [name], owner, str(beat), str(self.locking.offer),
-            "t" if leaving else "f",
+            self.locking.calls.queue, [name], owner, EVENT if self.locking.most else "", str(beat),
+            str(self.locking.offer), str(self.locking.most), "t" if leaving else "f",
         )  # fmt: skip
         return row["outcome"], row["place"]
 
     async def sweep(self) -> list[tuple[list[str], int]]:
         """Give back what has expired; return names and tokens."""
-        rows = await self.connection.fetch(self.locking.calls.sweep.text, str(self.locking.offer))
+        rows = await self.connection.fetch(
+            self.locking.calls.sweep.text, str(self.locking.offer), str(self.locking.most)
+        )
         return [(row["name"], row["token"]) for row in rows]
 
     async def expire(self, *names: str) -> None:

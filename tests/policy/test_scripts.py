@@ -123,3 +123,38 @@ def test_words_that_mean_scripts(folder: Folder) -> None:
     row = ruleset.find_command(b"seat.take")
     allowed = {role.name: role.allowed[row] for role in ruleset.roles}
     assert allowed == {"default": 1, "a": 1, "b": 0}
+
+
+LOCKS = """
+keyspaces:
+  seats: {key: "seats:{e}:{s}", kind: lock, ttl: {default: 9s}, hash_tag: e, lock: {PER}}
+  tables: {key: "tables:{e}:{s}", kind: lock, ttl: {default: 9s}, hash_tag: e, lock: {OTHER}}
+scripts:
+  mine: {name: MINE, file: t.lua, keys: ["held:{owner}:{e}"], arguments: [ARGUMENTS], lock: mine}
+"""
+LIMIT = "per_owner: {scope: e, max: 3}"
+
+
+@pytest.mark.parametrize(
+    ("per", "other", "arguments", "told"),
+    [
+        (LIMIT, "", "owner, e", ""),
+        (LIMIT, LIMIT, "owner, e", 'there is: "seats:{e}:{s}", "tables:{e}:{s}"'),
+        ("", "", "owner, e", 'there is: "seats:{e}:{s}", "tables:{e}:{s}"'),
+        ("authority: redis", "authority: redis", "owner, e", "there is: none"),
+        ("authority: redis", "", "owner, e", ""),
+        (LIMIT, "", "e, user", 'mine needs the argument "owner"'),
+    ],
+)
+def test_whose_locks_are_told(
+    folder: Folder, per: str, other: str, arguments: str, told: str
+) -> None:
+    """What an owner holds is that of one keyspace, and who that is has to be said."""
+    (folder.path / "lua").mkdir()
+    (folder.path / "lua" / "t.lua").touch()
+    text = LOCKS.replace("PER", per).replace("OTHER", other).replace("ARGUMENTS", arguments)
+    if "owner" not in arguments:
+        text = text.replace("{owner}", "{user}")
+    found = folder.complaints(text)
+    assert len(found) == bool(told), found
+    assert told in "".join(found)

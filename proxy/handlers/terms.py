@@ -1,0 +1,51 @@
+"""For how long a lock is asked for, and for how long it is held then.
+
+Used by `locks` and `seats`.
+"""
+
+import time
+from collections.abc import Sequence
+
+from proxy import errors, wire
+from proxy.handlers.connection import integer
+from proxy.plans import Plan
+
+# The longest that a lock is asked for, in seconds: a century, which every clock can add.
+LONGEST = 100 * 365 * 86400.0
+
+
+def time_of(options: Sequence[bytes], plan: Plan) -> float | bytes:
+    """Return for how many seconds SET takes a lock, or the error line of a SET that takes none."""
+    words, seconds, conditional, timed = iter(options), plan.ttl_ms / 1000, False, False
+    for word in words:
+        name = word.upper()
+        if name == b"NX":
+            conditional = True
+            continue
+        if name not in _UNITS:
+            return errors.lock_refused(plan.name, "command")
+        word = next(words, b"")
+        if timed or not word:
+            return errors.SYNTAX
+        timed, number = True, integer(word)
+        if number is None:
+            return errors.NOT_AN_INTEGER
+        unit, absolute = _UNITS[name]
+        seconds = number * unit - (time.time() if absolute else 0)
+        if number <= 0 or seconds > LONGEST:
+            return errors.invalid_expire("set")
+    if not conditional:
+        return errors.lock_refused(plan.name, "command")
+    return max(seconds, 0.001)
+
+
+_UNITS = {
+    b"EX": (1.0, False), b"PX": (0.001, False), b"EXAT": (1.0, True), b"PXAT": (0.001, True),
+}  # fmt: skip
+
+
+def bounded(ruleset: wire.Ruleset, plan: Plan, seconds: float) -> float:
+    """Return how long a lock is held that is asked for so long: as the policy bounds times."""
+    lifetime = ruleset.keyspaces[plan.keyspace].lifetime
+    wanted = max(seconds, lifetime.shortest / 1000)
+    return min(wanted, lifetime.longest / 1000 if lifetime.longest else LONGEST)
