@@ -21,7 +21,7 @@ from typing import TypeVar
 from proxy import errors, wire
 from proxy.handlers import Session, in_redis, journalling, lookups, several, waiting, whole
 from proxy.handlers.targets import Target, target_of, targets_of, writes
-from proxy.handlers.told import Refused, Told, fits, not_here, told
+from proxy.handlers.told import Refused, Told, fits, not_here, over, told
 from proxy.handlers.ways import Way, way_of
 from proxy.origin.answers import answer
 from proxy.origin.behind import WriteBehind
@@ -53,6 +53,8 @@ def take(session: Session, request: wire.Request, plan: Plan) -> bytes | Awaitab
     row = request.ruleset.commands[request.row]
     if session.server.behind is not None and row.write and request.name not in _TIMES:
         return write(session, request, plan)
+    if request.name in _TIMES and row.write and over(request.name, request.arguments):
+        return errors.not_behind(plan.name, "a time that is over deletes the key: send DEL")
     own = request.name in several.READS or way_of(request) is Way.TIME
     return None if own or not dirty(session, request) else _beside(session, request)
 
@@ -148,6 +150,7 @@ async def _inside(session: Session, parts: Sequence[tuple[Plan, Told]]) -> Async
     finally:
         for key in entered:
             behind.turns.leave(key, sums)
+            behind.left(plans[key], key)
 
 
 async def _write_a_part(
@@ -326,7 +329,9 @@ def unjournalled(
 
     So does what a transaction holds, and every command that has a handler of its own.
     """
-    if session.server.behind is None or not writes(request) or request.name in _TIMES:
+    if session.server.behind is None or not writes(request):
+        return None
+    if request.name in _TIMES and not over(request.name, request.arguments):
         return None
     plan = next((target.plan for target in targets if target.plan.mode == "behind"), None)
     return None if plan is None else not_here(plan, request.name)

@@ -109,7 +109,6 @@ class Leases:
                 self._sweep(plan)
         # An object of its own, by which a round sees that this is not what it has sent.
         self._owed[target.key] = Target(*target)
-        self._states.change(log.WARNING, "invalidations", "owed", "invalidations_owed")
 
     async def release(self, target: Target) -> None:
         """End every fetch of a key that has been written in Redis, and forget that it was none."""
@@ -127,8 +126,9 @@ class Leases:
         """Send what is owed to nodes that answer."""
         owed = [(target.plan.cluster, target.name, target) for target in self._owed.values()]
         await repay(self._router.slots, owed, self._repaid)
-        if not self._owed:
+        if not self._owed and self._states.state("invalidations") == "owed":
             self._states.change(log.INFO, "invalidations", "sent", "invalidations_sent")
+        if not self._owed and self._states.state("owed keys") == "dropped":
             self._states.change(log.INFO, "owed keys", "kept", "invalidations_kept")
 
     async def _repaid(self, target: Target) -> bool:
@@ -137,6 +137,9 @@ class Leases:
         gone = await self._void(target.plan.cluster, _all_of(target))
         if gone and self._owed.get(target.key) is target:
             del self._owed[target.key]
+        if not gone:
+            # Only a node that does not answer is worth a line: what is owed is sent every moment.
+            self._states.change(log.WARNING, "invalidations", "owed", "invalidations_owed")
         return gone
 
     async def _void(self, cluster: int, keys: Sequence[bytes]) -> bool:

@@ -117,6 +117,23 @@ def time_of(value: bytes, name: str, unit_ms: int, *, date: bool = False) -> int
     return amount
 
 
+# Of commands that give a time, what one unit of it is in milliseconds, and whether it is a date.
+_ENDS = {
+    b"expire": (1000, False), b"pexpire": (1, False), b"expireat": (1000, True),
+    b"pexpireat": (1, True), b"exat": (1000, True), b"pxat": (1, True),
+}  # fmt: skip
+
+
+def over(name: bytes, words: Sequence[bytes]) -> bool:
+    """Return whether a command about times ends its key at once, which no journal would hear of."""
+    if name == b"getex":
+        name, words = (words[2].lower() if len(words) > 2 else b""), words[1:]
+    if name not in _ENDS or len(words) < 3 or (amount := integer(words[2])) is None:
+        return False
+    unit, date = _ENDS[name]
+    return amount * unit <= (time.time() * 1000 if date else 0)
+
+
 def _decimal(value: bytes) -> bytes:
     amount = number(value)
     if amount is None:

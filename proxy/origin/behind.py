@@ -179,6 +179,11 @@ class WriteBehind:
         if plan.read is not None:
             self._contended.add((plan.name, key))
 
+    def left(self, plan: Plan, key: bytes) -> None:
+        """Hear that a writer of a key is done; of what was refused nothing is kept in mind."""
+        if not self.waits(plan, key):
+            self._contended.discard((plan.name, key))
+
     def whole(self, plan: Plan, key: bytes) -> None:
         """Hear that Redis has all that was written to a key."""
         self._lacking.discard((plan.name, key))

@@ -225,11 +225,22 @@ async def test_what_lands_late_is_lacking_in_redis(
             await asyncio.sleep(0.001)
 
 
+async def test_a_time_that_is_over_is_refused(table: Table) -> None:
+    """The key would be back with what waits for PostgreSQL."""
+    for words in (
+        (b"EXPIRE", KEY, b"0"),
+        (b"PEXPIREAT", KEY, b"1"),
+        (b"GETEX", KEY, b"PXAT", b"1"),
+    ):
+        assert b"send DEL" in await table.ask(*words)
+
+
 async def test_a_transaction_cannot_be_journalled(table: Table) -> None:
     """Its commands are refused one by one, and EXEC runs nothing."""
     assert await table.ask(b"MULTI") == b"+OK\r\n"
     reply = await table.ask(b"HINCRBY", KEY, b"views", b"2")
     assert reply.startswith(b"-POLICY write refused by keyspace 'activity': hincrby")
+    assert b"expire cannot be journalled" in await table.ask(b"EXPIRE", KEY, b"0")
     assert (await table.ask(b"EXEC")).startswith(b"-EXECABORT")
 
 

@@ -1,6 +1,7 @@
 """Leases, fills and invalidations: what nodes are asked, and what scripts do there."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
@@ -78,6 +79,27 @@ async def test_what_could_not_be_invalidated_is_owed(
                 asked = table.node(number).commands()
                 table.node(number).answer(*[b":1\r\n"] * len(asked))
     watch.cancel()
+
+
+async def test_only_a_node_that_stays_away_is_told_of(
+    table: BackedDesk, target: Target, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """What is sent a moment later is what happens all day."""
+    caplog.set_level(logging.INFO)
+    answers = [True, False, True]
+
+    async def void(cluster: int, keys: Sequence[bytes]) -> bool:
+        return answers.pop(0)
+
+    monkeypatch.setattr(table.leases, "_void", void)
+    table.leases.owe(target)
+    await table.leases._repay()
+    assert caplog.messages == []
+    table.leases.owe(target)
+    await table.leases._repay()
+    await table.leases._repay()
+    assert caplog.messages == ["invalidations_owed", "invalidations_sent"]
 
 
 async def test_what_is_pushed_out_or_owed_again_in_a_round(

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from proxy import errors
-from proxy.handlers.told import Refused, Told, fits, told
+from proxy.handlers.told import Refused, Told, fits, over, told
 from proxy.origin.records import Change, Op
 from proxy.plans import Parameter, Plan, Statement
 from tests.origin.activity import plan_of, writing
@@ -125,6 +125,22 @@ def test_what_would_not_arrive_is_refused(plan: Plan, command: bytes, why: bytes
         tell(plan, *command.split())
     assert refused.value.line.startswith(b"-POLICY write refused by keyspace 'activity': ")
     assert why in refused.value.line
+
+
+@pytest.mark.parametrize(
+    ("command", "ends"),
+    [
+        (b"EXPIRE k 0", True), (b"PEXPIRE k -1", True), (b"EXPIRE k 1", False),
+        (b"EXPIREAT k 1000", True), (b"PEXPIREAT k 9999999999999", False),
+        (b"GETEX k PXAT 1", True), (b"GETEX k exat 1 ", True), (b"GETEX k EXAT 9999999999", False),
+        (b"GETEX k EX 5", False), (b"GETEX k PERSIST", False), (b"GETEX k", False),
+        (b"EXPIRE k word", False), (b"EXPIRE k", False), (b"PERSIST k", False),
+    ],
+)  # fmt: skip
+def test_a_time_may_be_over(command: bytes, ends: bool) -> None:
+    """Then the command deletes its key, in whatever form the time is given."""
+    words = command.split()
+    assert over(words[0].lower(), words) == ends
 
 
 def test_a_date_is_so_many_seconds() -> None:

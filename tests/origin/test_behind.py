@@ -225,6 +225,26 @@ async def test_of_a_deleted_key_postgres_may_have_more(start: Start, activity: s
     assert gone == [key_of(1)]
 
 
+async def test_of_writers_who_wrote_nothing_nothing_is_kept(start: Start) -> None:
+    """Where two met and something waits, its flush makes the key void; else nobody need know."""
+    gone: list[bytes] = []
+    async with start(plan_of(writing(every=3600.0))._replace(read=READ)) as sidecar:
+        behind, plan = sidecar.behind, sidecar.plan
+        behind.watch(gone.append)
+        await behind.write(plan, key_of(1), views(1))
+        for number in (1, 2):
+            assert not await behind.turns.enter(key_of(number), sums=False)
+            assert await behind.turns.enter(key_of(number), sums=False)
+            behind.contended(plan, key_of(number))
+        for number in (1, 2, 1, 2):
+            assert len(behind._contended) == 2
+            behind.turns.leave(key_of(number), sums=False)
+            behind.left(plan, key_of(number))
+        assert behind._contended == {("activity", key_of(1))}
+    assert gone == [key_of(1)]
+    assert not behind._contended
+
+
 async def test_rules_that_drop_a_keyspace_bury_what_waits(start: Start, activity: str) -> None:
     """Its writes are not lost, and nothing is stuck behind them."""
     async with start(away=True) as sidecar:
