@@ -21,7 +21,7 @@ import statistics
 import sys
 import time
 import zlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +38,7 @@ from proxy.origin.batching import Connection, apart, arguments_of, prepared, run
 from proxy.origin.flushing import Flushed, Flusher, Observer, Writer  # noqa: E402
 from proxy.origin.installing import install_sql  # noqa: E402
 from proxy.origin.journal import Journal  # noqa: E402
-from proxy.origin.merging import Partition, Row  # noqa: E402
+from proxy.origin.merging import Batch, Partition, Row  # noqa: E402
 from proxy.origin.records import Change, Entry, Op  # noqa: E402
 from proxy.origin.segments import PARTITIONS  # noqa: E402
 from proxy.plans import Plan, Plans, plans_in  # noqa: E402
@@ -106,7 +106,12 @@ async def flush_whole(dsn: str, own: Plan) -> float:
     async def connect() -> Connection:
         return await asyncpg.connect(dsn, timeout=5)
 
-    observer = Observer(settled, flushed, lambda partition, reason: None, lambda row: False)
+    async def read_again(batch: Batch) -> Mapping[tuple[str, bytes], Sequence[Entry]]:
+        return {}
+
+    observer = Observer(
+        settled, flushed, lambda partition, why: None, lambda row: False, read_again
+    )
     flushers = [
         Flusher(
             Writer("benchmark", number), part, connect, lambda: {"user_activity": own}, observer

@@ -9,6 +9,8 @@
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return 0
 end
+-- From here on no node says that it is full. One that is full gives no lease, so this is for what
+-- was under way when it became so.
 redis.call('DEL', KEYS[1])
 local kind, life = ARGV[2], tonumber(ARGV[3])
 if kind == 'kept' then

@@ -13,7 +13,12 @@ local seen, history = (redis.call('GET', KEYS[1]) or ''):match('^(%d+) (.*)$')
 local known = history == ARGV[1]
 local late = known and tonumber(seen) > tonumber(ARGV[2])
 if not late then
-  redis.call('SET', KEYS[1], ARGV[2] .. ' ' .. ARGV[1], 'PX', ARGV[3])
+  local noted = redis.pcall('SET', KEYS[1], ARGV[2] .. ' ' .. ARGV[1], 'PX', ARGV[3])
+  if noted.err then
+    -- A node that is full. What is known of no moment takes the key away, this time and the next.
+    redis.call('UNLINK', KEYS[1])
+    known = false
+  end
 end
 if not KEYS[2] then
   return 0

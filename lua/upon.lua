@@ -6,7 +6,7 @@
 if redis.call('EXISTS', KEYS[2]) == 0 then
   return redis.error_reply('ABSENT there is no such key')
 end
-redis.call('UNLINK', KEYS[1], KEYS[3])
+-- The client's own comes first: a script that has written is not asked for memory any more.
 local first = redis.pcall(unpack(ARGV, 2, 1 + ARGV[1]))
 -- Lua's numbers are exact up to here; a sum beyond is told as the text that it is.
 if type(first) == 'number' and math.abs(first) >= 9007199254740992 then
@@ -21,4 +21,5 @@ while at <= #ARGV do
   redis.pcall(unpack(ARGV, at + 1, at + ARGV[at]))
   at = at + 1 + ARGV[at]
 end
+redis.call('UNLINK', KEYS[1], KEYS[3])
 return first

@@ -110,6 +110,7 @@ class App:
         self._server.pools = self._pools
         if self._backing is not None:
             self._pools.lacks = self._backing.lacks
+            self._pools.moved = self._backing.moved
             self._server.postgres = self._backing.postgres
             self._server.reads = self._backing.reads
             self._server.grants = self._backing.grants

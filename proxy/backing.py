@@ -6,7 +6,7 @@ their data are restored.
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 
 from proxy import log, wire
 from proxy.config import Config, Database
@@ -20,6 +20,7 @@ from proxy.control.invalidation import (
     Surroundings,
     Untrusted,
 )
+from proxy.control.moved import Moved
 from proxy.control.refill import Surroundings as RestoreSurroundings
 from proxy.control.restore import Restore
 from proxy.control.returned import Returned
@@ -54,7 +55,7 @@ class Backing:
         self._database = database
         self._router = router
         self._states = plumbing.states
-        self._leases = Leases(Errands(router, plumbing.batch), self._states)
+        self._leases = Leases(router, Errands(router, plumbing.batch), self._states)
         self.postgres = Postgres(database, metrics.origin)
         self.postgres.watch(self._turned)
         self.reads = Reads(self.postgres, self._leases, metrics.reads)
@@ -64,6 +65,7 @@ class Backing:
             router, mirror, metrics.locks, plumbing.states, lambda: self.postgres.connect(LOCKS)
         )
         self.behind: WriteBehind | None = None
+        self._moved: Moved | None = None
         if config.journal is not None:
             self.behind = WriteBehind(
                 config.journal,
@@ -73,6 +75,7 @@ class Backing:
             )
             self.behind.watch(self._void)
             self.reads.spare(self.behind.waits)
+            self._moved = Moved(router, self.behind)
         self._sweeper = sweeper = Sweeper(router, plumbing.batch, clusters)
         self._leases.beyond(lambda plan: sweeper.ask(plan.cluster, frozenset((plan.keyspace,))))
         self.invalidation = Invalidation(
@@ -108,9 +111,10 @@ class Backing:
 
     def loops(self) -> tuple[Coroutine[None, None, None], ...]:
         """Return what runs for ever."""
+        moved = () if self._moved is None else (self._moved.watch(),)
         return (
             self._leases.watch(), self.invalidation.watch(), self._sweeper.watch(),
-            self.restore.watch(), self.drift.watch(), self.expiry.watch(),
+            self.restore.watch(), self.drift.watch(), self.expiry.watch(), *moved,
         )  # fmt: skip
 
     @property
@@ -139,6 +143,11 @@ class Backing:
     def lacks(self, cluster: int, slot: int, since: float) -> bool:
         """Return whether the shard with this first slot, back since then, lacks what it needs."""
         return self.restore.recovering(cluster, slot) or self.returned.lacks(cluster, slot, since)
+
+    def moved(self, cluster: int, slots: Iterable[int]) -> None:
+        """Hear which slots have another primary, which may have heard less."""
+        if self._moved is not None:
+            self._moved.take(cluster, slots)
 
     def _void(self, key: bytes) -> None:
         """Make a key one that Redis does not have, soon."""

@@ -314,6 +314,11 @@ JOURNAL_REFUSED = line("DEGRADED The journal could not be written; nothing was c
 UNKNOWN_WRITE = line("ERR Outcome unknown: the write was not confirmed in time")
 
 
+def journalled(refusal: bytes) -> bytes:
+    """Return the error of a write that a node refused when it was journalled already."""
+    return refusal[:-2].rstrip(b".") + b"; PostgreSQL is told of it nevertheless\r\n"
+
+
 def invalid_expire(command: str) -> bytes:
     return line(f"ERR invalid expire time in '{command}' command")
 

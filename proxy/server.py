@@ -64,6 +64,10 @@ DRAIN_ROUND = 0.01
 # loopback even the largest request arrives without such a gap.
 STALLED = 1.0  # seconds
 
+# Who is not quiet for this long while we drain is let go between two requests: longer than the
+# pieces of a pipeline are apart. In seconds.
+BUSY = 0.5
+
 # Clients that are given new tables in one turn of the loop: some 100 µs.
 RENEWED_PER_TURN = 200
 
@@ -206,14 +210,11 @@ class Server:
         await asyncio.sleep(DRAIN_ROUND)
         for listener in self._listeners:
             listener.close()
-        deadline = self._loop.time() + timeout
+        began = self._loop.time()
+        deadline = began + timeout
         while self.sessions and self._loop.time() < deadline:
-            now = self._loop.time()
             self._end_waits()
-            for session in list(self.sessions.values()):
-                quiet = STALLED if session.amid_request else QUIET
-                if session.idle and now - session.active >= quiet:
-                    session.finish("drain")
+            self._let_go(self._loop.time(), began + BUSY, began + timeout / 2)
             await asyncio.sleep(DRAIN_ROUND)
         complete = not self.sessions
         for session in list(self.sessions.values()):
@@ -221,6 +222,17 @@ class Server:
         await self._finish_tasks(deadline)
         self._unlink()
         return complete
+
+    def _let_go(self, now: float, busy: float, late: float) -> None:
+        """Let clients go that are quiet; after a while those too that never are."""
+        for session in list(self.sessions.values()):
+            quiet = STALLED if session.amid_request else QUIET
+            if session.closing and session.idle and now >= late + STALLED:
+                session.close("drain")  # it has every answer, and does not go
+            elif session.idle and now - session.active >= quiet:
+                session.finish("drain")
+            elif now >= busy:
+                session.leave(deaf=now >= late)
 
     def _end_waits(self) -> None:
         """End the waits of blocked clients, as if their time were over."""

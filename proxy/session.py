@@ -13,13 +13,12 @@ Deadlines of nodes are not ours: `upstream.connection` owns them.
 """
 
 import asyncio
-import select
 import time
 from collections.abc import Awaitable, Mapping
 from functools import partial
 from typing import Any, Protocol, cast
 
-from proxy import errors, handlers, log, wire
+from proxy import errors, handlers, log, sockets, wire
 from proxy.handlers import Holding, Mode, backed, bound
 from proxy.handlers.runs import Runs
 from proxy.metrics import Metrics
@@ -41,9 +40,6 @@ OUTPUT_LOW = 256 * 1024
 
 # Unread replies below which a client that was behind counts towards the total of all no longer.
 CAUGHT_UP = 4 * 1024
-
-# Writes to a client that is behind are accounted in pieces of at least this, so that few are kept.
-PIECE = 64 * 1024
 
 # Before AUTH nobody needs to send more at once, or to leave more than a few error lines unread.
 STRANGER_BYTES = 4 * 1024
@@ -101,8 +97,10 @@ class Session(asyncio.BufferedProtocol):
         self._reading = True
         self._delayed = False  # sending waits for the next turn of the loop
         self._behind = False  # unread replies are counted
-        self._written: list[int] = []  # sizes of what the transport holds since it is behind
+        self._kept = sockets.Kept()  # by the transport, since it is behind
         self._ended = False  # the client has sent all it will
+        self._leaving = False  # it is closed as soon as it is owed nothing
+        self._deaf = False  # and taken nothing more from when it is owed something
         self._runs: Runs | None = None  # made for the first script
         self._reason = "client"
 
@@ -124,14 +122,7 @@ class Session(asyncio.BufferedProtocol):
     @property
     def gone(self) -> bool:
         """Return whether the client has closed its end; the loop may not have heard of it yet."""
-        if self._transport is None:
-            return True
-        raw = self._transport.get_extra_info("socket")
-        if raw is None:
-            return False
-        look = select.poll()
-        look.register(raw.fileno(), select.POLLRDHUP)
-        return bool(look.poll(0))
+        return self._transport is None or sockets.has_ended(self._transport)
 
     @property
     def idle(self) -> bool:
@@ -201,14 +192,30 @@ class Session(asyncio.BufferedProtocol):
         self.downstream.finish()
         self._close_if_done()
 
+    def leave(self, *, deaf: bool) -> None:
+        """Close in the turn that gives the client its last answer: later its next request may come.
+
+        Who never waits is owed one all the time: `deaf` then takes no more than is under way.
+        """
+        self._leaving = True
+        self._deaf = deaf
+        self._turn_away()
+
+    def _turn_away(self) -> None:
+        """Read no more from a client that is to go and is owed something."""
+        owed = self._deaf and not self.closing and not self.idle
+        if owed and self._reading and self._transport is not None:
+            self._reading = False
+            self._transport.pause_reading()
+
     # What the event loop calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         name = transport.get_extra_info("peername")
-        self.peer = _address(name)
+        self.peer = sockets.address(name)
         self.downstream.address = str(name[0]).encode() if isinstance(name, tuple) else b""
-        self.local = _address(transport.get_extra_info("sockname"))
+        self.local = sockets.address(transport.get_extra_info("sockname"))
         refusal = self.server.admit(self)
         if refusal is not None:
             self._transport.write(refusal)
@@ -287,16 +294,8 @@ class Session(asyncio.BufferedProtocol):
         waiting = self.downstream.output_bytes
         # Above the low mark the transport stays silent, however much is added.
         self._behind = self.downstream.paused or unsent + waiting > CAUGHT_UP
-        held = self._held_of(unsent)
+        held = self._kept.of(unsent)
         self.server.backlog(self, held + waiting if self._behind else 0)
-
-    def _held_of(self, unsent: int) -> int:
-        """Return what the transport keeps: of a write that is sent in part, all."""
-        written = self._written
-        held = sum(written)
-        while written and held - written[0] >= unsent:
-            held -= written.pop(0)
-        return max(held, unsent)
 
     # The way of a command.
 
@@ -320,6 +319,7 @@ class Session(asyncio.BufferedProtocol):
             self._reading = False
             if self._transport is not None:
                 self._transport.pause_reading()
+        self._turn_away()
         if self._ended or downstream.closing:
             self._leave_if_blocked()
             self._close_if_done()
@@ -386,6 +386,12 @@ class Session(asyncio.BufferedProtocol):
             return
         if self.downstream.blocked:
             self._go_on()
+        if (
+            self._leaving
+            and self.idle
+            and not (self._reading and sockets.has_more(self._transport))
+        ):
+            self.finish("drain")
         if self.closing or self._ended or self.downstream.closing:
             self._close_if_done()
 
@@ -395,10 +401,7 @@ class Session(asyncio.BufferedProtocol):
         if data and self._transport is not None:
             self._transport.write(data)
             if self._behind:
-                if self._written and self._written[-1] < PIECE:
-                    self._written[-1] += len(data)
-                else:
-                    self._written.append(len(data))
+                self._kept.add(len(data))
         if self._behind or downstream.output_bytes > wire.BEHIND:
             # Replies that wait for one before them are in no transport yet.
             self.count_unread()
@@ -407,7 +410,8 @@ class Session(asyncio.BufferedProtocol):
         if self.downstream.resumable:
             self._take(b"")
         # Not blocked and holding much is the beginning of a large request: the rest must come in.
-        if not self._reading and not (self.downstream.blocked and self._holds_much()):
+        held = self._deaf or (self.downstream.blocked and self._holds_much())
+        if not self._reading and not held:
             self._reading = True
             if self._transport is not None:
                 self._transport.resume_reading()
@@ -421,24 +425,23 @@ class Session(asyncio.BufferedProtocol):
         downstream = self.downstream
         if self._transport is None or downstream.pending or downstream.output_bytes:
             return
+        if not (self._ended or self.closing or downstream.closing):
+            return
         if self._ended and downstream.blocked and not downstream.closing:
             return
         if downstream.closing and not self.closing:
             self._reason = "protocol"
-        if self._ended or self.closing or downstream.closing:
+        if self._ended or not self._deaf:
             # The transport sends what it still holds before it closes.
             self._transport.close()
+        elif not self._reading:
+            # Closed before it is read, what the client still sends would take its answers back.
+            self._reading = True
+            self._transport.write_eof()
+            self._transport.resume_reading()
 
 
 def _failed(request: wire.Request, error: BaseException) -> bytes:
     """Log what a handler raised, which it never should, and return the line for its client."""
     log.event(log.ERROR, "handler_failed", error=error, command=request.name.decode())
     return errors.INTERNAL
-
-
-def _address(name: object) -> str:
-    """Return a socket's name as Redis writes it; a unix socket's peer has none."""
-    if isinstance(name, tuple):
-        host, port = str(name[0]), name[1]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return f"{name.decode() if isinstance(name, bytes) else name or ''}:0"

@@ -22,7 +22,7 @@ PIN_USES: Final = ("blocked", "watching")
 UNDELIVERED: Final = ("dropped", "pushed_back", "unknown")
 
 # What write-behind is in, and what became of the rows that it has written.
-BEHIND_STATES: Final = ("open", "late", "through", "full", "failed")
+BEHIND_STATES: Final = ("open", "late", "through", "misfit", "full", "failed")
 BEHIND_ROWS: Final = ("written", "dead")
 
 # What became of a question to Redis about a shared rate limit.

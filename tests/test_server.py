@@ -1,6 +1,7 @@
 """All clients of the process: how many, where they connect, what they cost, how they are let go."""
 
 import asyncio
+import contextlib
 import random
 import socket
 import stat
@@ -137,6 +138,58 @@ async def test_draining_waits_for_a_request_that_arrives_in_pieces() -> None:
         assert watch.spent <= 2.0
         assert await half.rest() == []
         assert house.node.values[b"k"] == b"v" * 1000
+
+
+async def test_draining_lets_busy_clients_go_between_two_requests() -> None:
+    """Who sends the next request when it has an answer gets every answer, and is gone soon."""
+    async with front() as house:
+        asked = answered = 0
+
+        async def ask(caller: Caller, *words: str) -> None:
+            nonlocal asked, answered
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    asked += 1
+                    await caller.call(*words)
+                    answered += 1
+
+        words = [("GET", "k"), ("SET", "k", "v"), ("PING",)] * 4
+        busy = [asyncio.create_task(ask(await house.connect(), *each)) for each in words]
+        await wait_for(lambda: answered > 100, "load")
+        watch = Stopwatch()
+        assert await house.server.drain(20.0)
+        assert watch.spent <= 2.0
+        await asyncio.gather(*busy)
+        # The request that finds the connection closed was never taken.
+        assert asked - answered == len(busy)
+        assert house.closed("drain") == len(busy)
+
+
+async def test_draining_ends_a_pipeline_that_never_does() -> None:
+    """Half of the time later nothing more is taken, and what was taken is answered."""
+    async with front() as house:
+        caller = await house.connect()
+        taken = 0
+
+        def count(connection: object, words: list[bytes]) -> None:
+            nonlocal taken
+            taken += words[0] == b"SET"
+
+        house.node.script = count
+        answers = asyncio.create_task(caller.rest(20.0))
+
+        async def flood() -> None:
+            with contextlib.suppress(ConnectionError):
+                while not caller.writer.is_closing():
+                    caller.writer.write(pack("SET", "k", "v") * 100)
+                    await caller.writer.drain()
+
+        flooding = asyncio.create_task(flood())
+        await wait_for(lambda: house.node.values.get(b"k"), "load")
+        assert await house.server.drain(4.0)
+        assert await answers == [b"OK"] * taken
+        caller.close()
+        await flooding
 
 
 async def test_draining_ends_at_its_deadline() -> None:

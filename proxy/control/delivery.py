@@ -20,6 +20,7 @@ from proxy import plans, wire
 from proxy.control.positions import INVALIDATE, beside
 from proxy.control.work import Orders
 from proxy.upstream.errands import Errands, Script
+from proxy.upstream.owing import repay
 
 PATCH = Script("patch")
 
@@ -30,9 +31,6 @@ SENDING = 0.25
 
 # Keys that are remembered while their shard is away, some ten megabytes.
 OWED = 50_000
-
-# Of those that one node is owed so many are under way to it at a time.
-HANDFUL = 100
 
 # How long a node remembers as of when it has kept a key in step, in milliseconds: an hour. Of a
 # key that changes less often the first change takes it away.
@@ -107,26 +105,15 @@ class Delivery:
             self._errands.run(PATCH, self._cluster, moment, arguments, heard, [first, *others])
 
     async def catch_up(self, now: AsOf) -> None:
-        """Send what is owed, to each node one key first, to see whether there is any use in more.
+        """Send what is owed to nodes that answer.
 
         Of a slot that moves, keys are sent one by one: a node refuses commands with several of
         which it has only some.
         """
-        slots = self._router.slots
-        owed: dict[int, list[bytes]] = {}
-        for name in self.owed:
-            slot = slots.place_of(self._cluster, name).slot
-            owed.setdefault(slots.owner(self._cluster, slot), []).append(name)
+        owed = [(self._cluster, name, name) for name in self.owed]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SENDING):
-                await asyncio.gather(*(self._repay(names, now) for names in owed.values()))
-
-    async def _repay(self, names: Sequence[bytes], now: AsOf) -> None:
-        """Send what one node is owed; the rest in handfuls once it has answered to the first."""
-        parts = [names[:1], *(names[at : at + HANDFUL] for at in range(1, len(names), HANDFUL))]
-        for part in parts:
-            if not all(await asyncio.gather(*(self._repaid(name, now) for name in part))):
-                return
+                await repay(self._router.slots, owed, lambda name: self._repaid(name, now))
 
     async def _repaid(self, name: bytes, now: AsOf) -> bool:
         moment = plans.companion(plans.PATCHED, name) if self.owed[name] else None

@@ -96,7 +96,7 @@ def handled(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]
         return _timed(session, request, offered.answer(session, request))
     targets = targets_of(request)
     alone = offered.script_of(request) is not None
-    if _about_locks(targets.values()) and (alone or request.name in (*WAYS, b"watch")):
+    if _about_locks(targets.values()) and (alone or request.name in WAYS):
         line = misspelled(targets.values())
         if line is not None:
             return line

@@ -10,7 +10,7 @@ Always true:
   * what may be in Redis without a write that waits does not outlive the flush of that write.
 
 A value that Redis refuses after it was journalled (out of memory, wrong type) stays journalled: its
-client hears the error, and PostgreSQL has what the client wanted.
+client hears the error and that PostgreSQL has what it wanted, which is what reads find.
 """
 
 import asyncio
@@ -19,15 +19,13 @@ from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from typing import TypeVar
 
 from proxy import errors, wire
-from proxy.errors import JournalRefused
-from proxy.handlers import Session, in_redis, lookups, several, waiting, whole
+from proxy.handlers import Session, in_redis, journalling, lookups, several, waiting, whole
 from proxy.handlers.targets import Target, target_of, targets_of, writes
 from proxy.handlers.told import Refused, Told, fits, not_here, told
 from proxy.handlers.ways import Way, way_of
 from proxy.origin.answers import answer
-from proxy.origin.behind import WriteBehind, WriteBehindFull
+from proxy.origin.behind import WriteBehind
 from proxy.origin.merging import Row
-from proxy.origin.records import Change, Op
 from proxy.plans import Plan, plans_in
 from proxy.wire.rules import Reason
 
@@ -91,7 +89,7 @@ async def write(session: Session, request: wire.Request, plan: Plan) -> bytes:
     """Journal a write and carry it out, or refuse it."""
     readable = [] if session.server.reads is None else _readable(request)
     try:
-        parts = _parts(request, plan)
+        parts = _parts(session, request, plan)
         if in_redis.away(session, request.location):
             if plan.detour.writes != "journal":
                 return errors.CLUSTERDOWN
@@ -118,7 +116,7 @@ async def _write_the_whole(
     """Journal a write that leaves nothing of what was there, and carry it out."""
     behind, reads = session.server.behind, session.server.reads
     assert behind is not None
-    if (line := await _journalled(behind, parts)) is not None:
+    if (line := await journalling.journalled(behind, parts)) is not None:
         return line
     for target in targets_of(request).values():
         if reads is not None and target.plan.read is None:
@@ -134,7 +132,7 @@ async def _write_the_whole(
 @contextlib.asynccontextmanager
 async def _inside(session: Session, parts: Sequence[tuple[Plan, Told]]) -> AsyncIterator[None]:
     """Be one of those who write to keys. Raises Refused where that cannot be in time."""
-    behind, sums = session.server.behind, _sums(parts)
+    behind, sums = session.server.behind, journalling.sums(parts)
     assert behind is not None
     plans, entered = {part.key: plan for plan, part in parts}, list[bytes]()
     try:
@@ -177,7 +175,7 @@ async def _write_a_part(
             return reply
         if request.name == b"set":
             return errors.UNKNOWN_WRITE
-        lost, journalled = True, not _sums(parts)
+        lost, journalled = True, not journalling.sums(parts)
     return errors.UNKNOWN_WRITE if journalled else errors.TIMEOUT
 
 
@@ -195,7 +193,7 @@ async def _attempted(
     """
     behind = session.server.behind
     assert behind is not None
-    if (line := await _journalled(behind, parts)) is not None:
+    if (line := await journalling.journalled(behind, parts)) is not None:
         return line
     if not there:
         carried = in_redis.carried_out(session, request, [target])
@@ -204,7 +202,7 @@ async def _attempted(
     if reply is not None:
         return await _ended(behind, parts, reply)
     behind.lacking(target.plan, target.key)
-    return None if await _taken_back(behind, parts) else errors.UNKNOWN_WRITE
+    return None if await journalling.taken_back(behind, parts) else errors.UNKNOWN_WRITE
 
 
 async def _sure(
@@ -214,7 +212,7 @@ async def _sure(
     try:
         return await reply
     except asyncio.CancelledError:
-        _lack(behind, parts)
+        journalling.lack(behind, parts)
         raise
 
 
@@ -223,24 +221,16 @@ async def _ended(behind: WriteBehind, parts: Sequence[tuple[Plan, Told]], reply:
     if reply[:1] != b"-":
         return reply
     if reply == errors.UNKNOWN_OUTCOME:
-        _lack(behind, parts)
+        journalling.lack(behind, parts)
         return reply
-    taken_back = await _taken_back(behind, parts)
-    if taken_back and _sums(parts):
+    taken_back = await journalling.taken_back(behind, parts)
+    if taken_back and journalling.sums(parts):
         return reply
     # Redis has what was there before.
-    _lack(behind, parts)
-    return reply if taken_back and reply not in _NOTHING_DONE else errors.UNKNOWN_WRITE
-
-
-def _sums(parts: Sequence[tuple[Plan, Told]]) -> bool:
-    """Return whether a write is nothing but increments, which can be taken back."""
-    return all(change.op is Op.ADD for _, part in parts for change in part.changes)
-
-
-def _lack(behind: WriteBehind, parts: Sequence[tuple[Plan, Told]]) -> None:
-    for plan, part in parts:
-        behind.lacking(plan, part.key)
+    journalling.lack(behind, parts)
+    if taken_back and reply not in _NOTHING_DONE:
+        return errors.journalled(reply)
+    return errors.UNKNOWN_WRITE
 
 
 async def _without_redis(
@@ -265,10 +255,10 @@ async def _without_redis(
     try:
         # Nobody else counts on the same value until this write is in the overlay.
         reply = await waiting.reply_to(session, request, parts)
-        line = await _journalled(behind, parts)
+        line = await journalling.journalled(behind, parts)
     finally:
         turn.release()
-    _lack(behind, parts)
+    journalling.lack(behind, parts)
     if reads is not None and way_of(request) is not Way.FETCH:
         # Also where nobody can read it in PostgreSQL: none of what it was is true any more.
         for target in named.values():
@@ -348,9 +338,10 @@ def plan_behind(rules: wire.Ruleset, key: bytes) -> Plan | None:
     return plan if plan is not None and plan.mode == "behind" else None
 
 
-def _parts(request: wire.Request, plan: Plan) -> list[tuple[Plan, Told]]:
+def _parts(session: Session, request: wire.Request, plan: Plan) -> list[tuple[Plan, Told]]:
     """Return what is told of each key that is written behind. Raises Refused."""
-    parts = []
+    behind, parts = session.server.behind, []
+    assert behind is not None
     for target in targets_of(request).values():
         if target.plan.mode == "through":
             raise Refused(errors.no_statement(target.plan.name))
@@ -359,7 +350,7 @@ def _parts(request: wire.Request, plan: Plan) -> list[tuple[Plan, Told]]:
         if own is not None:
             if not _is_text(part.key, *(each.value for each in part.changes)):
                 raise Refused(errors.not_behind(own.name, "PostgreSQL has no text of such bytes"))
-            fits(own, part.changes)
+            fits(own, part.changes, behind.types(own, part.key))
             parts.append((own, part))
     return parts
 
@@ -370,45 +361,3 @@ def _is_text(*words: bytes) -> bool:
         return not any("\0" in word.decode() for word in words)
     except UnicodeDecodeError:
         return False
-
-
-async def _journalled(behind: WriteBehind, parts: Sequence[tuple[Plan, Told]]) -> bytes | None:
-    """Journal all parts; return the error line where that did not work."""
-    if any(behind.full(plan) for plan, _ in parts):
-        return errors.JOURNAL_FULL
-    written = [behind.write(plan, key, changes) for plan, (key, changes) in parts]
-    outcomes = await asyncio.gather(*written, return_exceptions=True)
-    failed = [each for each in outcomes if isinstance(each, BaseException)]
-    if not failed:
-        return None
-    for error in failed:
-        if not isinstance(error, WriteBehindFull | JournalRefused):
-            raise error
-    if len(failed) < len(parts) or any(not _is_certain(error) for error in failed):
-        # Some was taken, or may be yet, and Redis does not hear of it.
-        _lack(behind, parts)
-        return errors.UNKNOWN_WRITE
-    full = isinstance(failed[0], WriteBehindFull)
-    return errors.JOURNAL_FULL if full else errors.JOURNAL_REFUSED
-
-
-def _is_certain(error: BaseException) -> bool:
-    """Return whether what was refused never shows."""
-    return isinstance(error, WriteBehindFull) or (
-        isinstance(error, JournalRefused) and error.certain
-    )
-
-
-async def _taken_back(behind: WriteBehind, parts: Sequence[tuple[Plan, Told]]) -> bool:
-    """Journal the opposite of increments that Redis did not carry out; return whether it is."""
-    opposite = [
-        (plan, Told(key, tuple(Change(Op.ADD, each.field, _negated(each.value))
-                               for each in changes if each.op is Op.ADD)))
-        for plan, (key, changes) in parts
-    ]  # fmt: skip
-    wanted = [(plan, part) for plan, part in opposite if part.changes]
-    return await _journalled(behind, wanted) is None
-
-
-def _negated(value: bytes) -> bytes:
-    return value[1:] if value[:1] == b"-" else b"-" + value.removeprefix(b"+")

@@ -21,6 +21,9 @@ from proxy.handlers.ways import Way, way_of
 
 MULTI, EXEC = wire.pack([b"MULTI"]), wire.pack([b"EXEC"])
 
+# What a node says of all where it refuses one; who has sent one command knows of no transaction.
+_DISCARDED = b"-EXECABORT Transaction discarded because of: "
+
 
 def plain(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
     """Carry a command out in Redis, as rules have changed it."""
@@ -45,6 +48,9 @@ async def filled(session: Session, targets: Iterable[Target]) -> bytes | None:
     """Let Redis have all of these keys; return an error line where that cannot be."""
     reads = session.server.reads
     assert reads is not None
+    targets = list(targets)
+    if not await reads.leases.settled(targets):
+        return errors.CLUSTERDOWN
     wanted = [reads.value(target) for target in targets if target.plan.read is not None]
     found = await asyncio.gather(*wanted)
     return next((each.line for each in found if isinstance(each, OriginError)), None)
@@ -99,7 +105,7 @@ async def as_one(
     unit = b"".join((MULTI, *ended, *frames, EXEC))
     reply = await sent(session, location, unit, len(ended) + len(frames) + 2, received)
     if reply[:1] == b"-":
-        return reply
+        return reply.replace(_DISCARDED, b"-", 1)
     try:
         return resp.elements(reply)[len(ended)]
     except (ValueError, IndexError):

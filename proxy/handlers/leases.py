@@ -6,18 +6,20 @@ the node of the key (lua/lease.lua, fill.lua, invalidate.lua).
 Always true:
   * no call takes longer than SECONDS: a node that does not answer is one that is away;
   * a key whose invalidation did not arrive is owed to its cluster and tried again, OWED keys at
-    most; beyond that all keys of its keyspace are swept away, as soon as that can be.
+    most; beyond that all keys of its keyspace are swept away, as soon as that can be;
+  * what is owed nobody here is shown from Redis: `Router.owed` tells the data plane.
 """
 
 import asyncio
 import itertools
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from proxy import log
+from proxy import log, wire
 from proxy.handlers.targets import Target
 from proxy.plans import Plan
 from proxy.upstream.errands import Errands, Script
+from proxy.upstream.owing import repay
 
 LEASE = Script("lease")
 FILL = Script("fill")
@@ -29,8 +31,8 @@ SECONDS = 0.25
 # Some two megabytes of names.
 OWED = 10_000
 
-# How often what is owed is tried again, in seconds, and how many keys at a time.
-ROUND, BATCH = 0.25, 500
+# How often what is owed is tried again, in seconds.
+ROUND = 0.25
 
 # What is said of a lease: one of these, or that nobody answered.
 THERE, NONE, WON, HELD, AWAY = "there", "none", "won", "held", "away"
@@ -41,12 +43,14 @@ _SAID = {b"$%d\r\n%b\r\n" % (len(word), word.encode()): word for word in (THERE,
 class Leases:
     """Those of one sidecar, in all clusters."""
 
-    def __init__(self, errands: Errands, states: log.StateLog) -> None:
+    def __init__(self, router: wire.Router, errands: Errands, states: log.StateLog) -> None:
+        self._router = router
         self._errands = errands
         self._states = states
         self._mine = secrets.token_hex(6)
         self._numbers = itertools.count()
-        self._owed: dict[tuple[int, bytes], Target] = {}
+        self._owed: dict[bytes, Target] = {}  # by the names that clients use
+        router.owed = self._owed
         self._sweep: Callable[[Plan], None] = lambda plan: None
 
     def beyond(self, sweep: Callable[[Plan], None]) -> None:
@@ -74,31 +78,37 @@ class Leases:
 
     async def void(self, target: Target) -> bool:
         """Make a key one that nobody has, as soon as its node is there; return whether it is."""
+        before = self._owed.get(target.key)
         gone = await self._void(target.plan.cluster, _all_of(target))
-        if gone:
-            self._owed.pop((target.plan.cluster, target.name), None)
-        else:
+        if not gone:
             self.owe(target)
+        elif self._owed.get(target.key) is before:
+            # What is owed since is owed for a later change.
+            self._owed.pop(target.key, None)
         return gone
+
+    async def settled(self, targets: Iterable[Target]) -> bool:
+        """Return whether nothing is owed of keys, once their nodes have been told again."""
+        owed = [target for target in targets if self.owes(target)]
+        return not owed or all(await asyncio.gather(*map(self.void, owed)))
 
     def owes(self, target: Target) -> bool:
         """Return whether a key is to be invalidated as soon as its node is there."""
-        return (target.plan.cluster, target.name) in self._owed
+        return target.key in self._owed
 
     def forgive(self, target: Target) -> None:
         """Let a key be after all: it is written as a whole."""
-        self._owed.pop((target.plan.cluster, target.name), None)
+        self._owed.pop(target.key, None)
 
     def owe(self, target: Target) -> None:
         """Make a key one that nobody has, soon."""
-        place = target.plan.cluster, target.name
-        if len(self._owed) >= OWED and place not in self._owed:
+        if len(self._owed) >= OWED and target.key not in self._owed:
             plan = self._owed.pop(next(iter(self._owed))).plan
             self._states.change(log.WARNING, "owed keys", "dropped", "invalidations_dropped")
             if plan.read is not None:
                 self._sweep(plan)
         # An object of its own, by which a round sees that this is not what it has sent.
-        self._owed[place] = Target(*target)
+        self._owed[target.key] = Target(*target)
         self._states.change(log.WARNING, "invalidations", "owed", "invalidations_owed")
 
     async def release(self, target: Target) -> None:
@@ -110,28 +120,24 @@ class Leases:
         """Repay what is owed, for ever."""
         while True:
             await asyncio.sleep(ROUND)
-            while self._owed and await self._repay():
-                # Nodes answer: those who wait for their keys need not wait for a round each.
-                pass
+            if self._owed:
+                await self._repay()
 
-    async def _repay(self) -> bool:
-        """Try some of what is owed; return whether all of it arrived."""
-        owed = list(itertools.islice(self._owed.items(), BATCH))
-        done = await asyncio.gather(
-            *(self._void(place[0], _all_of(target)) for place, target in owed)
-        )
-        for (place, target), gone in zip(owed, done, strict=True):
-            if self._owed.get(place) is not target:
-                # Owed once more meanwhile, for a later change, or pushed out.
-                continue
-            # Last in the row again, so that a node that stays away does not hold up the others.
-            del self._owed[place]
-            if not gone:
-                self._owed[place] = target
+    async def _repay(self) -> None:
+        """Send what is owed to nodes that answer."""
+        owed = [(target.plan.cluster, target.name, target) for target in self._owed.values()]
+        await repay(self._router.slots, owed, self._repaid)
         if not self._owed:
             self._states.change(log.INFO, "invalidations", "sent", "invalidations_sent")
             self._states.change(log.INFO, "owed keys", "kept", "invalidations_kept")
-        return all(done)
+
+    async def _repaid(self, target: Target) -> bool:
+        if self._owed.get(target.key) is not target:
+            return True
+        gone = await self._void(target.plan.cluster, _all_of(target))
+        if gone and self._owed.get(target.key) is target:
+            del self._owed[target.key]
+        return gone
 
     async def _void(self, cluster: int, keys: Sequence[bytes]) -> bool:
         return (await self._ask(INVALIDATE, cluster, keys, ()))[:1] == b":"

@@ -1,6 +1,6 @@
 """Look-ups of keys that PostgreSQL stands behind, where Redis had no answer.
 
-`backed` gives them here: what was not there, too old, or where no node could be asked; and
+`backed` gives them here: what was not there, too old, or where no node could be asked or told; and
 questions of time, whose answers are those of Redis without the window that clients do not know.
 
 Always true: what cannot be had is an error of PostgreSQL's or of Redis', never nil; what is older
@@ -43,6 +43,8 @@ def look_up(
 ) -> bytes | Awaitable[bytes]:
     """Answer a look-up by what PostgreSQL has."""
     assert request.reply is not None
+    if request.reason == Reason.OWED:
+        return _owed(session, request, reads, target)
     if request.reason != Reason.AWAY:
         return _missed(session, request, reads, target)
     # Without Redis everybody comes here: who waits for the same fetch costs no task.
@@ -66,9 +68,19 @@ async def _missed(session: Session, request: wire.Request, reads: Reads, target:
     return _said(session, request, reads, target, found)
 
 
+async def _owed(session: Session, request: wire.Request, reads: Reads, target: Target) -> bytes:
+    """Answer a look-up of a key that its node may have as it was before it changed here."""
+    assert request.reply is not None
+    if await reads.leases.settled([target]):
+        return await _missed(session, request, reads, target)
+    return await _away(session, request, reads, target, request.reply)
+
+
 async def time_left(session: Session, request: wire.Request, reads: Reads, target: Target) -> bytes:
     """Answer how long a key lives, as far as clients know."""
     question, seconds = _CLOCKS[request.name]
+    if not await reads.leases.settled([target]):
+        return await _away(session, request, reads, target, errors.CLUSTERDOWN)
     reply = await _ask(session, request, [question, target.name], target)
     if reply == _GONE and target.plan.read is not None:
         found = await waiting.found(session, target) or await reads.value(target)

@@ -36,12 +36,18 @@ async def read(session: Session, request: wire.Request, reads: Reads) -> bytes:
     places = _places(session, request, keys)
     if isinstance(places, bytes):
         return places
+    await reads.leases.settled(targets.values())
+    # What is still owed now counts as away, whatever its node is going to say.
+    owed = {key for key, target in targets.items() if reads.leases.owes(target)}
     # All questions are queued before the first answer is waited for.
     asked = {
         key: _asked(session, request, place, targets.get(key)) for key, place in places.items()
     }
     answers = await asyncio.gather(
-        *(_element(session, request, reads, targets.get(key), asked[key]) for key in keys),
+        *(
+            _element(session, request, reads, targets.get(key), asked[key], away=key in owed)
+            for key in keys
+        ),
         return_exceptions=True,
     )
     found: dict[bytes, bytes] = {}
@@ -144,9 +150,12 @@ async def _element(
     reads: Reads,
     target: Target | None,
     asked: tuple[asyncio.Future[bytes] | None, asyncio.Future[bytes]],
+    *,
+    away: bool,
 ) -> bytes:
     """Return one key's part of the reply. Raises Refused."""
     time, reply = (None if asked[0] is None else await asked[0]), await asked[1]
+    reply = errors.CLUSTERDOWN if away else reply
     if target is None or target.plan.read is None:
         return _part(request, reply)
     if reply.startswith(AWAY_WORDS):

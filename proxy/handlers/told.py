@@ -8,13 +8,14 @@ Always true: words that Redis would refuse are refused here, in its words.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from typing import NamedTuple
 
 from proxy import errors
 from proxy.handlers.connection import integer
 from proxy.origin.batching import shape_of, summed
-from proxy.origin.merging import number
+from proxy.origin.merging import number, plain
 from proxy.origin.records import Change, Op
 from proxy.plans import Plan
 
@@ -23,6 +24,10 @@ from proxy.plans import Plan
 VALUE, TTL = b"value", b"ttl"
 
 INTEGERS = range(-(2**63), 2**63)
+
+# How far numbers go from zero, by PostgreSQL's name of their type; integers have one more below.
+_WHOLE = {"int2": 2**15 - 1, "int4": 2**31 - 1, "int8": 2**63 - 1}
+_DOUBLES = {"float4": Decimal("3.4028235e38"), "float8": Decimal("1.7976931348623157e308")}
 
 
 def not_here(plan: Plan, name: bytes) -> bytes:
@@ -53,23 +58,39 @@ def told(plan: Plan, name: bytes, words: Sequence[bytes]) -> list[Told]:
     return read(plan, words)
 
 
-def fits(plan: Plan, changes: Sequence[Change]) -> None:
-    """Raise Refused for a change that the statement of a plan has no place for."""
+def fits(plan: Plan, changes: Sequence[Change], types: Mapping[bytes, str]) -> None:
+    """Raise Refused for a change that the statement of a plan has no place for.
+
+    types names those of its parameters, as far as they are known. Whether a sum fits only
+    PostgreSQL knows.
+    """
     assert plan.writing is not None
     statement = plan.writing.statement
     names = {name.encode() for name, kind in statement.parameters if kind == "field"}
     counted = {name.encode() for name in summed(statement)}
     if plan.writing.merge == "add" and shape_of(statement.text) is None:
         counted = names
-    for op, field, _ in changes:
+    for op, field, value in changes:
         if op is Op.DROP:
             continue
         if field not in names:
             raise Refused(errors.not_behind(plan.name, "its statement has no such field"))
         if op is Op.ADD and field not in counted:
             raise Refused(errors.not_behind(plan.name, "its statement sets the field"))
+        if op is Op.ADD and not _holds(types.get(field, ""), value):
+            raise Refused(errors.not_behind(plan.name, f"{types[field]} has no such number"))
         if op is not Op.ADD and field in counted:
             raise Refused(errors.not_behind(plan.name, "its statement counts the field up"))
+
+
+def _holds(kind: str, value: bytes) -> bool:
+    """Return whether a type has a number."""
+    amount = number(value)
+    if amount is None:
+        return False
+    if kind in _WHOLE:
+        return amount == amount.to_integral_value() and abs(amount + (amount < 0)) <= _WHOLE[kind]
+    return kind not in _DOUBLES or abs(amount) <= _DOUBLES[kind]
 
 
 def _times(plan: Plan, seconds: bytes | None) -> tuple[Change, ...]:
@@ -97,9 +118,10 @@ def time_of(value: bytes, name: str, unit_ms: int, *, date: bool = False) -> int
 
 
 def _decimal(value: bytes) -> bytes:
-    if number(value) is None:
+    amount = number(value)
+    if amount is None:
         raise Refused(errors.NOT_A_FLOAT)
-    return value
+    return plain(amount)
 
 
 # Options of SET of which it takes one.

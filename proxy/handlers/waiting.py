@@ -3,7 +3,8 @@
 `behind` and `several` ask where Redis has no answer, or lacks some of those writes.
 
 Always true: who asks is told what the next reader of PostgreSQL will see, or an error; what is read
-there and what waits belong to one moment, because no flush ends in between.
+there and what waits belong to one moment: no flush ends in between, and nobody reads while it is
+not known whether one has.
 """
 
 import asyncio
@@ -96,11 +97,14 @@ async def fields_of(session: Session, plan: Plan, key: bytes) -> dict[bytes, byt
     """Return what a key holds by PostgreSQL and what waits for it. Raises Refused."""
     behind = session.server.behind
     assert behind is not None
+    waiting = behind.overlay(plan, key)
+    if waiting is not None and waiting.dropped:
+        # Nothing of what PostgreSQL has shows.
+        return overlaid(waiting, {})
     try:
         async with asyncio.timeout(STILL_SECONDS), behind.still(key):
-            waiting = behind.overlay(plan, key) or Row(plan.name, key)
-            base = {} if waiting.dropped else _held(await _read(session, plan, key))
-            return overlaid(waiting, base)
+            base = _held(await _read(session, plan, key))
+            return overlaid(behind.overlay(plan, key) or Row(plan.name, key), base)
     except TimeoutError:
         raise Refused(errors.ORIGIN_BUSY) from None
 

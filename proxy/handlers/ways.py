@@ -28,8 +28,8 @@ _EACH = frozenset((b"mget", b"exists", b"del", b"unlink", b"mset"))
 
 _WHOLE = frozenset((b"set", b"setex", b"psetex", b"msetex", b"restore"))
 
-# What they name is watched or said, not read.
-_NO_DATA = frozenset((b"watch", b"spublish", b"ssubscribe", b"sunsubscribe"))
+# What they name is said, not read.
+_NO_DATA = frozenset((b"spublish", b"ssubscribe", b"sunsubscribe"))
 
 
 def _way(row: Command) -> Way:

@@ -62,6 +62,7 @@ class Many(NamedTuple):
 
     text: str
     together: bool  # takes one array per parameter, else one value
+    types: tuple[str, ...]  # of the parameters
 
 
 @cache
@@ -136,9 +137,16 @@ async def types_of(connection: Connection, statement: Statement) -> list[str]:
     return [_written(each) for each in parameters]
 
 
+def kind_of(written: str) -> str:
+    """Return the name of a type without its schema."""
+    return written.rpartition(".")[2].strip('"')
+
+
 def apart(statement: Statement, types: Sequence[str]) -> Many:
     """Return a statement that is run for each row, and takes text."""
-    return Many(_renumbered(statement.text, lambda n: f"(${n}::text)::{types[n - 1]}"), False)
+    return Many(
+        _renumbered(statement.text, lambda n: f"(${n}::text)::{types[n - 1]}"), False, tuple(types)
+    )
 
 
 def together(shape: Shape, types: Sequence[str]) -> Many:
@@ -150,7 +158,8 @@ def together(shape: Shape, types: Sequence[str]) -> Many:
     arrays = ", ".join(f"${n}::text[]" for n in range(1, len(types) + 1))
     names = ", ".join(f"p{n}" for n in range(1, len(types) + 1))
     rows = f"unnest({arrays}) AS sidecache_rows ({names})"
-    return Many(" ".join((shape.head, "SELECT", values, "FROM", rows, shape.rest)), True)
+    text = " ".join((shape.head, "SELECT", values, "FROM", rows, shape.rest))
+    return Many(text, True, tuple(types))
 
 
 def _renumbered(text: str, written: Callable[[int], str]) -> str:

@@ -5,23 +5,26 @@ the partition of its key until that partition's flusher has committed it.
 
 States, of all keyspaces together, the worst one: `open`; `late` (something waits longer than
 MAX_AGE, PostgreSQL is slow or away); `through` (a keyspace's journal is full to THROUGH: its writes
-wait for PostgreSQL); `full` (they are refused); `failed` (the disk takes no writes: they are
-flushed before they are answered).
+wait for PostgreSQL); `misfit` (a statement does not fit the tables: with its rows those of other
+keyspaces in the same partition wait for a person); `full` (they are refused); `failed` (the disk
+takes no writes: they are flushed before they are answered).
 
 Always true: what `write` returned for survives the end of this process; what it raised for with
 `certain` never reaches PostgreSQL.
 """
 
 import asyncio
+import contextlib
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from proxy import log
 from proxy.errors import JournalRefused, SidecacheError
 from proxy.origin.flushing import Connect, Flushed, Flusher, Observer, Writer
 from proxy.origin.journal import Journal
+from proxy.origin.letters import Misfit
 from proxy.origin.merging import Partition, Row, sizes_of
 from proxy.origin.records import Change, Entry
 from proxy.origin.turns import Turns
@@ -65,6 +68,7 @@ class WriteBehind:
         self._states = log.StateLog()
         # Keyspace and key of what waits and Redis may lack, or may have in another order.
         self._lacking: set[tuple[str, bytes]] = set()
+        self._misfits: dict[int, str] = {}  # by partition: which statement it waits for
         self._contended: set[tuple[str, bytes]] = set()
         self._void: Callable[[bytes], None] = lambda key: None
         self.turns = Turns()
@@ -85,7 +89,9 @@ class WriteBehind:
         """Read the journal and begin to flush it. Raises JournalError."""
         journal = await asyncio.to_thread(Journal, self._directory, self._landed)
         self._journal = journal
-        observer = Observer(self._settled, self._flushed, self._failed, self._lacking.__contains__)
+        observer = Observer(
+            self._settled, self._flushed, self._failed, self._lacking.__contains__, journal.of
+        )
         self._flushers = [
             Flusher(Writer(journal.identity.sidecar, number, journal.run), Partition(self._kind_of),
                     self._connect, self.named, observer)
@@ -188,9 +194,22 @@ class WriteBehind:
         """Return whether anything of a key waits."""
         return self._flusher(key).partition.waits(plan.name, key)
 
-    def still(self, key: bytes) -> asyncio.Lock:
-        """Return what holds the flusher of a key back: then PostgreSQL and overlay add up."""
-        return self._flusher(key).lock
+    def types(self, plan: Plan, key: bytes) -> Mapping[bytes, str]:
+        """Return PostgreSQL's names of the types of fields, as far as it has told them."""
+        assert plan.writing is not None
+        return self._flusher(key).types(plan.writing.statement)
+
+    def places(self) -> Iterator[tuple[str, bytes]]:
+        """Yield keyspace and key of what waits; what lands meanwhile may be missing."""
+        for flusher in self._flushers:
+            yield from flusher.partition.places()
+
+    def still(self, key: bytes) -> contextlib.AbstractAsyncContextManager[None]:
+        """Return what holds the flusher of a key back: then PostgreSQL and overlay add up.
+
+        Nobody gets in while it is not known whether something was committed.
+        """
+        return self._flusher(key).still()
 
     def turn(self, key: bytes) -> asyncio.Lock:
         """Return what those hold one after another who answer a write by what was there before."""
@@ -306,19 +325,31 @@ class WriteBehind:
     async def _flushed(self, flushed: Flushed) -> None:
         for keyspace, size in flushed.batch.sizes.items():
             self._count(keyspace, -size)
-        self._metrics.flushed.count("written", amount=flushed.rows - flushed.dead)
-        self._metrics.flushed.count("dead", amount=flushed.dead)
-        if flushed.dead:
-            self._states.change(log.ERROR, "rows", "dead", "dead_letters", rows=flushed.dead)
+        rows, letters = flushed.batch.rows, len(flushed.dead)
+        self._metrics.flushed.count("written", amount=len(rows.keys() - flushed.dead))
+        self._metrics.flushed.count("dead", amount=letters)
+        if letters:
+            self._states.change(log.ERROR, "rows", "dead", "dead_letters", rows=letters)
         else:
             self._states.change(log.INFO, "rows", "fine", "dead_letters_ended")
         self._look()
-        # Before they are forgotten: after a crash in between they are looked at again.
-        self._revoke(flushed.batch.rows)
+        # Before they are forgotten: after a crash in between they are looked at again. What is dead
+        # Redis has and PostgreSQL has not; of a deleted key PostgreSQL may have more than Redis.
+        differing = {*flushed.dead, *(place for place, row in rows.items() if row.dropped)}
+        for name, key in differing:
+            if (plan := self.named().get(name)) is not None:
+                self.lacking(plan, key)
+        self._revoke(rows)
         await self._checkpoint()
 
-    def _failed(self, partition: int, reason: str) -> None:
-        level, state = (log.WARNING, "failing") if reason else (log.INFO, "working")
+    def _failed(self, partition: int, error: Exception | None) -> None:
+        level, state = (log.INFO, "working") if error is None else (log.WARNING, "failing")
+        reason = "" if error is None else f"{type(error).__name__}: {error}"
+        if error is None:
+            self._misfits.pop(partition, None)
+        elif isinstance(error, Misfit):
+            level, state = log.ERROR, "misfit"
+            self._misfits[partition] = str(error)
         self._states.change(level, f"partition {partition}", state, f"flush_{state}",
                             partition=partition, reason=reason)  # fmt: skip
         self._look()
@@ -334,12 +365,16 @@ class WriteBehind:
         fullest = max(shares, default=0.0)
         if self._ready.failure is not None:
             state = "failed"
+        elif fullest >= 1.0:
+            state = "full"
+        elif self._misfits:
+            state = "misfit"
         elif fullest >= THROUGH:
-            state = "full" if fullest >= 1.0 else "through"
+            state = "through"
         else:
             state = "late" if self.age() > MAX_AGE else "open"
         level = log.INFO if state == "open" else log.WARNING
-        if self._states.change(level, "write_behind", state, f"write_behind_{state}",
-                               fault=self._ready.failure or ""):  # fmt: skip
+        fault = self._ready.failure or "; ".join({*self._misfits.values()})
+        if self._states.change(level, "write_behind", state, f"write_behind_{state}", fault=fault):
             self.state = state
             self._metrics.enter(state)

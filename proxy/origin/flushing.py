@@ -5,72 +5,59 @@ position of this sidecar and partition along: after a crash, what is journalled 
 passed over, and a COMMIT of which nobody knows whether it happened is recognised by it.
 
 Always true:
-  * a batch is committed once, or it waits: what PostgreSQL refuses for good (a row that it cannot
-    take) goes to the dead letters in the same transaction, all else is tried again until it works;
+  * a batch is committed once, or it waits: what PostgreSQL refuses for good goes to dead letters in
+    the same transaction (`letters`), all else is tried again until it works;
   * a statement that does not fit the tables is nobody's row's fault: the batch waits for a person;
   * at most FLUSH_SECONDS pass in one attempt, then its connection is given up.
 """
 
 import asyncio
-import json
+import contextlib
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import asyncpg
 
 from proxy import log
 from proxy.errors import SidecacheError
-from proxy.origin.batching import Connection, Many, arguments_of, prepared, run
+from proxy.origin.batching import Connection, Many, kind_of, prepared
+from proxy.origin.letters import Apart, Letters, Misfit, guilty
 from proxy.origin.merging import Batch, Partition, Row
 from proxy.origin.pool import LOST
 from proxy.origin.records import Entry
-from proxy.plans import Plan
+from proxy.plans import Plan, Statement
 
 FLUSH_SECONDS = 30.0
 CONNECT_SECONDS = 5.0
 FIRST_PAUSE = 0.1  # seconds, of the waits after a failure; they double up to
 LONGEST_PAUSE = 30.0
-
-# Of an error's text in a dead letter: it may quote a value of any length.
-ERROR_CHARACTERS = 500
-
-# SQL states of what may work later: a lost connection, a standby, a conflict, no resources, a lock,
-# a shutdown or timeout, the disk, a bug; 42501 is a right that somebody has to grant. All others
-# are a row's fault: a value that a type (22), a constraint (23) or a trigger does not take, or two
-# keys that are one row (21), which only fail together.
-_LATER = ("08", "25", "40", "42501", "53", "55", "57", "58", "XX")
+# While nobody knows whether a batch is committed, readers wait for this loop.
+LONGEST_DOUBT = 0.5  # seconds
 
 # Longer than the deadlines of those for whom a client waits.
 _BEGIN = f"""
 BEGIN; SET LOCAL statement_timeout = '{FLUSH_SECONDS:.0f}s'; SET LOCAL lock_timeout = '5s'
 """
+# Waits for a COMMIT that is under way on a connection that was given up, and so sees its outcome.
 _POSITION = """
-SELECT sequence FROM sidecache_write_positions WHERE sidecar = $1 AND partition = $2
+INSERT INTO sidecache_write_positions AS p (sidecar, partition, sequence) VALUES ($1, $2, 0)
+    ON CONFLICT (sidecar, partition) DO UPDATE SET sequence = p.sequence RETURNING sequence
 """
 _MOVE = """
 INSERT INTO sidecache_write_positions (sidecar, partition, sequence) VALUES ($1, $2, $3)
     ON CONFLICT (sidecar, partition) DO UPDATE SET sequence = excluded.sequence, at = excluded.at
 """
-_BURY = """
-INSERT INTO sidecache_dead_letters (keyspace, key, payload, sqlstate, error, attempts, sidecar)
-VALUES ($1, $2, $3::jsonb, $4, $5, $6, $7)
-"""
 
 Connect = Callable[[], Awaitable[Connection]]
-
-
-class Misfit(SidecacheError):
-    """A statement that PostgreSQL does not take as it stands."""
 
 
 class Flushed(NamedTuple):
     """What became of a batch."""
 
     batch: Batch
-    rows: int
-    dead: int
+    dead: Sequence[tuple[str, bytes]]  # keyspace and key of each dead letter
 
 
 class Observer(NamedTuple):
@@ -78,8 +65,9 @@ class Observer(NamedTuple):
 
     settled: Callable[[Sequence[Entry]], Awaitable[None]]  # entries that were flushed before
     flushed: Callable[[Flushed], Awaitable[None]]
-    failed: Callable[[int, str], None]  # partition and why; "" when it works again
+    failed: Callable[[int, Exception | None], None]  # partition and why; None: it works again
     lacking: Callable[[tuple[str, bytes]], bool]  # whether Redis may lack what a key's row has
+    apart: Apart  # what the rows of a batch were merged of
 
 
 class Writer(NamedTuple):
@@ -103,8 +91,9 @@ class Flusher:
     ) -> None:
         """plans gives the plans that are in force, by the names of their keyspaces."""
         self.partition = partition
-        # Held during a transaction: what its holder reads in PostgreSQL lacks just the overlay.
-        self.lock = asyncio.Lock()
+        # Held during a transaction, and told of what is known after it.
+        self._known = asyncio.Condition()
+        self._doubt: Flushed | None = None  # whether this is committed nobody knows
         self.turn = asyncio.Lock()  # of those who write by what was there before
         self._writer = writer
         self._connect = connect
@@ -112,6 +101,7 @@ class Flusher:
         self._observer = observer
         self._connection: Connection | None = None
         self._statements: dict[str, Many] = {}
+        self._types: dict[str, Mapping[bytes, str]] = {}  # also while there is no connection
         self._wake = asyncio.Event()
         self._urgent = False
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
@@ -120,6 +110,22 @@ class Flusher:
     def poke(self) -> None:
         """Look again: something landed."""
         self._wake.set()
+
+    @contextlib.asynccontextmanager
+    async def still(self) -> AsyncIterator[None]:
+        """Hold flushes back, once it is known what they did: PostgreSQL lacks just the overlay."""
+        async with self._known:
+            await self._known.wait_for(lambda: not self._doubtful)
+            yield
+
+    @property
+    def _doubtful(self) -> bool:
+        """Whether PostgreSQL may have what still counts as waiting."""
+        return self._doubt is not None or self.partition.position is None
+
+    def types(self, statement: Statement) -> Mapping[bytes, str]:
+        """Return the types of a statement's parameters, none before PostgreSQL has told them."""
+        return self._types.get(statement.text, {})
 
     async def through(self, sequence: int, seconds: float) -> bool:
         """Flush at once; return whether everything up to a sequence was committed in time."""
@@ -152,8 +158,9 @@ class Flusher:
             except (*LOST, asyncpg.PostgresError, TimeoutError, SidecacheError) as error:
                 self._drop_connection()
                 self._attempts += 1
-                self._observer.failed(self._writer.partition, _described(error))
-                await asyncio.sleep(_pause(self._attempts))
+                self._observer.failed(self._writer.partition, error)
+                longest = LONGEST_DOUBT if self._doubtful else LONGEST_PAUSE
+                await asyncio.sleep(_pause(self._attempts, longest))
 
     async def drain(self, seconds: float) -> bool:
         """Flush everything; return whether it was done in time."""
@@ -191,23 +198,36 @@ class Flusher:
     async def _step(self) -> None:
         connection = await self._connected()
         if self.partition.position is None:
-            await self._observer.settled(self.partition.settle(await self._begin(connection)))
+            # A query must follow, whose end lets go of the tables that were looked at.
+            await self._learn(connection)
+            async with self._telling():
+                settled = self.partition.settle(await self._begin(connection))
+            await self._observer.settled(settled)
         else:
             if not self.partition.sealed:
                 self.partition.seal()
             self._urgent = False
-            async with self.lock:
+            async with self._telling():
                 flushed = await self._flush(connection, self.partition.sealed[0])
                 self.partition.done()
             await self._observer.flushed(flushed)
         if self._attempts:
             self._attempts = 0
-            self._observer.failed(self._writer.partition, "")
+            self._observer.failed(self._writer.partition, None)
         for sequence, waiter in self._waiters:
             if (self.partition.position or 0) >= sequence and not waiter.done():
                 waiter.set_result(None)
             else:
                 self._urgent = True
+
+    @contextlib.asynccontextmanager
+    async def _telling(self) -> AsyncIterator[None]:
+        """Let nobody read meanwhile, and those who wait look again."""
+        async with self._known:
+            try:
+                yield
+            finally:
+                self._known.notify_all()
 
     async def _connected(self) -> Connection:
         if self._connection is None or self._connection.is_closed():
@@ -237,18 +257,22 @@ class Flusher:
         return self._writer.run - 1
 
     async def _position(self, connection: Connection) -> int:
-        found = await connection.fetchval(_POSITION, *self._writer[:2])
-        return int(found or 0)
+        return int(await connection.fetchval(_POSITION, *self._writer[:2]))
 
     async def _flush(self, connection: Connection, batch: Batch) -> Flushed:
         """Commit a batch, unless an attempt whose end nobody saw has committed it."""
-        if self._attempts and await self._position(connection) >= batch.last:
-            return Flushed(batch, len(batch.rows), 0)
+        if self._doubt is not None:
+            committed = await self._position(connection) >= batch.last
+            flushed, self._doubt = self._doubt, None
+            if committed:
+                return flushed
         groups = self._grouped(batch)
         for name, (plan, _) in groups.items():
             if plan is not None:
                 await self._prepare(connection, name, plan)
-        dead = 0
+        letters = Letters(
+            connection, batch, self._writer.sidecar, self._attempts + 1, self._observer.apart
+        )
         # Not the driver's own block: after an error it would wait for ROLLBACK. Whatever goes wrong
         # here, the connection is given up with the transaction in it.
         await connection.execute(_BEGIN)
@@ -257,10 +281,20 @@ class Flusher:
             known = not any(self._observer.lacking((name, row.key)) for row in rows)
             writer = name if known else ""
             await connection.execute("SELECT set_config('sidecache.origin', $1, true)", writer)
-            dead += await self._write(connection, plan, rows)
+            await self._write(letters, plan, rows)
         await connection.execute(_MOVE, *self._writer[:2], batch.last)
+        flushed = self._doubt = Flushed(batch, letters.dead)
         await connection.execute("COMMIT")
-        return Flushed(batch, len(batch.rows), dead)
+        self._doubt = None
+        return flushed
+
+    async def _write(self, letters: Letters, plan: Plan | None, rows: Sequence[Row]) -> None:
+        """Write the rows of one keyspace."""
+        if plan is not None and plan.writing is not None:
+            await letters.write(plan, self._statements[plan.writing.statement.text], rows)
+            return
+        for row in rows:
+            await letters.bury(row, "", "no keyspace of this name is written behind")
 
     def _grouped(self, batch: Batch) -> dict[str, tuple[Plan | None, list[Row]]]:
         """Return plan and rows of each keyspace, rows in the order of their keys."""
@@ -270,83 +304,27 @@ class Flusher:
             groups.setdefault(name, (plans.get(name), []))[1].append(row)
         return groups
 
+    async def _learn(self, connection: Connection) -> None:
+        """Hear the types of parameters; what does not fit is told where a row needs it."""
+        for name, plan in self._plans().items():
+            with contextlib.suppress(Misfit, asyncpg.PostgresError):
+                await self._prepare(connection, name, plan)
+
     async def _prepare(self, connection: Connection, name: str, plan: Plan) -> None:
         assert plan.writing is not None
         statement = plan.writing.statement
         if statement.text in self._statements:
             return
         try:
-            self._statements[statement.text] = await prepared(connection, statement)
+            many = self._statements[statement.text] = await prepared(connection, statement)
+            names = (name.encode() for name, _ in statement.parameters)
+            self._types[statement.text] = dict(zip(names, map(kind_of, many.types), strict=True))
         except asyncpg.PostgresError as error:
-            if _guilty(error):
+            if guilty(error):
                 raise Misfit(f"{statement.place}: {error}") from error
             raise
 
-    async def _write(self, connection: Connection, plan: Plan | None, rows: list[Row]) -> int:
-        """Write the rows of one keyspace; return how many became dead letters."""
-        if plan is None or plan.writing is None:
-            for row in rows:
-                await self._bury(connection, row, "", "no keyspace of this name is written behind")
-            return len(rows)
-        arguments, dead = [], 0
-        for row in rows:
-            try:
-                arguments.append((row, arguments_of(plan, row)))
-            except ValueError as error:
-                await self._bury(connection, row, "22021", str(error))
-                dead += 1
-        many = self._statements[plan.writing.statement.text]
-        return dead + await self._attempt(connection, many, arguments)
 
-    async def _attempt(
-        self, connection: Connection, many: Many, rows: Sequence[tuple[Row, list[str | None]]]
-    ) -> int:
-        """Write rows, halving them around those that PostgreSQL does not take."""
-        if not rows:
-            return 0
-        await connection.execute("SAVEPOINT rows")
-        try:
-            await run(connection, many, [arguments for _, arguments in rows])
-        except asyncpg.PostgresError as error:
-            if not _guilty(error):
-                raise
-            await connection.execute("ROLLBACK TO rows")
-            if len(rows) == 1:
-                await self._bury(connection, rows[0][0], error.sqlstate or "", str(error))
-                return 1
-        else:
-            await connection.execute("RELEASE rows")
-            return 0
-        middle = len(rows) // 2
-        first = await self._attempt(connection, many, rows[:middle])
-        return first + await self._attempt(connection, many, rows[middle:])
-
-    async def _bury(self, connection: Connection, row: Row, state: str, error: str) -> None:
-        fields = {
-            _plain(name): {"op": cell.op.name.lower(), "value": _plain(cell.value)}
-            for name, cell in row.flushed().items()
-        }
-        payload = json.dumps({"fields": fields, "dropped": row.dropped})
-        await connection.execute(
-            _BURY, row.keyspace, row.key, payload, state, _plain(error.encode())[:ERROR_CHARACTERS],
-            self._attempts + 1, self._writer.sidecar,
-        )  # fmt: skip
-
-
-def _guilty(error: asyncpg.PostgresError) -> bool:
-    """Return whether a row is at fault, and not the moment."""
-    return not (error.sqlstate or "XX").startswith(_LATER)
-
-
-def _plain(text: bytes) -> str:
-    """Return text that JSON of PostgreSQL takes: it has no zero byte."""
-    return text.decode("utf-8", "backslashreplace").replace("\0", "\\x00")
-
-
-def _described(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def _pause(attempts: int) -> float:
+def _pause(attempts: int, longest: float) -> float:
     """Return how long to wait after so many failures: anything up to twice as long each time."""
-    return random.uniform(0.0, min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(attempts, 16)))
+    return random.uniform(0.0, min(longest, FIRST_PAUSE * 2 ** min(attempts, 16)))

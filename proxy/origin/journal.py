@@ -16,13 +16,14 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 from proxy.errors import JournalError, JournalRefused
 from proxy.origin import records, segments
+from proxy.origin.merging import Batch
 from proxy.origin.records import Change, Entry
 from proxy.origin.segments import Former, Segment
 
@@ -30,6 +31,9 @@ SEGMENT_BYTES = 64 << 20
 
 # One write to the disk; the next group waits for it.
 GROUP_BYTES = 1 << 20
+
+# What is read again of a segment, at most: some ten thousand entries.
+AGAIN_BYTES = 8 << 20
 
 # A full disk is tried again as seldom.
 RETRY_SECONDS = 1.0
@@ -44,6 +48,7 @@ CLOSE_SECONDS = 5.0
 Landed = Callable[[Sequence[Entry]], None]
 _T = TypeVar("_T")
 _Waiting = tuple[Entry, asyncio.Future[Entry]]
+Place = tuple[str, bytes]  # keyspace and key
 
 
 class Journal:
@@ -97,6 +102,21 @@ class Journal:
         if self._committing is None or self._committing.done():
             self._committing = asyncio.create_task(self._commit())
         return future
+
+    async def of(self, batch: Batch) -> Mapping[Place, Sequence[Entry]]:
+        """Return what the rows of a batch were merged of, by keyspace and key.
+
+        Rows may be missing, or may have been merged of others: what was never journalled, and what
+        stands too far apart.
+        """
+        current = () if self._segment is None else (self._segment.former(),)
+        segments = [*self._former, *current]
+        following = [*(segment.first for segment in segments[1:]), batch.last + 1]
+        concerned = [
+            segment for segment, end in zip(segments, following, strict=True)
+            if segment.first <= batch.last and end > batch.first
+        ]  # fmt: skip
+        return await asyncio.to_thread(_entries_of, batch, concerned[:2])
 
     async def checkpoint(self, lowest: int) -> None:
         """Hear the lowest sequence that is not flushed yet: segments below it are deleted."""
@@ -165,6 +185,7 @@ class Journal:
             self._begin(entries[0].sequence)
         segment = self._segment
         assert segment is not None
+        segment.mark(entries[0].sequence)
         segment.append(b"".join(records.encode(entry, self.durable) for entry in entries))
         if segment.size >= SEGMENT_BYTES:
             self._leave()
@@ -180,7 +201,7 @@ class Journal:
 
     def _leave(self) -> None:
         if (segment := self._segment) is not None:
-            self._former.append(Former(segment.first, segment.path, segment.size))
+            self._former.append(segment.former())
             self._segment = None
             segment.close()
 
@@ -198,3 +219,14 @@ class Journal:
 
     async def _in_thread(self, work: Callable[..., _T], *arguments: object) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+
+
+def _entries_of(batch: Batch, concerned: Sequence[Former]) -> Mapping[Place, Sequence[Entry]]:
+    found: dict[Place, list[Entry]] = {}
+    with contextlib.suppress(OSError):
+        for segment in concerned:
+            for entry in segment.between(batch.first, batch.last, AGAIN_BYTES):
+                place = entry.keyspace, entry.key
+                if batch.first <= entry.sequence <= batch.last and place in batch.rows:
+                    found.setdefault(place, []).append(entry)
+    return found

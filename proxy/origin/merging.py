@@ -9,7 +9,7 @@ client was told is in some batch until a flush says that it is committed.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Context, Decimal, InvalidOperation
 
@@ -52,9 +52,11 @@ class Row:
     dropped: bool = False  # the key was deleted, and what it has now came after that
     cells: dict[bytes, Cell] = field(default_factory=dict)
     before: dict[bytes, Cell] = field(default_factory=dict)  # increments from before that
+    writes: int = 0  # how many were merged
 
     def merge(self, entry: Entry, kind: str) -> None:
         """Take in a later entry of the same key."""
+        self.writes += 1
         self.changed = max(entry.time, self.changed)
         for change in entry.changes:
             if change.op is Op.DROP:
@@ -187,6 +189,12 @@ class Partition:
         self.position = batch.last
         return batch
 
+    def places(self) -> Iterator[tuple[str, bytes]]:
+        """Yield keyspace and key of what waits; what lands meanwhile may be missing."""
+        yield from tuple(self._of_key)
+        for batch in tuple(self.batches()):
+            yield from tuple(batch.rows)
+
     def waits(self, keyspace: str, key: bytes) -> bool:
         """Return whether anything waits for a key."""
         place = keyspace, key
@@ -212,6 +220,14 @@ def _stacked(below: Row, above: Row, kind: str) -> Row:
     entry = Entry(0, above.changed, above.keyspace, above.key, (*drop, *changes))
     below.merge(entry, kind)
     return below
+
+
+def merged(entries: Sequence[Entry], kind: str) -> Row:
+    """Return the row of one key's writes."""
+    row = Row(entries[0].keyspace, entries[0].key)
+    for entry in entries:
+        row.merge(entry, kind)
+    return row
 
 
 def sizes_of(entries: Iterable[Entry]) -> dict[str, int]:
@@ -241,8 +257,15 @@ def _sum(one: bytes, other: bytes) -> bytes:
     if first is None or second is None:
         # The node refuses to add to what is no number; PostgreSQL is told the increment alone.
         return other
-    text = format(_EXACT.add(first, second), "f")
-    # As Redis writes it: no zeros behind the last digit that counts.
+    return plain(_EXACT.add(first, second))
+
+
+def plain(amount: Decimal) -> bytes:
+    """Return a number as Redis writes it: no exponent, no zeros behind the last digit that counts.
+
+    An integer of PostgreSQL takes no other.
+    """
+    text = format(amount, "f")
     return (text.rstrip("0").rstrip(".") if "." in text else text).encode()
 
 

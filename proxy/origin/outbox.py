@@ -124,7 +124,7 @@ class Change(NamedTuple):
     table: str
     everything: bool
     key: Mapping[str, str | None]  # column to text
-    origin: str | None
+    origin: str | None  # the keyspace whose writer has seen to Redis, where nothing was lost there
     at: int  # milliseconds since the epoch, by the database's clock
 
 
@@ -165,6 +165,7 @@ class Outbox:
         self._ahead = ""  # snapshot of the look whose pages are being read
         self._last = (0, 0)
         self.complete = False  # all pages of the last look have been read
+        self._again = False  # what comes next has been read before
         # Milliseconds since the epoch: before the last page, and before the look that it is of.
         # What was committed by then is in them, because a snapshot is taken behind that moment.
         self.now = self.began = 0
@@ -181,11 +182,13 @@ class Outbox:
             self._behind = Snapshot.before(min(xid, self._behind.xmin))
             self._ahead, self._last = "", (0, 0)
             self.complete = False
+            self._again = True
 
     async def read(self, tables: Sequence[str] | None = None) -> list[Change]:
         """Return the next page, of some tables alone or of all.
 
-        What the last one had must be seen to before.
+        What the last one had must be seen to before. Who reads again does so because Redis has lost
+        what it heard, also of those who had seen to it themselves: of no change they are named.
         """
         xid, number = self._last
         rows = await self._connection.fetch(
@@ -198,12 +201,14 @@ class Outbox:
         ahead = self._ahead or rows[0]["snapshot"]
         self.finished = Snapshot(ahead).finished
         self.complete = len(found) < PAGE
+        again, self._again = self._again, self._again and not self.complete
         if self.complete:
             self._behind, self._ahead, self._last = Snapshot(ahead), "", (0, 0)
         else:
             self._ahead, self._last = ahead, (int(found[-1]["xid"]), int(found[-1]["id"]))
         # All of a page are read, or a look would have no end where few of many rows are wanted.
-        return _changes([row for row in found if tables is None or row["tbl"] in tables])
+        wanted = [row for row in found if tables is None or row["tbl"] in tables]
+        return _changes(wanted, named=not again)
 
     async def clean(self, keep: float) -> int:
         """Delete rows that are older than so many seconds and have been read; return how many."""
@@ -213,10 +218,10 @@ class Outbox:
         return int(row["count"])
 
 
-def _changes(rows: Sequence[Any]) -> list[Change]:
+def _changes(rows: Sequence[Any], *, named: bool) -> list[Change]:
     # One text of many objects is read in half the time of many texts.
     keys: list[dict[str, str | None]] = json.loads(f"[{','.join(row['key'] for row in rows)}]")
     return [
-        Change(row["tbl"], row["op"] == "t", key, row["origin"], int(row["at"]))
+        Change(row["tbl"], row["op"] == "t", key, row["origin"] if named else None, int(row["at"]))
         for row, key in zip(rows, keys, strict=True)
     ]

@@ -31,6 +31,9 @@ _HEADER = struct.Struct("<8sQQI")  # what it is, first sequence, durable before 
 _KIND = b"sidewb\x00\x01"
 _CHECKPOINT = struct.Struct("<QI")
 
+# So often it is remembered where in a segment an entry stands, in bytes.
+_MARKED = 1 << 20
+
 
 class Identity(NamedTuple):
     """Who wrote a journal: the same after a restart on the same volume."""
@@ -47,6 +50,7 @@ class Segment:
         self.path = directory / f"{first:016x}.segment"
         self.first = first
         self.size = _HEADER.size  # of what is durable
+        self.marks: list[tuple[int, int]] = []  # sequence and offset, now and then
         self._sound = True
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -58,6 +62,11 @@ class Segment:
             self.close()
             self.path.unlink(missing_ok=True)
             raise
+
+    def mark(self, sequence: int) -> None:
+        """Remember where the entry of this number is about to stand."""
+        if not self.marks or self.size - self.marks[-1][1] >= _MARKED:
+            self.marks.append((sequence, self.size))
 
     def append(self, data: bytes) -> None:
         """Write records and return when they are on disk. Raises OSError."""
@@ -81,6 +90,10 @@ class Segment:
             return False
         return self._sound
 
+    def former(self) -> "Former":
+        """Return what is durable of it by now."""
+        return Former(self.first, self.path, self.size, tuple(self.marks))
+
     def close(self) -> None:
         os.close(self._file)
 
@@ -91,6 +104,20 @@ class Former(NamedTuple):
     first: int  # sequence
     path: Path
     size: int  # bytes
+    marks: tuple[tuple[int, int], ...] = ()  # sequence and offset of some entries
+
+    def between(self, first: int, last: int, most: int) -> Iterator[Entry]:
+        """Yield entries of these numbers, and of others; so many bytes are read. Raises OSError."""
+        starts = [offset for sequence, offset in self.marks if sequence <= first]
+        start = max(starts, default=_HEADER.size)
+        ends = [offset for sequence, offset in self.marks if sequence > last]
+        with self.path.open("rb") as file:
+            file.seek(start)
+            data = file.read(min(min(ends, default=self.size) - start, most))
+        offset = 0
+        while (record := decode(data, offset)) is not None:
+            yield record.entry
+            offset = record.end
 
 
 class Recovered(NamedTuple):

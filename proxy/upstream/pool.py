@@ -137,9 +137,10 @@ class Pools:
         self._loop = asyncio.get_running_loop()
         # Set by who knows it: whether the shard with this first slot, which has served since then,
         # holds what it should not; and who wants to hear that a node is lost, is back or has
-        # become another's.
+        # become another's, and which slots of a cluster have another owner.
         self.lacks: Callable[[int, int, float], bool] = lambda cluster, slot, since: False
         self.changed: Callable[[], None] = lambda: None
+        self.moved: Callable[[int, Iterable[int]], None] = lambda cluster, slots: None
         self.clusters = [ClusterPool(i, config, self) for i, config in enumerate(configs)]
         self.pins = Pins(self.clusters, plumbing.batch, plumbing.metrics.pins)
         self.broker = Broker(self.clusters, plumbing)
@@ -251,6 +252,7 @@ class ClusterPool:
             self._owned[self.owners[slot]] -= 1
             self._owned[node.index] += 1
             self.owners[slot] = node.index
+            self._pools.moved(self.index, (slot,))
             if self._owned[node.index] == 1:
                 self._take_over(node.index)
             self._pools.publish_soon()
@@ -309,7 +311,7 @@ class ClusterPool:
         owners = array("h", [places[owner] for owner in view.owners])
         changed = bool(gone or new) or owners != self.owners
         before, self._owned = self._owned, Counter(owners)
-        self.owners = owners
+        former, self.owners = self.owners, owners
         self._plumbing.metrics.keep_nodes(self.config.name, self.nodes)
         if changed:
             self._pools.publish()
@@ -319,6 +321,8 @@ class ClusterPool:
                 for index in self._owned:
                     if index >= 0 and not before[index]:
                         self._take_over(index)
+                pairs = enumerate(zip(former, owners, strict=True))
+                self._pools.moved(self.index, [slot for slot, (a, b) in pairs if a != b])
             self.changed()
         return changed
 

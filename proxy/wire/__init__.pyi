@@ -218,6 +218,9 @@ class Router:
     ruleset: Ruleset
     slots: SlotMap
     pause: int  # a rules.Pause: what is held back of every client; whoever ends it wakes them
+    owed: dict[
+        bytes, Any
+    ]  # by key: nodes may have what it was before it changed, whatever they say
     @property
     def refusals(self) -> Refusals: ...
     def __init__(self, ruleset: Ruleset, slots: SlotMap) -> None: ...

@@ -23,6 +23,7 @@ cdef int _back(Downstream client, const char* frame, Py_ssize_t size, int index,
     cdef Pending before = client.tail
     cdef Request request
     cdef bytes refusal
+    cdef int reason = AWAY
     if space.bound:
         return _bind(client, frame, size, index, cluster, slot, split, renamed, now)
     if space.decided and row.takes and KEYS.count == 1:
@@ -34,10 +35,15 @@ cdef int _back(Downstream client, const char* frame, Py_ssize_t size, int index,
     refusal = _refusal(client, upstream)
     if refusal is None and space.detours and not upstream.admits():
         refusal = client.ruleset.errors.clusterdown
+    if (refusal is None and client.router.owed
+            and _text(frame, KEYS.items[0].word) in client.router.owed):
+        # What the node has is from before a change, and would be shown to who made it.
+        refusal = client.ruleset.errors.clusterdown
+        reason = OWED
     if refusal is not None:
         _ask(client, frame, size, index, now)
         client.found.pending.keyspace = KEYS.items[0].keyspace
-        client.found.reason = AWAY
+        client.found.reason = reason
         client.found.reply = refusal
         return ASKED
     request = _beside(client, frame, size, index, now)

@@ -43,6 +43,7 @@ class Reason(IntEnum):
     AWAY = 4  # no node could be asked
     STALE = 5  # it is answered; what it found should be fetched again
     BOUND = 6  # it is answered, or its client has gone; what it wrote goes with its connection
+    OWED = 7  # its key has changed, of which nobody could tell its node
 
 
 # How the errors begin behind which nothing was changed and nothing is known of a key: whoever can

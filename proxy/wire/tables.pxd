@@ -45,6 +45,7 @@ cdef enum:
     AWAY = 4
     STALE = 5
     BOUND = 6
+    OWED = 7
     # rules.Leaves
     LEAVES_NUMBER = 1
     LEAVES_PART = 2
@@ -272,6 +273,7 @@ cdef class Router:
     cdef public SlotMap slots
     cdef public int pause          # rules.Pause: what is held back of every client
     cdef readonly Refusals refusals
+    cdef public dict owed           # by key: of what nodes have not been told that it has changed
 
 
 cdef class Location:

@@ -590,6 +590,7 @@ cdef class Router:
         self.ruleset = ruleset
         self.slots = slots
         self.refusals = Refusals()
+        self.owed = {}
 
 
 cdef class Location:

@@ -147,3 +147,28 @@ async def test_a_patch_that_is_owed_becomes_a_deletion(
         late = [*AsOf("a.1", 6).words(), *COUNTERS, b"1", b"sold", b"count"]
         assert await post.errands.ask(PATCH, 0, keys, late) == b":-1\r\n"
         assert await held(own) == {}
+
+
+async def test_a_node_that_is_full_lets_go(
+    start_cluster: StartCluster, tmp_path: Path, url: str
+) -> None:
+    """Where no moment can be noted a patch takes the key away, and so does what is owed."""
+    own = await start_cluster(shape=Shape(3, 0))
+    async with sidecar(own, rules(tmp_path), url) as bench:
+        post = Post(bench)
+        await post.send(5, "1", "free", "count")
+        await put(own)
+        for node in own.primaries:
+            await node.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
+            await node.ask("CONFIG", "SET", "maxmemory", "1")
+        await post.send(6, "1", "sold", "count")
+        assert not post.delivery.owed
+        assert await held(own) == {}
+        post.delivery.owed[KEY.encode()] = True
+        await post.delivery.catch_up(AsOf("a.1", 7))
+        assert not post.delivery.owed
+        for node in own.primaries:
+            await node.ask("CONFIG", "SET", "maxmemory", "0")
+        await put(own)
+        await post.send(6, "1", "sold", "count")
+        assert await held(own) == {}

@@ -267,18 +267,24 @@ async def test_flushall_is_noticed_and_nothing_else_is_lost(
 async def test_a_position_that_went_back_is_read_from_again(
     bench: Bench, cluster: Cluster, writer: Connection
 ) -> None:
-    """A replica without the last invalidations took over: they are done again."""
+    """A replica without the last invalidations took over: they are done again.
+
+    So are those of whoever had seen to its keyspace itself: the replica has not heard of that.
+    """
     await applied(bench)
     names = await positions(cluster)
     before = {name: await ask(cluster, name, "GET", name) for name in names}
     await fill(cluster, "event:a")
     await add(writer, "a")
+    await writer.execute(
+        "BEGIN; SET LOCAL sidecache.origin = 'event'; INSERT INTO event (id) VALUES ('own'); COMMIT"
+    )
     await gone(cluster, "event:a")
     await applied(bench)
-    # As the replica would have them: the key, and the position of before.
-    await fill(cluster, "event:a")
+    # As the replica would have them: the keys, and the position of before.
+    await fill(cluster, "event:a", "event:own")
     await ask(cluster, names[0], "SET", names[0], before[names[0]])
-    await gone(cluster, "event:a")
+    await gone(cluster, "event:a", "event:own")
     assert bench.invalidation.statistics()[0].replays >= 1
     assert 'sidecache_invalidation_replays_total{cluster="cache"}' in bench.page()
 

@@ -78,7 +78,7 @@ class BackedDesk(Desk):
             families=[*FAMILIES], errors=errors.DATA_PLANE, default_cluster=0,
             reject_unmatched=False, max_key_bytes=1024, plans=Plans({0: own}),
         )  # fmt: skip
-        self.leases = Leases(Errands(router, self.batch), log.StateLog())
+        self.leases = Leases(router, Errands(router, self.batch), log.StateLog())
         self.reads = self.server.reads = Reads(nobody(), self.leases, self.metrics)
 
     @property

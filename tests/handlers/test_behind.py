@@ -157,9 +157,8 @@ async def test_without_redis_only_exact_answers_are_given(table: Table, activity
     assert await table.ask(b"HMSET", KEY, b"name", b"Ada") == b"+OK\r\n"
     assert await table.ask(b"HINCRBY", KEY, b"views", b"5") == b":5\r\n"
     assert await table.ask(b"HINCRBY", KEY, b"views", b"-2") == b":3\r\n"
-    assert await table.ask(b"HINCRBYFLOAT", KEY, b"views", b"1.50") == b"$3\r\n4.5\r\n"
-    assert await table.ask(b"HINCRBY", KEY, b"views", b"1") == errors.NOT_AN_INTEGER
-    assert await table.ask(b"HINCRBYFLOAT", KEY, b"views", b"-0.5") == b"$1\r\n4\r\n"
+    assert b"no such number" in await table.ask(b"HINCRBYFLOAT", KEY, b"views", b"1.50")
+    assert await table.ask(b"HINCRBYFLOAT", KEY, b"views", b"1.00") == b"$1\r\n4\r\n"
     assert await table.ask(b"HSET", KEY, b"name", b"x", b"score", b"1") == b":1\r\n"
     assert await table.ask(b"HDEL", KEY, b"score", b"name") == b":2\r\n"
     assert await table.ask(b"HGETALL", KEY) == b"*2\r\n$5\r\nviews\r\n$1\r\n4\r\n"
@@ -237,7 +236,8 @@ async def test_a_transaction_cannot_be_journalled(table: Table) -> None:
 @pytest.mark.parametrize("table", [READABLE], indirect=True)
 async def test_what_redis_may_have_without_a_write_goes(table: Table) -> None:
     """Refused after it was journalled: void at once, and once more when that is flushed."""
-    leases = Leases(Errands(table.server.router, table.batch), log.StateLog())
+    router = table.server.router
+    leases = Leases(router, Errands(router, table.batch), log.StateLog())
     table.server.reads = Reads(nobody(), leases, ReadMetrics(CollectorRegistry()))
     gone: list[bytes] = []
     table.behind.watch(gone.append)
@@ -250,7 +250,7 @@ async def test_what_redis_may_have_without_a_write_goes(table: Table) -> None:
     assert not table.behind.is_lacking(READABLE, KEY)
     table.client.send(b"HSET", KEY, b"name", b"x")
     await answered(table, b"EVALSHA", refused)
-    assert await table.client.reply() == refused
+    assert await table.client.reply() == b"-OOM; PostgreSQL is told of it nevertheless\r\n"
     assert table.behind.is_lacking(READABLE, KEY)
     await table.behind.stop(10.0)
     assert gone == [KEY] * 2
@@ -260,7 +260,8 @@ async def test_what_redis_may_have_without_a_write_goes(table: Table) -> None:
 @pytest.mark.parametrize("table", [READABLE], indirect=True)
 async def test_a_write_is_upon_what_postgres_has_and_ends_fetches(table: Table) -> None:
     """A part is written to the whole row, and what was read before does not take its place."""
-    leases = Leases(Errands(table.server.router, table.batch), log.StateLog())
+    router = table.server.router
+    leases = Leases(router, Errands(router, table.batch), log.StateLog())
     table.server.reads = Reads(nobody(), leases, ReadMetrics(CollectorRegistry()))
     table.client.send(b"HINCRBY", KEY, b"views", b"2")
     await answered(table, b"EVALSHA", b"$5\r\nthere\r\n")

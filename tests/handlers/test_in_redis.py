@@ -30,6 +30,7 @@ async def test_an_error_of_the_node_is_the_answer(table: BackedDesk) -> None:
     for replies, said in (
         (b"+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n:0\r\n-WRONGTYPE no\r\n", b"-WRONGTYPE no\r\n"),
         (b"+OK\r\n+QUEUED\r\n+QUEUED\r\n*0\r\n", errors.INTERNAL),
+        (b"+OK\r\n-OOM no\r\n-OOM no\r\n-EXECABORT previous errors\r\n", b"-OOM no\r\n"),
     ):
         client.send(b"SET", b"user:1", b"v")
         await table.asked()

@@ -24,6 +24,7 @@ COUNT = plan_of(
     ),
     "counter",
 )
+TYPES = {b"views": "int4", b"calls": "int8", b"value": "float8"}
 MS9 = b"0.009"
 NO_TIME = Change(ERASE, b"ttl")
 
@@ -31,7 +32,7 @@ NO_TIME = Change(ERASE, b"ttl")
 def tell(plan: Plan, *words: bytes) -> list[Told]:
     found = told(plan, words[0].lower(), words)
     for part in found:
-        fits(plan, part.changes)
+        fits(plan, part.changes, TYPES)
     return found
 
 
@@ -41,7 +42,9 @@ def tell(plan: Plan, *words: bytes) -> list[Told]:
         (HASH, b"HSET k name a score 1", (Change(SET, b"name", b"a"), Change(SET, b"score", b"1"))),
         (HASH, b"HMSET k name a", (Change(SET, b"name", b"a"),)),
         (HASH, b"HINCRBY k views -3", (Change(ADD, b"views", b"-3"),)),
-        (HASH, b"HINCRBYFLOAT k views 1.5e1", (Change(ADD, b"views", b"1.5e1"),)),
+        (HASH, b"HINCRBYFLOAT k views 1.50e1", (Change(ADD, b"views", b"15"),)),
+        (HASH, b"HINCRBY k views -2147483648", (Change(ADD, b"views", b"-2147483648"),)),
+        (HASH, b"HINCRBYFLOAT k calls 3e2", (Change(ADD, b"calls", b"300"),)),
         (HASH, b"HDEL k name score", (Change(ERASE, b"name"), Change(ERASE, b"score"))),
         (HASH, b"DEL k", (Change(Op.DROP),)),
         (STRING, b"SET k v", (Change(SET, b"value", b"v"), NO_TIME)),
@@ -108,6 +111,11 @@ def test_what_redis_refuses_is_refused_in_its_words(
         (HASH, b"HDEL k views", b"counts the field up"),
         (HASH, b"HINCRBY k name 1", b"sets the field"),
         (STRING, b"INCR k", b"sets the field"),
+        (HASH, b"HINCRBY k views 2147483648", b"int4 has no such number"),
+        (HASH, b"HINCRBY k views -2147483649", b"int4 has no such number"),
+        (HASH, b"HINCRBYFLOAT k calls 0.5", b"int8 has no such number"),
+        (HASH, b"HINCRBYFLOAT k calls 1e19", b"int8 has no such number"),
+        (COUNT, b"INCRBYFLOAT k 1e309", b"float8 has no such number"),
         (COUNT, b"SET k 1", b"counts the field up"),
     ],
 )  # fmt: skip

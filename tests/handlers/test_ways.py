@@ -15,7 +15,7 @@ def test_every_command_with_keys_has_a_way() -> None:
         for row in ROWS
         if row.keys.kind is not KeyKind.NONE and row.path is not Path.REFUSED
     }
-    assert keyed - WAYS.keys() == {b"watch", b"spublish", b"ssubscribe", b"sunsubscribe"}
+    assert keyed - WAYS.keys() == {b"spublish", b"ssubscribe", b"sunsubscribe"}
     looked_up = {row.name for row in ROWS if row.looks_up}
     assert {name for name, way in WAYS.items() if way is Way.LOOK_UP} == looked_up - {
         b"mget", b"exists",

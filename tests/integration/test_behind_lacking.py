@@ -4,12 +4,17 @@ import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
-from proxy.embedded.redis import Cluster
+from proxy import wire
+from proxy.embedded.redis import Cluster, Shape
 from proxy.embedded.sidecar import Sidecar
+from proxy.origin import installing
+from proxy.policy import compiler, planning
 from tests.conftest import Clusters, StartCluster
+from tests.faults import Relay
 from tests.integration.rig import Caller, StartProxy, Word, direct, wait_for
 from tests.origin.activity import execute, rows_of
 
@@ -55,7 +60,10 @@ NOTES = """\
 RULES += NOTES.replace("NAME", "note").replace("EVERY", "1h")
 RULES += NOTES.replace("NAME", "memo").replace("EVERY", "200ms")
 KEY = "activity:u1:2026-11-29"
-Start = Callable[[Cluster], Awaitable[Sidecar]]
+Start = Callable[..., Awaitable[Sidecar]]
+
+
+INVALIDATE = "    invalidate: [{table: activity, key: {id: id, day: day}}]\n"
 
 
 @pytest.fixture
@@ -68,9 +76,9 @@ async def start(activity: str, proxy_process: StartProxy, tmp_path: Path) -> Sta
     await execute(activity, "INSERT INTO activity (id, day, views, calls, name) "
                             "VALUES ('u1', '2026-11-29', 40, 7, 'Ada')")  # fmt: skip
 
-    async def started(cluster: Cluster) -> Sidecar:
+    async def started(cluster: Cluster, **urls: str) -> Sidecar:
         return await proxy_process(
-            {"cache": cluster, "locks": cluster}, database={"url": activity},
+            {"cache": cluster, "locks": cluster}, database={"url": activity, **urls},
             policies=str(tmp_path / "rules"), journal={"directory": str(tmp_path / "journal")},
         )  # fmt: skip
 
@@ -245,3 +253,112 @@ async def test_what_a_killed_proxy_had_journalled_is_what_clients_see(
         return (await held(second))[b"views"] == b"42"
 
     await wait_for(right, "the copy that lacks a write to go")
+
+
+async def test_a_write_that_is_journalled_and_flushed_counts_once(
+    start: Start, empty_clusters: Clusters, activity: str, tmp_path: Path
+) -> None:
+    """Before it is known what PostgreSQL has, nobody adds to it what the journal has."""
+    parts = urlsplit(activity)
+    relay = Relay((parts.hostname or "", parts.port or 0), seed=1)
+    await relay.start()
+    user = parts.netloc.rpartition("@")[0]
+    direct_url = f"postgresql://{user}@127.0.0.1:{relay.port}{parts.path}"
+    first = await start(empty_clusters.cache, direct_url=direct_url)
+    assert await (await Caller.open(first.port)).call("HINCRBY", KEY, "views", 5) == 45
+    await flushed(activity, 45)
+    first.child.kill()
+    # As if it had died a moment before it noted how far it is.
+    (tmp_path / "journal" / "checkpoint").unlink(missing_ok=True)
+    await relay.stop()
+    caller = await Caller.open((await start(empty_clusters.cache, direct_url=direct_url)).port)
+    assert "TRYAGAIN" in str(await caller.call("HINCRBY", KEY, "views", 1))
+    assert await caller.call("HGET", KEY, "views") != b"50"
+    await relay.start()
+
+    async def counted() -> bool:
+        return bool(await caller.call("HINCRBY", KEY, "views", 1) == 46)
+
+    await wait_for(counted, "what is flushed to be known")
+    await flushed(activity, 46)
+    await relay.stop()
+
+
+async def test_a_replica_that_lacks_the_last_writes_takes_over(
+    start: Start, start_cluster: StartCluster, activity: str, tmp_path: Path
+) -> None:
+    """What waits is put back, and what is in PostgreSQL already is read from there again."""
+    rules = tmp_path / "rules" / "a.yaml"
+    rules.write_text(RULES.replace("    fallback", INVALIDATE + "    fallback", 1))
+    watches = planning.watches_of(compiler.read(rules, ("cache", "locks")))
+    await installing.run(activity, watches, apply=True, remove=False)
+    cluster = await start_cluster(shape=Shape(3, 3))
+    caller = await Caller.open((await start(cluster)).port)
+    # Another key with the slot of the counter.
+    note = next(f"note:{n}" for n in itertools.count() if slot_of(f"note:{n}") == slot_of(KEY))
+    assert await caller.call("SET", note, "before") == b"OK"
+    assert await caller.call("HINCRBY", KEY, "views", 1) == 41
+    await flushed(activity, 41)
+    primary = await cluster.owner(slot_of(KEY))
+    (replica,) = await cluster.replicas_of(primary)
+
+    async def told() -> bool:
+        """Whether the replica has both, and the position that is written after them."""
+        return bool(await replica.ask("DBSIZE") == await primary.ask("DBSIZE") > 2)
+
+    await wait_for(told, "the replica to hear of it")
+    # Frozen it cannot come back to the primary, which has nowhere to send changes to.
+    replica.pause()
+    assert await primary.ask("CLIENT", "KILL", "TYPE", "replica") == 1
+    assert await caller.call("SET", note, "after") == b"OK"
+    assert await caller.call("HINCRBY", KEY, "views", 5) == 46
+    await flushed(activity, 46)
+    primary.kill()
+    replica.resume()
+    assert await replica.ask("CLUSTER", "FAILOVER", "TAKEOVER") == "OK"
+
+    async def right() -> bool:
+        return [await caller.call("GET", note), await caller.call("HGET", KEY, "views")] == [
+            b"after", b"46",
+        ]  # fmt: skip
+
+    await wait_for(right, "what the replica lacks", 20.0)
+    assert await caller.call("HINCRBY", KEY, "views", 1) == 47
+
+
+async def test_clients_see_what_postgres_took(
+    start: Start, empty_clusters: Clusters, activity: str
+) -> None:
+    """Where a write of a key is refused for good the others arrive, and nothing else is shown."""
+    caller = await Caller.open((await start(empty_clusters.cache)).port)
+    for field, amount in (("views", 3), ("views", 2**30), ("views", 2**30), ("calls", 2)):
+        await caller.call("HINCRBY", KEY, field, amount)
+
+    async def right() -> bool:
+        rows = await rows_of(activity, "SELECT views, calls FROM activity")
+        found = await held(caller)
+        return rows == [(43 + 2**30, 9)] and found == {
+            b"views": b"%d" % (43 + 2**30), b"calls": b"9", b"name": b"Ada",
+        }  # fmt: skip
+
+    await wait_for(right, "Redis to say what PostgreSQL does")
+    assert len(await rows_of(activity, "SELECT key FROM sidecache_dead_letters")) == 1
+
+
+async def test_what_was_deleted_and_counted_on_is_shown_as_it_is(
+    start: Start, empty_clusters: Clusters, activity: str
+) -> None:
+    """Deleting a key does not take back what was counted, once PostgreSQL has said so."""
+    caller = await Caller.open((await start(empty_clusters.cache)).port)
+    words = (("HINCRBY", KEY, "views", 1), ("DEL", KEY), ("HINCRBY", KEY, "views", 1))
+    assert [await caller.call(*each) for each in words] == [41, 1, 1]
+    await flushed(activity, 42)
+
+    async def right() -> bool:
+        return (await held(caller)).get(b"views") == b"42"
+
+    await wait_for(right, "Redis to say what PostgreSQL does")
+
+
+def slot_of(key: str) -> int:
+    return wire.key_slot(key.encode())

@@ -177,6 +177,21 @@ async def test_a_part_is_written_to_the_whole(stage: Stage, caller: Caller) -> N
     assert await caller.call("PERSIST", "note:10") == 1
 
 
+async def test_what_is_watched_is_fetched_first(stage: Stage, caller: Caller) -> None:
+    """A look-up behind WATCH does not count as a change by somebody else."""
+    assert await caller.call("WATCH", "note:5") == b"OK"
+    assert await caller.call("GET", "note:5") == b"title 5"
+    assert await caller.call("MULTI") == b"OK"
+    assert await caller.call("SET", "note:5", "mine") == b"QUEUED"
+    assert await caller.call("EXEC") == [b"OK"]
+    await stage.void("note:6")
+    assert await caller.call("WATCH", "note:6") == b"OK"
+    await stage.direct("SET", "note:6", "theirs")
+    assert await caller.call("MULTI") == b"OK"
+    assert await caller.call("SET", "note:6", "mine") == b"QUEUED"
+    assert await caller.call("EXEC") is None
+
+
 async def test_what_is_no_look_up_finds_the_row_too(stage: Stage, caller: Caller) -> None:
     """Scans and questions about a value are answered upon what PostgreSQL has."""
     cursor, fields = await caller.call("HSCAN", "item:1", 0)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from proxy.embedded.node import NodeOptions
 from proxy.embedded.postgres import Postgres, postgres_for
+from proxy.embedded.redis import Shape
 from tests.conftest import Clusters, StartCluster
 from tests.integration.origin import staged
 from tests.integration.rig import Caller, StartProxy, is_error, wait_for
@@ -200,3 +202,36 @@ async def test_without_both_copies_are_shown_for_as_long_as_allowed(
         stale = 'sidecache_origin_answers_total{keyspace="item",source="stale"}'
         assert await stage.metric(stale) == 1
         await mortal_server.restart()
+
+
+async def test_what_a_silent_node_was_not_told_is_not_shown(
+    postgres_server: Postgres,
+    start_cluster: StartCluster,
+    proxy_process: StartProxy,
+    tmp_path: Path,
+) -> None:
+    """Who has written reads that, also when the node wakes up with a look-up before it."""
+    reads: dict[tuple[str, ...], object] = {
+        ("GET", "title:1"): b"new", ("STRLEN", "title:2"): 3, ("MGET", "title:3"): [b"new"],
+        ("MGET", "title:4", "title:9"): [b"new", b"title 9"], ("LCS", "title:5", "title:5"): b"new",
+    }  # fmt: skip
+    cluster = await start_cluster(NodeOptions(node_timeout=5.0), Shape(3, 0))
+    async with staged(postgres_server, cluster, proxy_process, tmp_path) as stage:
+        writer, *readers = [await stage.caller() for _ in range(1 + 2 * len(reads))]
+        for words in reads:
+            await writer.call(*words)
+        for node in cluster.nodes:
+            node.pause()
+        written = [await stage.caller() for _ in reads]
+        news = [
+            each.call("SET", words[1], "new") for each, words in zip(written, reads, strict=True)
+        ]
+        assert await asyncio.gather(*news) == [b"OK"] * len(reads)
+        askers = zip([*written, *readers], [*reads] * 3, strict=True)
+        asked = [asyncio.create_task(each.call(*words)) for each, words in askers]
+        # Its turn comes behind what is asked on these connections.
+        await writer.call("PING")
+        for node in cluster.nodes:
+            node.resume()
+        assert await asyncio.gather(*asked) == [*reads.values()] * 3
+        assert [await writer.call(*words) for words in reads] == [*reads.values()]

@@ -17,18 +17,16 @@ from types import SimpleNamespace
 import pytest
 from prometheus_client import CollectorRegistry
 
-from proxy import errors
 from proxy.errors import JournalError, JournalRefused
-from proxy.handlers.behind import _journalled, _taken_back
-from proxy.handlers.told import Told
 from proxy.origin import behind as module
 from proxy.origin import journal as journal_module
 from proxy.origin import segments
 from proxy.origin.batching import Connection
 from proxy.origin.behind import WriteBehind, WriteBehindFull
 from proxy.origin.records import Change, Op
-from proxy.plans import NONE, Plan, Plans
+from proxy.plans import NONE, Plan, Plans, Statement
 from proxy.tallies import BehindMetrics
+from tests.integration.rig import wait_for
 from tests.origin.activity import (
     connecting,
     execute,
@@ -68,7 +66,7 @@ class Sidecar:
 
     @property
     def state(self) -> str:
-        states = ("open", "late", "through", "full", "failed")
+        states = ("open", "late", "through", "misfit", "full", "failed")
         (state,) = [s for s in states if self.sample("write_behind_state", state=s)]
         return state
 
@@ -201,6 +199,32 @@ async def test_dead_letters_are_counted(start: Start) -> None:
     assert sidecar.sample("write_behind_flushed_rows_total", outcome="written") == 1
 
 
+READ = Statement("activity read", "SELECT views, calls FROM activity", ())
+
+
+async def test_redis_does_not_keep_what_postgres_refused(start: Start, activity: str) -> None:
+    """The innocent writes of a key are in PostgreSQL, and the key is one that Redis has not."""
+    gone: list[bytes] = []
+    async with start(plan_of(writing(every=3600.0))._replace(read=READ)) as sidecar:
+        sidecar.behind.watch(gone.append)
+        for amount in (3, 2**31, 2):
+            await sidecar.behind.write(sidecar.plan, key_of(1), views(amount))
+        await sidecar.behind.write(sidecar.plan, key_of(2), views(1))
+    assert await rows_of(activity, VIEWS) == [("u1", 5), ("u2", 1)]
+    assert gone == [key_of(1)]
+
+
+async def test_of_a_deleted_key_postgres_may_have_more(start: Start, activity: str) -> None:
+    """Sums stay when their key is deleted, so what Redis has of it ends with the flush."""
+    gone: list[bytes] = []
+    async with start(plan_of(writing(every=3600.0))._replace(read=READ)) as sidecar:
+        sidecar.behind.watch(gone.append)
+        await sidecar.behind.write(sidecar.plan, key_of(1), (Change(Op.DROP),))
+        await sidecar.behind.write(sidecar.plan, key_of(1), views(1))
+        assert gone == []
+    assert gone == [key_of(1)]
+
+
 async def test_rules_that_drop_a_keyspace_bury_what_waits(start: Start, activity: str) -> None:
     """Its writes are not lost, and nothing is stuck behind them."""
     async with start(away=True) as sidecar:
@@ -281,16 +305,6 @@ async def test_after_a_full_disk_numbers_still_land_in_their_order(
     assert len(await rows_of(activity, VIEWS)) == 2
 
 
-async def test_of_several_keys_some_may_have_found_room(start: Start) -> None:
-    """Only where nothing was taken hears the client that nothing was changed."""
-    plan = plan_of(writing(every=3600.0, journal_bytes=80))
-    async with start(plan) as one:
-        parts = [(plan, Told(key_of(number), views(1))) for number in range(3)]
-        assert await _journalled(one.behind, parts) == errors.UNKNOWN_WRITE
-        assert await _journalled(one.behind, parts) == errors.JOURNAL_FULL
-        assert not await _taken_back(one.behind, parts[:1])
-
-
 async def test_a_full_disk_without_postgres_is_told(
     start: Start, activity: str, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,6 +319,22 @@ async def test_a_full_disk_without_postgres_is_told(
             )
         assert not refused.value.certain
         sidecar.away = False
+
+
+async def test_a_statement_that_does_not_fit_is_told_at_once(
+    start: Start, activity: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The state says so and the log names the statement, until somebody has put it right."""
+    async with start() as sidecar:
+        await execute(activity, "ALTER TABLE activity RENAME views TO seen")
+        await sidecar.behind.write(sidecar.plan, key_of(1), views(1))
+        await wait_for(lambda: sidecar.state == "misfit", "the state")
+        assert sidecar.behind.state == "misfit"
+        (record,) = [r for r in caplog.records if r.getMessage() == "write_behind_misfit"]
+        assert "activity.yaml:3:5: " in str(record.__dict__)
+        await execute(activity, "ALTER TABLE activity RENAME seen TO views")
+        await wait_for(lambda: sidecar.state == "open", "the end of it")
+    assert await rows_of(activity, VIEWS) == [("u1", 1)]
 
 
 async def test_a_failed_sync_loses_nothing(

@@ -9,7 +9,9 @@ import pytest
 
 from proxy.errors import JournalError, JournalRefused
 from proxy.origin import journal as module
+from proxy.origin import segments
 from proxy.origin.journal import Journal
+from proxy.origin.merging import Batch
 from proxy.origin.records import Change, Entry, Op
 
 CHANGES = (Change(Op.ADD, b"views", b"1"),)
@@ -90,6 +92,32 @@ async def test_a_full_segment_is_followed_by_another(
     # The numbers go on although nothing is left of the entries.
     assert again.entry("activity", b"k", CHANGES).sequence > entries[-1].sequence
     await again.close()
+
+
+async def test_what_a_batch_was_merged_of_is_read_again(
+    tmp_path: Path, landing: Landing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own keys' entries alone, over two segments, also those of an earlier run."""
+    monkeypatch.setattr(segments, "_MARKED", 200)
+    journal = Journal(tmp_path, landing)
+    first = await append(journal, 20)
+    await journal.close()
+    monkeypatch.setattr(module, "SEGMENT_BYTES", 2000)
+    journal = Journal(tmp_path, landing)
+    later = [entry for _ in range(50) for entry in await append(journal)]
+    assert len([*tmp_path.glob("*.segment")]) > 2
+    other = journal.entry("activity", b"other", CHANGES)
+    await journal.append(other)
+    place = "activity", b"k"
+    for wanted in (first[5:9], first[15:] + later[:5], later[20:33], later[-5:]):
+        batch = Batch()
+        for entry in wanted:
+            batch.add(entry, "add")
+        assert await journal.of(batch) == {place: wanted}
+    batch = Batch()
+    batch.add(other, "add")
+    assert await journal.of(batch) == {("activity", b"other"): [other]}
+    await journal.close()
 
 
 async def test_a_checkpoint_before_the_first_write(journal: Journal) -> None:

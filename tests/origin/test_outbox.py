@@ -144,6 +144,23 @@ async def test_a_reader_can_go_back(writer: Connection, reader: Outbox) -> None:
     assert ids(await reader.read()) == ["a", "b"]
 
 
+async def test_what_is_read_again_names_no_writer(
+    writer: Connection, reader: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who had seen to it in Redis had done so before something was lost there."""
+    monkeypatch.setattr(outbox, "_POLL", outbox._POLL.replace("LIMIT 500", "LIMIT 2"))
+    monkeypatch.setattr(outbox, "PAGE", 2)
+    start = reader.position
+    await writer.execute("SET sidecache.origin = 'event'")
+    for name in ("a", "b", "c"):
+        await add(writer, name)
+    assert [change.origin for change in await reader.read() + await reader.read()] == ["event"] * 3
+    reader.rewind(start)
+    assert [change.origin for change in await reader.read() + await reader.read()] == [None] * 3
+    await add(writer, "d")
+    assert [change.origin for change in await reader.read()] == ["event"]
+
+
 async def test_only_what_is_old_and_read_is_deleted(
     url: str, writer: Connection, reader: Outbox
 ) -> None:

@@ -167,6 +167,8 @@ async def test_slots_that_move_one_by_one_are_published_together(
     """A hundred redirects make one new slot map, and believing one again makes none."""
     a, b, _ = map(member, nodes)
     stand.cluster._adopt(view([a, b]))
+    heard: list[tuple[int, list[int]]] = []
+    stand.pools.moved = lambda cluster, slots: heard.append((cluster, list(slots)))
     before = stand.router.slots
     target = stand.cluster.nodes[b.address]
     for slot in range(100):
@@ -179,6 +181,21 @@ async def test_slots_that_move_one_by_one_are_published_together(
     stand.cluster.move_slot(5, target)
     assert stand.pools._publishing is None
     assert before.owner(0, 0) != target.index
+    assert heard == [(0, [slot]) for slot in range(100)]
+
+
+async def test_it_is_told_which_slots_have_another_owner(
+    stand: Stand, nodes: list[FakeNode]
+) -> None:
+    """Nobody is told of the first view, in which nobody has taken over from anybody."""
+    a, b, c = map(member, nodes)
+    heard: list[list[int]] = []
+    stand.pools.moved = lambda cluster, slots: heard.append(list(slots))
+    stand.cluster._adopt(view([a, b]))
+    stand.cluster._adopt(view([a, b]))
+    assert heard == []
+    stand.cluster._adopt(view([a, c]))
+    assert heard == [list(range(HALF, SLOTS))]
 
 
 async def test_availability(stand: Stand, nodes: list[FakeNode]) -> None:
