@@ -554,8 +554,8 @@ def test_sql_for_whoever_may_not_connect(run: Run) -> None:
     code, out, err = run("sql", "install", "--print", "--policies", str(POLICIES))
     assert (code, err) == (0, "")
     assert out.startswith("BEGIN;")
-    assert out.count("CREATE OR REPLACE FUNCTION") == 9
-    assert out.count("CREATE FUNCTION") == 6  # of the locks of seats
+    assert out.count("CREATE OR REPLACE FUNCTION") == 8
+    assert out.count("CREATE FUNCTION") == 7  # of the locks of seats
     code, out, _ = run("sql", "install", "--print", "--remove", "--policies", str(POLICIES))
     assert out.count("DROP FUNCTION") == 8
 
