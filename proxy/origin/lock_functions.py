@@ -195,9 +195,11 @@ BEGIN
            AND (k.token IS NULL OR t.lock_token = k.token)
      RETURNING k.n, t.lock_token, {row_name} AS name)
     SELECT array_agg(n ORDER BY n), array_agg(coalesce(lock_token, 0)::bigint ORDER BY n),
-           array_agg(name ORDER BY name)
+           array_agg(name ORDER BY name) FILTER (WHERE _offer > 0 AND EXISTS (
+               SELECT FROM {schema}.sidecache_lock_queue q
+                WHERE q.keyspace = '{keyspace}' AND q.name = freed.name))
       INTO numbers, tokens, _names FROM freed;
-    IF _offer > 0 AND _names IS NOT NULL THEN
+    IF _names IS NOT NULL THEN
         PERFORM {offer}(_names, _offer, _most);
     END IF;
     RETURN NEXT;
