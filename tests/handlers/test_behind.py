@@ -24,6 +24,7 @@ from proxy.wire.rules import Duty, Keyspace
 from tests.handlers import desk
 from tests.handlers.backed_desk import nobody
 from tests.handlers.desk import Desk
+from tests.integration.rig import wait_for
 from tests.origin.activity import UPSERT, connecting, plan_of, plans_of, rows_of, writing
 
 KEY = b"activity:u1:2026-11-29"
@@ -152,6 +153,7 @@ async def test_a_look_up_that_finds_nothing_finds_what_waits(table: Table) -> No
 
 async def test_without_redis_only_exact_answers_are_given(table: Table, activity: str) -> None:
     """A key that was deleted before is known whole; of others only PostgreSQL knows more."""
+    await wait_for(lambda: table.behind.types(plan_of(), KEY), "the types of columns")
     await table.ask(b"DEL", KEY, node=b":0\r\n")
     table.lose()
     assert await table.ask(b"HMSET", KEY, b"name", b"Ada") == b"+OK\r\n"
