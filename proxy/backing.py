@@ -73,7 +73,7 @@ class Backing:
                 lambda: plans_in(router.ruleset),
                 metrics.behind,
             )
-            self.behind.watch(self._void)
+            self.behind.lacks.watch(self._void)
             self.reads.spare(self.behind.waits)
             self._moved = Moved(router, self.behind)
         self._sweeper = sweeper = Sweeper(router, plumbing.batch, clusters)

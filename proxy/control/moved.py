@@ -9,30 +9,20 @@ up clients for long.
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol
+from collections.abc import Iterable
 
 from proxy import wire
+from proxy.origin.behind import WriteBehind
 from proxy.plans import Plan
 
 # Keys between two of which others have their turn: less than a millisecond.
 SLICE = 500
 
 
-class Waiting(Protocol):
-    """What is needed of write-behind."""
-
-    def named(self) -> Mapping[str, Plan]: ...
-
-    def places(self) -> Iterator[tuple[str, bytes]]: ...
-
-    def lacking(self, plan: Plan, key: bytes) -> None: ...
-
-
 class Moved:
     """Those of all clusters."""
 
-    def __init__(self, router: wire.Router, behind: Waiting) -> None:
+    def __init__(self, router: wire.Router, behind: WriteBehind) -> None:
         self._router = router
         self._behind = behind
         self._slots: dict[int, set[int]] = {}  # by cluster
@@ -52,7 +42,7 @@ class Moved:
             for place, (keyspace, key) in enumerate(self._behind.places(), 1):
                 plan = self._behind.named().get(keyspace)
                 if plan is not None and self._slot_of(plan, key) in slots.get(plan.cluster, ()):
-                    self._behind.lacking(plan, key)
+                    self._behind.lacks.note(plan, key)
                 if place % SLICE == 0:
                     await asyncio.sleep(0)
 

@@ -142,7 +142,7 @@ async def _inside(session: Session, parts: Sequence[tuple[Plan, Told]]) -> Async
             async with asyncio.timeout(waiting.STILL_SECONDS):
                 for key in sorted(plans):
                     if await behind.turns.enter(key, sums):
-                        behind.contended(plans[key], key)
+                        behind.lacks.contended(plans[key], key)
                     entered.append(key)
         except TimeoutError:
             raise Refused(errors.ORIGIN_BUSY) from None
@@ -150,7 +150,7 @@ async def _inside(session: Session, parts: Sequence[tuple[Plan, Told]]) -> Async
     finally:
         for key in entered:
             behind.turns.leave(key, sums)
-            behind.left(plans[key], key)
+            behind.lacks.left(plans[key], key)
 
 
 async def _write_a_part(
@@ -204,7 +204,7 @@ async def _attempted(
     reply = await _sure(behind, parts, whole.upon(session, request, target))
     if reply is not None:
         return await _ended(behind, parts, reply)
-    behind.lacking(target.plan, target.key)
+    behind.lacks.note(target.plan, target.key)
     return None if await journalling.taken_back(behind, parts) else errors.UNKNOWN_WRITE
 
 

@@ -25,7 +25,7 @@ def sums(parts: Sequence[tuple[Plan, Told]]) -> bool:
 def lack(behind: WriteBehind, parts: Sequence[tuple[Plan, Told]]) -> None:
     """Note that Redis may lack what is journalled."""
     for plan, part in parts:
-        behind.lacking(plan, part.key)
+        behind.lacks.note(plan, part.key)
 
 
 async def journalled(behind: WriteBehind, parts: Sequence[tuple[Plan, Told]]) -> bytes | None:

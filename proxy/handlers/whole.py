@@ -107,7 +107,7 @@ async def _put(session: Session, target: Target) -> bool | bytes:
             if value is not None:
                 arguments = fill_arguments(value, reads.life_ms(plan))
             if await reads.leases.fill(target, token, arguments):
-                behind.whole(plan, target.key)
+                behind.lacks.whole(plan, target.key)
                 return value is not None
         # Somebody fetches, or has found that there is no row, who knows nothing of what waits.
         replaces = True
@@ -115,7 +115,7 @@ async def _put(session: Session, target: Target) -> bool | bytes:
 
 
 def _is_lacking(behind: WriteBehind, reads: Reads, target: Target) -> bool:
-    return behind.is_lacking(target.plan, target.key) or reads.leases.owes(target)
+    return behind.lacks.has((target.plan.name, target.key)) or reads.leases.owes(target)
 
 
 def _both(session: Session) -> tuple[WriteBehind, Reads]:

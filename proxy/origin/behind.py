@@ -17,13 +17,14 @@ import asyncio
 import contextlib
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from proxy import log
 from proxy.errors import JournalRefused, SidecacheError
 from proxy.origin.flushing import Connect, Flushed, Flusher, Observer, Writer
 from proxy.origin.journal import Journal
+from proxy.origin.lacks import Lacks
 from proxy.origin.letters import Misfit
 from proxy.origin.merging import Partition, Row, sizes_of
 from proxy.origin.records import Change, Entry
@@ -66,11 +67,8 @@ class WriteBehind:
         self._named: tuple[Plans | None, dict[str, Plan]] = (None, {})
         self._waiting: dict[str, int] = {}  # bytes per keyspace
         self._states = log.StateLog()
-        # Keyspace and key of what waits and Redis may lack, or may have in another order.
-        self._lacking: set[tuple[str, bytes]] = set()
+        self.lacks = Lacks(lambda name, key: self._flusher(key).partition.waits(name, key))
         self._misfits: dict[int, str] = {}  # by partition: which statement it waits for
-        self._contended: set[tuple[str, bytes]] = set()
-        self._void: Callable[[bytes], None] = lambda key: None
         self.turns = Turns()
         self.state = "open"  # one of those above
         self._journal: Journal | None = None
@@ -81,17 +79,11 @@ class WriteBehind:
         metrics.waiting.set_function(lambda: sum(f.partition.rows for f in self._flushers))
         metrics.age.set_function(self.age)
 
-    def watch(self, void: Callable[[bytes], None]) -> None:
-        """Take what makes a key one that Redis does not have, soon."""
-        self._void = void
-
     async def start(self) -> None:
         """Read the journal and begin to flush it. Raises JournalError."""
         journal = await asyncio.to_thread(Journal, self._directory, self._landed)
         self._journal = journal
-        observer = Observer(
-            self._settled, self._flushed, self._failed, self._lacking.__contains__, journal.of
-        )
+        observer = Observer(self._settled, self._flushed, self._failed, self.lacks.has, journal.of)
         self._flushers = [
             Flusher(Writer(journal.identity.sidecar, number, journal.run), Partition(self._kind_of),
                     self._connect, self.named, observer)
@@ -102,7 +94,7 @@ class WriteBehind:
             self._flusher(entry.key).partition.add(entry)
             # Nobody knows whether Redis has heard of it.
             if (plan := self.named().get(entry.keyspace)) is not None:
-                self.lacking(plan, entry.key)
+                self.lacks.note(plan, entry.key)
         if journal.recovered:
             log.event(log.INFO, "journal_replayed", entries=len(journal.recovered))
         journal.recovered = ()
@@ -148,7 +140,7 @@ class WriteBehind:
                 await asyncio.shield(landing)
         except (TimeoutError, asyncio.CancelledError) as given_up:
             # It may land yet, and nobody will tell Redis.
-            landing.add_done_callback(lambda _: self.lacking(plan, key))
+            landing.add_done_callback(lambda _: self.lacks.note(plan, key))
             if isinstance(given_up, asyncio.CancelledError):
                 raise
             raise JournalRefused("the disk does not answer", certain=False) from None
@@ -164,36 +156,9 @@ class WriteBehind:
         """Return what of a key waits, or None."""
         return self._flusher(key).partition.overlay(plan.name, key)
 
-    def lacking(self, plan: Plan, key: bytes) -> None:
-        """Note that Redis may lack what was written to a key, which is void now and when flushed.
-
-        Where nobody can read it in PostgreSQL, what Redis has is all there is, and stays.
-        """
-        if plan.read is not None:
-            if self.holds(plan, key):
-                self._lacking.add((plan.name, key))
-            self._void(key)
-
-    def contended(self, plan: Plan, key: bytes) -> None:
-        """Note that Redis may have had writes of a key in another order than the journal."""
-        if plan.read is not None:
-            self._contended.add((plan.name, key))
-
-    def left(self, plan: Plan, key: bytes) -> None:
-        """Hear that a writer of a key is done; of what was refused nothing is kept in mind."""
-        if not self.waits(plan, key):
-            self._contended.discard((plan.name, key))
-
-    def whole(self, plan: Plan, key: bytes) -> None:
-        """Hear that Redis has all that was written to a key."""
-        self._lacking.discard((plan.name, key))
-
     def waits(self, plan: Plan, key: bytes) -> bool:
         """Return whether PostgreSQL lacks, or is about to be told, writes of a key."""
         return plan.mode == "behind" and (self.turns.busy(key) or self.holds(plan, key))
-
-    def is_lacking(self, plan: Plan, key: bytes) -> bool:
-        return (plan.name, key) in self._lacking
 
     def holds(self, plan: Plan, key: bytes) -> bool:
         """Return whether anything of a key waits."""
@@ -306,25 +271,10 @@ class WriteBehind:
             flusher.poke()
         self._look()
 
-    def _revoke(self, keys: Iterable[tuple[str, bytes]]) -> None:
-        """Make void what Redis may lack writes of, and of which no writes wait any more.
-
-        Another sidecar, which cannot know of them, may have fetched the row meanwhile.
-        """
-        for place in keys:
-            if place not in self._lacking and place not in self._contended:
-                continue
-            waits = self._flusher(place[1]).partition.waits(*place)
-            if place in self._lacking or (place in self._contended and not waits):
-                self._void(place[1])
-            if not waits:
-                self._lacking.discard(place)
-                self._contended.discard(place)
-
     async def _settled(self, entries: Sequence[Entry]) -> None:
         for keyspace, size in sizes_of(entries).items():
             self._count(keyspace, -size)
-        self._revoke({(entry.keyspace, entry.key) for entry in entries})
+        self.lacks.flushed({(entry.keyspace, entry.key) for entry in entries})
         await self._checkpoint()
 
     async def _flushed(self, flushed: Flushed) -> None:
@@ -343,8 +293,8 @@ class WriteBehind:
         differing = {*flushed.dead, *(place for place, row in rows.items() if row.dropped)}
         for name, key in differing:
             if (plan := self.named().get(name)) is not None:
-                self.lacking(plan, key)
-        self._revoke(rows)
+                self.lacks.note(plan, key)
+        self.lacks.flushed(rows)
         await self._checkpoint()
 
     def _failed(self, partition: int, error: Exception | None) -> None:

@@ -42,7 +42,7 @@ class Sidecar:
             folder / "journal", away, lambda: plans_in(ruleset), BehindMetrics(CollectorRegistry())
         )
         self.gone: list[bytes] = []
-        self.behind.watch(self.gone.append)
+        self.behind.lacks.watch(self.gone.append)
         self.moved = Moved(wire.Router(ruleset, slots), self.behind)
 
     async def write(self, *keys: bytes) -> None:
@@ -77,7 +77,7 @@ async def test_redis_may_lack_what_waits_in_slots_that_moved(
     sidecar.moved.take(0, map(wire.key_slot, keys[4:7]))
     await wait_for(lambda: len(sidecar.gone) == 7, "keys to go")
     assert set(sidecar.gone) == set(keys[:7])
-    assert [sidecar.behind.is_lacking(plan, key) for key in keys] == [True] * 7 + [False] * 13
+    assert [sidecar.behind.lacks.has((plan.name, key)) for key in keys] == [True] * 7 + [False] * 13
     sidecar.moved.take(0, map(wire.key_slot, keys[10:11]))
     await wait_for(lambda: sidecar.gone[7:], "another key to go")
     assert sidecar.gone[7:] == [keys[10]]

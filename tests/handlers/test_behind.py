@@ -223,7 +223,7 @@ async def test_what_lands_late_is_lacking_in_redis(
     async with asyncio.timeout(5):
         while table.behind.overlay(READABLE, KEY) is None:
             await asyncio.sleep(0.001)
-        while not table.behind.is_lacking(READABLE, KEY):
+        while not table.behind.lacks.has((READABLE.name, KEY)):
             await asyncio.sleep(0.001)
 
 
@@ -253,21 +253,21 @@ async def test_what_redis_may_have_without_a_write_goes(table: Table) -> None:
     leases = Leases(router, Errands(router, table.batch), log.StateLog())
     table.server.reads = Reads(nobody(), leases, ReadMetrics(CollectorRegistry()))
     gone: list[bytes] = []
-    table.behind.watch(gone.append)
+    table.behind.lacks.watch(gone.append)
     refused = b"-OOM\r\n"
     table.client.send(b"HINCRBY", KEY, b"views", b"2")
     await answered(table, b"EVALSHA", b"$5\r\nthere\r\n")
     await answered(table, b"EVALSHA", refused)
     assert await table.client.reply() == refused
     # It is taken back: Redis lacks nothing.
-    assert not table.behind.is_lacking(READABLE, KEY)
+    assert not table.behind.lacks.has((READABLE.name, KEY))
     table.client.send(b"HSET", KEY, b"name", b"x")
     await answered(table, b"EVALSHA", refused)
     assert await table.client.reply() == b"-OOM; PostgreSQL is told of it nevertheless\r\n"
-    assert table.behind.is_lacking(READABLE, KEY)
+    assert table.behind.lacks.has((READABLE.name, KEY))
     await table.behind.stop(10.0)
     assert gone == [KEY] * 2
-    assert not table.behind.is_lacking(READABLE, KEY)
+    assert not table.behind.lacks.has((READABLE.name, KEY))
 
 
 @pytest.mark.parametrize("table", [READABLE], indirect=True)

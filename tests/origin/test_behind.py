@@ -206,7 +206,7 @@ async def test_redis_does_not_keep_what_postgres_refused(start: Start, activity:
     """The innocent writes of a key are in PostgreSQL, and the key is one that Redis has not."""
     gone: list[bytes] = []
     async with start(plan_of(writing(every=3600.0))._replace(read=READ)) as sidecar:
-        sidecar.behind.watch(gone.append)
+        sidecar.behind.lacks.watch(gone.append)
         for amount in (3, 2**31, 2):
             await sidecar.behind.write(sidecar.plan, key_of(1), views(amount))
         await sidecar.behind.write(sidecar.plan, key_of(2), views(1))
@@ -218,7 +218,7 @@ async def test_of_a_deleted_key_postgres_may_have_more(start: Start, activity: s
     """Sums stay when their key is deleted, so what Redis has of it ends with the flush."""
     gone: list[bytes] = []
     async with start(plan_of(writing(every=3600.0))._replace(read=READ)) as sidecar:
-        sidecar.behind.watch(gone.append)
+        sidecar.behind.lacks.watch(gone.append)
         await sidecar.behind.write(sidecar.plan, key_of(1), (Change(Op.DROP),))
         await sidecar.behind.write(sidecar.plan, key_of(1), views(1))
         assert gone == []
@@ -230,19 +230,19 @@ async def test_of_writers_who_wrote_nothing_nothing_is_kept(start: Start) -> Non
     gone: list[bytes] = []
     async with start(plan_of(writing(every=3600.0))._replace(read=READ)) as sidecar:
         behind, plan = sidecar.behind, sidecar.plan
-        behind.watch(gone.append)
+        behind.lacks.watch(gone.append)
         await behind.write(plan, key_of(1), views(1))
         for number in (1, 2):
             assert not await behind.turns.enter(key_of(number), sums=False)
             assert await behind.turns.enter(key_of(number), sums=False)
-            behind.contended(plan, key_of(number))
+            behind.lacks.contended(plan, key_of(number))
         for number in (1, 2, 1, 2):
-            assert len(behind._contended) == 2
+            assert len(behind.lacks._contended) == 2
             behind.turns.leave(key_of(number), sums=False)
-            behind.left(plan, key_of(number))
-        assert behind._contended == {("activity", key_of(1))}
+            behind.lacks.left(plan, key_of(number))
+        assert behind.lacks._contended == {("activity", key_of(1))}
     assert gone == [key_of(1)]
-    assert not behind._contended
+    assert not behind.lacks._contended
 
 
 async def test_rules_that_drop_a_keyspace_bury_what_waits(start: Start, activity: str) -> None:
