@@ -49,6 +49,7 @@ from proxy.embedded.sidecar import configuration_for
 RATE = 2000  # requests per second
 INTERVAL = 10.0  # seconds between two reloads of the paired runs
 TICK = 0.001  # seconds
+STARTED = 0.2  # seconds after which the start of the generator, which holds this loop up, is over
 VERSIONS = 3
 ALONE = 3 * VERSIONS  # reloads without requests, after which the first version is there again
 ROOT = Path(__file__).resolve().parent.parent
@@ -159,8 +160,9 @@ async def measured(
     gaps: Gaps, port: int, seconds: float, work: Callable[[], Awaitable[int]]
 ) -> dict[str, Any]:
     """Return the figures of a run while some work is done."""
-    gaps.take()
     traffic = asyncio.create_task(load(port, seconds))
+    await asyncio.sleep(STARTED)
+    gaps.take()
     reloads = await work()
     figures = await traffic
     return {
