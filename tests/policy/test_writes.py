@@ -1,4 +1,4 @@
-"""What a write does in PostgreSQL: what would not arrive, or lets an older write win, is refused."""
+"""What a write does in PostgreSQL: what never arrives, or lets an older write win, is refused."""
 
 import pytest
 
