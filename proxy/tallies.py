@@ -30,8 +30,8 @@ RATE_ANSWERS: Final = ("granted", "none", "failed")
 
 # What PostgreSQL is asked for, by the last word of a statement's name, and what became of it.
 STATEMENTS: Final = (
-    "read", "write", "restore", "take", "release", "confirm", "queue", "sweep", "held", "shown",
-    "mine",
+    "read", "write", "restore", "take", "grab", "release", "confirm", "queue", "sweep", "held",
+    "shown", "mine",
 )  # fmt: skip
 STATEMENT_OUTCOMES: Final = ("answered", "busy", "down", "refused")
 

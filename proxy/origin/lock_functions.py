@@ -137,8 +137,8 @@ DECLARE
 BEGIN{made_free}
     _free := (SELECT array_agg(n) FROM (
         SELECT k.n
-          FROM unnest({arrays}, _who, _same, _place) WITH ORDINALITY
-               AS k({columns}, _who, _same, _place, n)
+          FROM unnest({arrays}, _who, _session, _same, _place) WITH ORDINALITY
+               AS k({columns}, _who, _session, _same, _place, n)
           JOIN {table} t ON {found}
          WHERE CASE WHEN {open} IS NOT TRUE THEN false
                     WHEN _most = 0 THEN true
