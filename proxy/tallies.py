@@ -44,7 +44,7 @@ UNFILLED: Final = ("held", "away", "lease")
 # `vanished` where the client that was granted it had gone.
 LOCK_OUTCOMES: Final = (
     "acquired", "extended", "held", "gate", "queue", "limit", "missing", "lost", "released",
-    "not_held", "confirmed", "expired", "vanished", "ghost",
+    "not_held", "confirmed", "expired", "vanished",
 )  # fmt: skip
 
 # In which state a shard can be, from the best to the worst.
