@@ -363,6 +363,23 @@ async def test_offers_count_like_locks(seats: Asker) -> None:
     assert (await seats.take("u3", "s12")).outcome == "acquired"
 
 
+async def test_offers_beyond_the_limit_keep_nobody_waiting(seats: Asker) -> None:
+    """Of two made at once one is taken, and the other goes to the next at the first try."""
+    await seats.take("me", *(f"s{n}" for n in range(1, seats.locking.most)))
+    await seats.take("you", "s20", "s21")
+    for owner, name in (("me", "s20"), ("me", "s21"), ("next", "s21")):
+        assert (await seats.queue(owner, name))[0] == "waiting"
+    await seats.connection.execute(
+        "UPDATE sidecache_lock_queue SET offered_until = clock_timestamp() + interval '1 minute'"
+        " WHERE owner = 'me'"
+    )
+    await seats.release("you", "s20", "s21")
+    assert (await seats.take("me", "s20")).outcome == "acquired"
+    assert (await seats.take("next", "s21")).outcome == "queue"
+    assert (await seats.take("me", "s21")).outcome == "limit"
+    assert (await seats.take("next", "s21")).outcome == "acquired"
+
+
 async def test_room_that_comes_brings_the_offer(seats: Asker) -> None:
     """Who was passed over for its limit is next again when it has given something up."""
     names = [f"s{n}" for n in range(1, 11)]
