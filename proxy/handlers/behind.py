@@ -150,7 +150,8 @@ async def _inside(session: Session, parts: Sequence[tuple[Plan, Told]]) -> Async
     finally:
         for key in entered:
             behind.turns.leave(key, sums)
-            behind.lacks.left(plans[key], key)
+            if not behind.turns.busy(key):
+                behind.lacks.left(plans[key], key)
 
 
 async def _write_a_part(
