@@ -41,6 +41,8 @@ if not lock then
     return {'outcome', 'queue', 'expires_in_ms', entry.offered - now}
   end
 end
+-- Before anything is written: whose key is of another type gets Redis' error, and nothing else.
+local shown = redis.call('HGET', KEYS[3], ARGV[2])
 -- Of what is held by time, not by a list that nobody is taken off.
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
 local held = redis.call('ZCARD', KEYS[2])
@@ -61,7 +63,7 @@ redis.call('ZADD', KEYS[2], now + hold, ARGV[2] .. ':' .. token)
 redis.call('PEXPIRE', KEYS[2], LONGEST)
 redis.call('HDEL', KEYS[4], ARGV[3])
 -- Only what is there is kept in step: a part of an availability would be taken for all of it.
-if redis.call('EXISTS', KEYS[3]) == 1 and redis.call('HGET', KEYS[3], ARGV[2]) == 'available' then
+if shown == 'available' then
   redis.call('HSET', KEYS[3], ARGV[2], 'locked', 'last_updated', time[1])
   redis.call('HINCRBY', KEYS[3], 'available_count', -1)
   redis.call('HINCRBY', KEYS[3], 'locked_count', 1)

@@ -17,9 +17,12 @@ if lock.booked then
   return {'outcome', lock.booking_id == ARGV[5] and 'confirmed' or 'lost'}
 end
 lock.booking_id, lock.booked, lock.expires_at = ARGV[5], true, nil
+-- Before anything is written: whose key is of another type gets Redis' error, and nothing else.
+local shown = redis.call('HGET', KEYS[3], ARGV[2])
+redis.call('ZCARD', KEYS[2])
 redis.call('SET', KEYS[1], cjson.encode(lock))
 redis.call('ZREM', KEYS[2], ARGV[2] .. ':' .. lock.token)
-if redis.call('HGET', KEYS[3], ARGV[2]) == 'locked' then
+if shown == 'locked' then
   redis.call('HSET', KEYS[3], ARGV[2], 'booked', 'last_updated', redis.call('TIME')[1])
   redis.call('HINCRBY', KEYS[3], 'locked_count', -1)
   redis.call('HINCRBY', KEYS[3], 'booked_count', 1)

@@ -20,6 +20,8 @@ local seconds = tonumber(ARGV[4])
 if not seconds or seconds ~= math.floor(seconds) or seconds < 1 or seconds == math.huge then
   return redis.error_reply('ERR value is not an integer or out of range')
 end
+-- Before anything is written: whose key is of another type gets Redis' error, and nothing else.
+redis.call('ZCARD', KEYS[2])
 local time = redis.call('TIME')
 local hold = math.min(seconds, LONGEST) * 1000
 lock.expires_at = tonumber(time[1]) + hold / 1000

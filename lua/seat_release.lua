@@ -12,9 +12,12 @@ lock = known and (read and type(lock) == 'table' and lock or {}) or nil
 if not lock or lock.booked or lock.user_id ~= ARGV[3] or lock.token ~= ARGV[4] then
   return {'outcome', 'lost'}
 end
+-- Before anything is written: whose key is of another type gets Redis' error, and nothing else.
+local shown = redis.call('HGET', KEYS[3], ARGV[2])
+redis.call('ZCARD', KEYS[2])
 redis.call('DEL', KEYS[1])
 redis.call('ZREM', KEYS[2], ARGV[2] .. ':' .. lock.token)
-if redis.call('HGET', KEYS[3], ARGV[2]) == 'locked' then
+if shown == 'locked' then
   redis.call('HSET', KEYS[3], ARGV[2], 'available', 'last_updated', redis.call('TIME')[1])
   redis.call('HINCRBY', KEYS[3], 'available_count', 1)
   redis.call('HINCRBY', KEYS[3], 'locked_count', -1)

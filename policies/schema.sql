@@ -129,7 +129,8 @@ CREATE TABLE booking_seats (
 CREATE UNIQUE INDEX booking_seats_sold_once ON booking_seats (event_id, seat_id)
     WHERE cancelled_at IS NULL;
 
--- Fencing tokens of seat locks: a later grant of any seat has a greater one.
+-- Fencing tokens for grants that the application makes itself: a later one is greater. Those that
+-- sidecache makes have a sequence of their own, and are greater than the row's last all the same.
 CREATE SEQUENCE seat_lock_token AS bigint;
 
 -- One row per seat of an event. locked_by and booking_id have no foreign key: a seat is held for

@@ -392,12 +392,13 @@ _LOCK_RULES = {
     "queue": "its locks have no queue",
     "value": "it names no owner of the lock, or one that is too long",
     "limit": "its owner holds as many locks as it may",
+    "scopes": "locks of one command are counted together, within one scope",
 }
 
 
 def lock_refused(keyspace: str, what: str) -> bytes:
     """Return the line for what means nothing to a lock, or goes too far: of _LOCK_RULES."""
-    refused = {"queue": "command", "limit": "write"}.get(what, what)
+    refused = {"queue": "command", "limit": "write", "scopes": "key"}.get(what, what)
     return line(f"POLICY {refused} refused by keyspace '{keyspace}': {_LOCK_RULES[what]}")
 
 

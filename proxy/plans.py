@@ -27,7 +27,9 @@ class Parameter(NamedTuple):
     """One parameter of a statement, in the place of its number."""
 
     name: str
-    kind: str  # of the key's segment; "field" for one of what is written, whose type the table says
+    # Of the key's segment; "field" for one of what is written, whose type the table says; "version"
+    # for the number of the write.
+    kind: str
 
 
 class Statement(NamedTuple):
@@ -67,7 +69,6 @@ class Writing(NamedTuple):
 
     mode: str  # "through" or "behind"
     statement: Statement
-    version: str | None  # column that grows with every write
     merge: str  # "replace" "add" "max" "min" "fields"
     every: float  # seconds
     rows: int

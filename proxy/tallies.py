@@ -30,8 +30,8 @@ RATE_ANSWERS: Final = ("granted", "none", "failed")
 
 # What PostgreSQL is asked for, by the last word of a statement's name, and what became of it.
 STATEMENTS: Final = (
-    "read", "write", "restore", "take", "release", "confirm", "queue", "sweep", "held", "shown",
-    "mine",
+    "read", "write", "restore", "take", "grab", "release", "confirm", "queue", "sweep", "held",
+    "shown", "mine",
 )  # fmt: skip
 STATEMENT_OUTCOMES: Final = ("answered", "busy", "down", "refused")
 
@@ -44,7 +44,7 @@ UNFILLED: Final = ("held", "away", "lease")
 # `vanished` where the client that was granted it had gone.
 LOCK_OUTCOMES: Final = (
     "acquired", "extended", "held", "gate", "queue", "limit", "missing", "lost", "released",
-    "not_held", "confirmed", "expired", "vanished", "ghost",
+    "not_held", "confirmed", "expired", "vanished",
 )  # fmt: skip
 
 # In which state a shard can be, from the best to the worst.

@@ -12,7 +12,7 @@ class Claim(NamedTuple):
     booking: str | None = None
     session: str | None = None
     value: str | None = None  # as the client has written it
-    same: bool = True  # who holds it already is granted it again
+    same: bool = True  # who holds it already is granted it again; else by this very session alone
 
 
 class Hold(NamedTuple):

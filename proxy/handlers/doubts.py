@@ -6,6 +6,8 @@ holds such a lock is not granted it again; but for who was told that the outcome
 
 import time
 
+from proxy.handlers.claims import Claim
+
 # So many locks, of all connections; of too many the oldest is forgotten.
 DOUBTED = 1000
 
@@ -13,24 +15,27 @@ DOUBTED = 1000
 class Doubts:
     """Locks that may have been granted to somebody who was told that the outcome is unknown.
 
-    Who asks again with the same owner, on whatever connection, is told once that it holds the lock.
+    Who asks again with the same owner, on whatever connection, is told once that it holds the lock,
+    if it was granted by that very claim.
     """
 
     def __init__(self) -> None:
-        self._owners: dict[bytes, tuple[str, float]] = {}  # by key; until when
+        self._claims: dict[bytes, tuple[Claim, float]] = {}  # by key; until when
 
-    def note(self, key: bytes, owner: str, seconds: float) -> None:
-        """Note that nobody knows whether an owner was granted a lock for so long."""
-        self._owners.pop(key, None)
-        if len(self._owners) >= DOUBTED:
-            self._owners.pop(next(iter(self._owners)))
-        self._owners[key] = (owner, time.monotonic() + seconds)
+    def note(self, key: bytes, claim: Claim) -> None:
+        """Note that nobody knows whether a claim was granted."""
+        self._claims.pop(key, None)
+        if len(self._claims) >= DOUBTED:
+            self._claims.pop(next(iter(self._claims)))
+        self._claims[key] = (claim, time.monotonic() + claim.seconds)
 
-    def about(self, key: bytes, owner: str) -> bool:
-        """Return whether an owner may hold a lock without having been told."""
-        noted, until = self._owners.get(key, ("", 0.0))
-        return noted == owner and time.monotonic() < until
+    def session(self, key: bytes, owner: str) -> str | None:
+        """Return in which session an owner may have been granted a lock without being told."""
+        claim, until = self._claims.get(key, (None, 0.0))
+        if claim is None or claim.owner != owner or time.monotonic() >= until:
+            return None
+        return claim.session
 
     def settle(self, key: bytes) -> None:
         """Note that who holds a lock has been told."""
-        self._owners.pop(key, None)
+        self._claims.pop(key, None)

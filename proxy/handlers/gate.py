@@ -53,15 +53,15 @@ class Gate:
         self._said: dict[bytes, tuple[float, Said]] = {}  # key to when PostgreSQL said so
         self._asking: dict[bytes, asyncio.Future[OriginBusy | OriginDown | None]] = {}
 
-    def known(self, plan: Plan, key: bytes, owner: str | None) -> Said | None:
-        """Return a refusal where that needs no question; owner None: not even its holder's."""
+    def known(self, plan: Plan, key: bytes, owner: str, *, same: bool = True) -> Said | None:
+        """Return a refusal where that needs no question; same: see `claims.Claim`."""
         age = self._age(key)
         if age > BELIEVED or (age > RENEWED and key not in self._asking):
             return None
-        return self._refusal(plan, key, owner, self._mirror.seen(key))
+        return self._refusal(plan, key, owner, self._mirror.seen(key), same=same)
 
-    async def shut(self, plan: Plan, key: bytes, owner: str | None) -> Said | None:
-        """Return a refusal, or None to who has to ask PostgreSQL; owner None: as for `known`.
+    async def shut(self, plan: Plan, key: bytes, owner: str, *, same: bool = True) -> Said | None:
+        """Return a refusal, or None to who has to ask PostgreSQL; same: as for `known`.
 
         Raises OriginBusy and OriginDown: who asked for all of a crowd had no answer.
         """
@@ -74,7 +74,8 @@ class Gate:
                 shown = None
                 if self._said[key][1].outcome == "held":
                     shown = await self._mirror.look(plan, key)
-                if (refusal := self._refusal(plan, key, owner, shown)) is not None:
+                refusal = self._refusal(plan, key, owner, shown, same=same)
+                if refusal is not None:
                     return refusal
             if (asking := self._asking.get(key)) is None:
                 return None
@@ -90,7 +91,8 @@ class Gate:
             since, said = self._said.get(key, (0.0, None))
             if said is not None and since >= came:
                 # PostgreSQL has just said so, whatever Redis shows.
-                return said if said.holder != owner else None
+                asks_again = said.holder == owner and (same or said.outcome == "queue")
+                return None if asks_again else said
             # Where nobody holds it after all, the next of the crowd asks.
 
     @contextlib.contextmanager
@@ -126,7 +128,7 @@ class Gate:
         return math.inf if found is None else self._loop.time() - found[0]
 
     def _refusal(
-        self, plan: Plan, key: bytes, owner: str | None, shown: Shown | None
+        self, plan: Plan, key: bytes, owner: str, shown: Shown | None, *, same: bool
     ) -> Said | None:
         """Return why somebody does not get a lock, and let the data plane say so to others."""
         found = self._said.get(key)
@@ -148,7 +150,7 @@ class Gate:
             return said
         holder = None if shown is None else holder_of(path, shown.value)
         # What Redis shows may be of before.
-        if shown is None or holder is None or holder == owner or holder != said.holder:
+        if shown is None or holder is None or holder != said.holder or (same and holder == owner):
             return None
         if self._mirror.seen(key) is shown:
             until = min(until, shown.until)

@@ -60,18 +60,27 @@ class Grants:
             lambda: Together(functools.partial(self._free, patient=False))
         )
 
-    def refused(self, plan: Plan, key: bytes, owner: str | None) -> Taken | None:
-        """Return a refusal of a lock where nothing has to be asked for that; owner None: to all."""
-        said = self._gate.known(plan, key, owner) if _locking(plan).gate else None
+    def refused(self, plan: Plan, key: bytes, owner: str, *, same: bool = True) -> Taken | None:
+        """Return a refusal of a lock where nothing has to be asked for that; same: see `Claim`."""
+        said = self._gate.known(plan, key, owner, same=same) if _locking(plan).gate else None
         return None if said is None else self._refusal(said)
 
     async def take(self, plan: Plan, keys: Sequence[bytes], claim: Claim) -> Taken:
-        """Take locks, all or none. Raises OriginError."""
+        """Take locks, all or none; all within one scope where they are counted.
+
+        Raises OriginError.
+        """
+        locking = _locking(plan)
+        if claim.value is None and locking.table is None:
+            value = value_for(
+                locking.owner, claim.owner, claim.booking, claim.session, claim.seconds
+            )
+            claim = claim._replace(value=value)
         if len(keys) > 1:
             return await self._take(plan, keys, claim)
-        if not _locking(plan).gate:
+        if not locking.gate:
             return await self._take_one(plan, keys[0], claim)
-        said = await self._gate.shut(plan, keys[0], claim.owner if claim.same else None)
+        said = await self._gate.shut(plan, keys[0], claim.owner, same=claim.same)
         if said is not None:
             return self._refusal(said)
         with self._gate.asking(keys[0]):
@@ -106,7 +115,7 @@ class Grants:
         plan = wishes[0].plan
         locking = _locking(plan)
         columns = [_columns(plan, wish.key) for wish in wishes]
-        scopes = [each[locking.scope] if locking.most else "" for each in columns]
+        scopes = [scope_of(plan, wish.key) for wish in wishes]
         try:
             rows, again = await self._call(
                 plan, locking.calls.grab, _turned(columns),
@@ -139,9 +148,8 @@ class Grants:
         rows, again = await self._call(
             plan, locking.calls.take, _turned(columns),
             (claim.owner, claim.booking, claim.session, claim.value, f"{claim.seconds:.3f}",
-             f"{locking.longest:.3f}", columns[0][locking.scope] if locking.most else "",
-             str(locking.most), f"{locking.offer:.3f}", _flag(mine), _number(token),
-             _flag(claim.same)),
+             f"{locking.longest:.3f}", scope_of(plan, keys[0]), str(locking.most),
+             f"{locking.offer:.3f}", _flag(mine), _number(token), _flag(claim.same)),
             lost,
         )  # fmt: skip
         (row,) = rows
@@ -154,9 +162,6 @@ class Grants:
             int(row["has"]),
             [int(number) - 1 for number in row["fresh"] or ()],
         )
-        if again and taken.holder == claim.owner and taken.outcome == "held":
-            # By that very call, perhaps; who asks without `same` is not told so.
-            return await self._take(plan, keys, claim._replace(same=True), lost=True)
         if again and taken.outcome == "extended" and not mine:
             # Granted by the call whose answer was lost.
             taken = taken._replace(outcome="acquired")
@@ -274,11 +279,10 @@ class Grants:
     async def queue(self, plan: Plan, key: bytes, owner: str, *, leaving: bool) -> Waiting:
         """Join the queue of a lock, keep the place in it, or leave it. Raises OriginError."""
         locking = _locking(plan)
-        place = _columns(plan, key)[locking.scope] if locking.most else ""
         rows, _ = await self._call(
             plan, locking.calls.queue, _arrays(plan, [key]),
-            (owner, place, f"{locking.heartbeat:.3f}", f"{locking.offer:.3f}", str(locking.most),
-             _flag(leaving)),
+            (owner, scope_of(plan, key), f"{locking.heartbeat:.3f}", f"{locking.offer:.3f}",
+             str(locking.most), _flag(leaving)),
         )  # fmt: skip
         row = rows[0]
         waiting = Waiting(
@@ -374,6 +378,12 @@ def _number(token: int | None) -> str | None:
 
 def _flag(on: bool) -> str:
     return "t" if on else "f"
+
+
+def scope_of(plan: Plan, key: bytes) -> str:
+    """Return within what the locks of an owner are counted, "" where they are not."""
+    locking = _locking(plan)
+    return [*segments_of(plan, key).values()][locking.scope] if locking.most else ""
 
 
 def _columns(plan: Plan, key: bytes) -> list[str]:

@@ -12,6 +12,7 @@ Always true:
   * a lock that is granted to a client which has gone meanwhile is given up at once.
 """
 
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
@@ -67,8 +68,7 @@ def _refused(request: wire.Request, grants: Grants, target: Target) -> bool:
     owner = owner_of(plan.locking.owner, words[2])
     if owner is None:
         return False
-    same = _same(grants, target, owner)
-    return grants.refused(plan, target.key, owner if same else None) is not None
+    return grants.refused(plan, target.key, owner, same=bool(plan.locking.owner)) is not None
 
 
 async def answered(reply: Awaitable[bytes]) -> bytes:
@@ -131,12 +131,13 @@ async def _grant(
     claim = claim_of(plan, value, seconds)
     if claim is None:
         return errors.lock_refused(plan.name, "value")
-    claim = claim._replace(same=_same(grants, target, claim.owner))
+    if not claim.same and (doubted := grants.doubts.session(target.key, claim.owner)) is not None:
+        claim = claim._replace(session=doubted)
     try:
         taken = await grants.take(plan, [target.key], claim)
     except OriginDown as error:
         if error.sent:
-            grants.doubts.note(target.key, claim.owner, seconds)
+            grants.doubts.note(target.key, claim)
         raise
     if taken.outcome == "missing":
         return errors.no_row(plan.name)
@@ -150,18 +151,12 @@ async def _grant(
     return taken.granted
 
 
-def _same(grants: Grants, target: Target, owner: str) -> bool:
-    """Return whether who holds a lock is granted it again.
+def claim_of(plan: Plan, value: bytes, seconds: float) -> Claim | None:
+    """Return what a value claims; None where it names no owner.
 
     A member of JSON says who that is. A whole value may be one word for everybody, of whom one
-    holds the lock: then only who was not told that it is granted may ask again.
+    holds the lock: a session of its own tells this claim from theirs.
     """
-    locking = target.plan.locking
-    return bool(locking and locking.owner) or grants.doubts.about(target.key, owner)
-
-
-def claim_of(plan: Plan, value: bytes, seconds: float) -> Claim | None:
-    """Return what a value claims; None where it names no owner."""
     assert plan.locking is not None
     path = plan.locking.owner
     said = said_by(value) if path else None
@@ -169,7 +164,7 @@ def claim_of(plan: Plan, value: bytes, seconds: float) -> Claim | None:
     if not owner:
         return None
     if not path:
-        return Claim(owner, seconds, value=owner)
+        return Claim(owner, seconds, session=secrets.token_hex(8), value=owner, same=False)
     booking, session = (member(said, [name]) for name in ("booking_id", "session_id"))
     try:
         return Claim(owner, seconds, booking, session, value.decode())

@@ -34,9 +34,6 @@ _GONE = b":-2\r\n"
 
 _ANSWERED = ANSWERED | {b"mget"}
 
-# Types of which nothing is there where a command finds nothing; others have members and fields.
-_WHOLE = ("string", "json", "counter", None)
-
 
 def look_up(
     session: Session, request: wire.Request, reads: Reads, target: Target
@@ -174,14 +171,16 @@ async def again(
     """
     words = request.arguments
     words[1] = target.name
-    reply, left = await asyncio.gather(
+    # Asked on both sides: what is there before and after has been there meanwhile.
+    question = [b"PTTL", target.name]
+    before, reply, after = await asyncio.gather(
+        _ask(session, request, question, target),
         _ask(session, request, words, target),
-        _ask(session, request, [b"PTTL", target.name], target),
+        _ask(session, request, question, target),
     )
     if reply.startswith(AWAY_WORDS):
         return await _away(session, request, reads, target, reply)
-    came_and_went = reply == request.reply and target.plan.type in _WHOLE
-    if came_and_went or not _is_there(left, target):
+    if not (_is_there(before, target) and _is_there(after, target)):
         known = found or await waiting.found(session, target) or await reads.bypass(target)
         if isinstance(known, OriginError) or request.name in _ANSWERED:
             return _said(session, request, reads, target, known)

@@ -15,7 +15,7 @@ from proxy import errors, resp, wire
 from proxy.handlers import Session
 from proxy.handlers.claims import Claim, Hold, Taken
 from proxy.handlers.connection import integer
-from proxy.handlers.grants import Grants
+from proxy.handlers.grants import Grants, scope_of
 from proxy.handlers.held import forget, remember
 from proxy.handlers.locks import answered, too_long
 from proxy.handlers.owners import text_of
@@ -136,7 +136,11 @@ def _locks(
             if isinstance(place := session.downstream.locate(each, request.row), bytes):
                 return place
     found = [target for each in locks if (target := target_of(request.ruleset, each)) is not None]
-    return misspelled(found) or too_long(found) or locks
+    if (line := misspelled(found) or too_long(found)) is not None:
+        return line
+    if len(locks) > 1 and len({scope_of(plan, each) for each in locks}) > 1:
+        return errors.lock_refused(plan.name, "scopes")
+    return locks
 
 
 def _plan(ruleset: wire.Ruleset, key: bytes) -> Plan | None:
@@ -218,9 +222,10 @@ async def _status(order: Order) -> bytes:
     if row.status != "locked" or row.left <= 0:
         status = "available" if row.status == "locked" else row.status
         return order.reply(outcome=status)
-    return order.reply(
-        outcome="locked", owner=row.owner, token=row.token, expires_in_ms=_ms(row.left)
-    )
+    held = {"token": row.token, "expires_in_ms": _ms(row.left)}
+    if row.owner is None:
+        return order.reply(outcome="locked", **held)
+    return order.reply(outcome="locked", owner=row.owner, **held)
 
 
 async def _queue(order: Order) -> bytes:

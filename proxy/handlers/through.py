@@ -12,8 +12,7 @@ Always true:
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping
 
 from proxy import errors, resp, wire
 from proxy.errors import OriginDown, OriginError
@@ -21,26 +20,17 @@ from proxy.handlers import Session, in_redis
 from proxy.handlers.forward import ask
 from proxy.handlers.reading import Reads
 from proxy.handlers.targets import Target
-from proxy.handlers.told import Refused, time_of
+from proxy.handlers.told import Refused, fields_of, told
 from proxy.origin.answers import answer
 from proxy.origin.batching import segments_of
 from proxy.origin.budget import share_of
 from proxy.origin.codecs import text_of
+from proxy.origin.records import Change, Op
 
 # What changes the copy alone: rows are not deleted because a copy of them is, and have no times.
 COPIES = frozenset(
     (b"del", b"unlink", b"expire", b"pexpire", b"expireat", b"pexpireat", b"persist", b"getex")
 )
-
-# In milliseconds.
-_UNITS = {b"EX": 1000, b"PX": 1, b"EXAT": 1000, b"PXAT": 1}
-
-
-class Told(NamedTuple):
-    """What a command tells PostgreSQL."""
-
-    values: Mapping[str, bytes]  # by the parameters' names
-    seconds: float | None = None  # to live
 
 
 async def write(session: Session, request: wire.Request, reads: Reads, target: Target) -> bytes:
@@ -53,20 +43,18 @@ async def write(session: Session, request: wire.Request, reads: Reads, target: T
         if away:
             return await _without_copy(session, request, reads, target)
         return await in_redis.write(session, request, [target])
-    teller = _TELLERS.get(request.name)
+    if plan.writing is None:
+        return errors.no_statement(plan.name)
     try:
-        told = None if teller is None or plan.writing is None else teller(request.arguments)
+        (part,) = told(plan, request.name, request.arguments)
     except Refused as refused:
         return refused.line
-    if told is None:
-        return errors.no_statement(plan.name)
-    assert plan.writing is not None
-    names = {name for name, kind in plan.writing.statement.parameters if kind == "field"}
-    if not told.values.keys() <= names:
+    changes = {change.field: change for change in part.changes}
+    if not changes.keys() <= fields_of(plan.writing.statement):
         return errors.no_column(plan.name)
     try:
-        count = await _new(session, request, reads, target, told)
-        written = await _executed(reads, target, told)
+        count = await _new(session, request, reads, target, changes)
+        written = await _executed(reads, target, changes)
     except OriginError as error:
         if not (isinstance(error, OriginDown) and error.sent):
             return error.line
@@ -96,15 +84,16 @@ async def _without_copy(
     return resp.integer(int(found.value is not None))
 
 
-async def _executed(reads: Reads, target: Target, told: Told) -> int:
+async def _executed(reads: Reads, target: Target, changes: Mapping[bytes, Change]) -> int:
     """Run the statement and return how many rows it was about. Raises OriginError."""
     plan = target.plan
     assert plan.writing is not None
-    values: dict[str, str | None] = {
-        "ttl": None if told.seconds is None else f"{told.seconds:.3f}",
-        "version": str(time.time_ns() // 1000),
+    values = {
+        field.decode(): text_of(change.value)
+        for field, change in changes.items()
+        if change.op is Op.SET
     }
-    values |= {name: text_of(value) for name, value in told.values.items()}
+    values["version"] = str(time.time_ns() // 1000)
     try:
         values |= segments_of(plan, target.key)
     except ValueError:
@@ -119,8 +108,9 @@ async def _void(reads: Reads, target: Target) -> None:
 
 
 async def _new(
-    session: Session, request: wire.Request, reads: Reads, target: Target, told: Told
-) -> int | None:
+    session: Session, request: wire.Request, reads: Reads, target: Target,
+    changes: Mapping[bytes, Change],
+) -> int | None:  # fmt: skip
     """Return how many of the fields HSET makes new, as far as can be told; None: it says OK.
 
     Redis knows where it has the key; where it has none of the fields, PostgreSQL is asked. Raises
@@ -128,7 +118,7 @@ async def _new(
     """
     if request.name != b"hset":
         return None
-    fields = [name.encode() for name in told.values]
+    fields = [*changes]
     place = session.downstream.locate(target.key, request.row, asked=False)
     if isinstance(place, bytes) or target.plan.read is None:
         return len(fields)
@@ -143,42 +133,3 @@ async def _new(
         raise found
     known = found.value.data if found.value is not None else {}
     return len([field for field in fields if not isinstance(known, dict) or field not in known])
-
-
-def _fields(words: list[bytes]) -> Told | None:
-    if len(words) % 2:
-        raise Refused(errors.wrong_arity(words[0].lower()))
-    try:
-        names = [word.decode("ascii") for word in words[2::2]]
-    except UnicodeDecodeError:
-        return None
-    return Told(dict(zip(names, words[3::2], strict=True)))
-
-
-def _value(words: list[bytes]) -> Told | None:
-    """Take SET with a time or none: a condition or an old value needs a statement of its own."""
-    options = [word.upper() for word in words[3:]]
-    if not options or options == [b"KEEPTTL"]:
-        return Told({"value": words[2]})
-    if len(options) != 2 or options[0] not in _UNITS:
-        return None
-    unit, date = _UNITS[options[0]], options[0].endswith(b"AT")
-    seconds = time_of(options[1], "set", unit, date=date) * unit / 1000
-    return Told({"value": words[2]}, seconds - (time.time() if date else 0))
-
-
-def _timed(unit_ms: int) -> Callable[[list[bytes]], Told | None]:
-    def tell(words: list[bytes]) -> Told | None:
-        seconds = time_of(words[2], words[0].decode().lower(), unit_ms) * unit_ms / 1000
-        return Told({"value": words[3]}, seconds)
-
-    return tell
-
-
-_TELLERS: Mapping[bytes, Callable[[list[bytes]], Told | None]] = {
-    b"hset": _fields,
-    b"hmset": _fields,
-    b"set": _value,
-    b"setex": _timed(1000),
-    b"psetex": _timed(1),
-}

@@ -1,8 +1,8 @@
 """What PostgreSQL is told of a command: its words become changes of fields.
 
-Used by `behind` before a write is journalled. What cannot be told without knowing what the key
-holds (conditions, elements that are taken out, parts of values) is refused, and so is what the
-keyspace's statement has no place for: nothing is acknowledged that does not arrive.
+Used by `behind` before a write is journalled, and by `through`. What cannot be told without knowing
+what the key holds (conditions, elements that are taken out, parts of values) is refused, and so is
+what the keyspace's statement has no place for: nothing is acknowledged that does not arrive.
 
 Always true: words that Redis would refuse are refused here, in its words.
 """
@@ -17,7 +17,7 @@ from proxy.handlers.connection import integer
 from proxy.origin.batching import shape_of, summed
 from proxy.origin.merging import number, plain
 from proxy.origin.records import Change, Op
-from proxy.plans import Plan
+from proxy.plans import Plan, Statement
 
 # The parameter of a statement that takes the value of a string, JSON or a counter, and the one
 # that takes the seconds that it lives.
@@ -31,8 +31,15 @@ _DOUBLES = {"float4": Decimal("3.4028235e38"), "float8": Decimal("1.797693134862
 
 
 def not_here(plan: Plan, name: bytes) -> bytes:
-    """Return the error line for a command that no journal can hold."""
-    return errors.not_behind(plan.name, f"{errors.quoted(name)} cannot be journalled")
+    """Return the error line for a command that no journal can hold, or no statement carry out."""
+    return _never(plan, f"{errors.quoted(name)} cannot be journalled")
+
+
+def _never(plan: Plan, why: str) -> bytes:
+    """Return the error line for what PostgreSQL is not told of."""
+    if plan.mode == "through":
+        return errors.no_statement(plan.name)
+    return errors.not_behind(plan.name, why)
 
 
 class Told(NamedTuple):
@@ -53,9 +60,14 @@ class Refused(Exception):
 def told(plan: Plan, name: bytes, words: Sequence[bytes]) -> list[Told]:
     """Return what a write of a key of this plan changes. Raises Refused."""
     read = _READERS.get(name)
-    if read is None:
+    if read is None or (plan.mode == "through" and name not in _ONE_STATEMENT):
         raise Refused(not_here(plan, name))
     return read(plan, words)
+
+
+def fields_of(statement: Statement) -> set[bytes]:
+    """Return the fields that a statement writes."""
+    return {name.encode() for name, kind in statement.parameters if kind == "field"}
 
 
 def fits(plan: Plan, changes: Sequence[Change], types: Mapping[bytes, str]) -> None:
@@ -66,7 +78,7 @@ def fits(plan: Plan, changes: Sequence[Change], types: Mapping[bytes, str]) -> N
     """
     assert plan.writing is not None
     statement = plan.writing.statement
-    names = {name.encode() for name, kind in statement.parameters if kind == "field"}
+    names = fields_of(statement)
     counted = {name.encode() for name in summed(statement)}
     if plan.writing.merge == "add" and shape_of(statement.text) is None:
         counted = names
@@ -96,7 +108,7 @@ def _holds(kind: str, value: bytes) -> bool:
 def _times(plan: Plan, seconds: bytes | None) -> tuple[Change, ...]:
     """Return the change of the time to live, where the statement asks for it."""
     assert plan.writing is not None
-    if not any(name.encode() == TTL for name, _ in plan.writing.statement.parameters):
+    if TTL not in fields_of(plan.writing.statement):
         return ()
     return (Change(Op.ERASE, TTL) if seconds is None else Change(Op.SET, TTL, seconds),)
 
@@ -117,20 +129,24 @@ def time_of(value: bytes, name: str, unit_ms: int, *, date: bool = False) -> int
     return amount
 
 
-# Of commands that give a time, what one unit of it is in milliseconds, and whether it is a date.
+# Of words that give a time, what one unit of it is in milliseconds, and whether it is a date.
 _ENDS = {
     b"expire": (1000, False), b"pexpire": (1, False), b"expireat": (1000, True),
-    b"pexpireat": (1, True), b"exat": (1000, True), b"pxat": (1, True),
+    b"pexpireat": (1, True), b"ex": (1000, False), b"px": (1, False), b"exat": (1000, True),
+    b"pxat": (1, True),
 }  # fmt: skip
 
 
 def over(name: bytes, words: Sequence[bytes]) -> bool:
     """Return whether a command about times ends its key at once, which no journal would hear of."""
-    if name == b"getex":
+    option = name == b"getex"
+    if option:
         name, words = (words[2].lower() if len(words) > 2 else b""), words[1:]
     if name not in _ENDS or len(words) < 3 or (amount := integer(words[2])) is None:
         return False
     unit, date = _ENDS[name]
+    if option and not date:
+        return False  # such an option is refused by Redis
     return amount * unit <= (time.time() * 1000 if date else 0)
 
 
@@ -141,37 +157,46 @@ def _decimal(value: bytes) -> bytes:
     return plain(amount)
 
 
-# Options of SET of which it takes one.
-_TIMES = (b"EX", b"PX", b"EXAT", b"PXAT", b"KEEPTTL")
+# Options of SET that give a time.
+_TIMES = (b"ex", b"px", b"exat", b"pxat")
 
 
 def _set(plan: Plan, words: Sequence[bytes]) -> list[Told]:
     _, key, value, *options = words
     seconds: bytes | None = None
-    place, timed = 0, False
-    while place < len(options):
-        word = options[place].upper()
-        if word in _TIMES:
+    timed = False
+    left = iter(options)
+    for option in left:
+        word = option.lower()
+        if word in (*_TIMES, b"keepttl"):
             if timed:
                 raise Refused(errors.SYNTAX)
             timed = True
-        if word in (b"NX", b"XX", b"IFEQ"):
-            raise Refused(errors.not_behind(plan.name, "a condition cannot be journalled"))
-        if word in (b"EX", b"PX", b"EXAT", b"PXAT") and place + 1 < len(options):
-            place += 1
-            unit, date = (1 if word.startswith(b"PX") else 1000), word.endswith(b"AT")
-            amount = time_of(options[place], "set", unit, date=date)
-            left = amount * unit / 1000
-            left -= time.time() if date else 0
-            seconds = b"%d" % amount if word == b"EX" else b"%.3f" % left
-        elif word == b"KEEPTTL" and _times(plan, None):
-            raise Refused(
-                errors.not_behind(plan.name, "PostgreSQL is told a time, and KEEPTTL none")
-            )
-        elif word not in (b"KEEPTTL", b"GET"):
+        if word in (b"nx", b"xx", b"ifeq"):
+            raise Refused(_never(plan, "a condition cannot be journalled"))
+        if word in _TIMES:
+            seconds = _seconds(plan, word, next(left, None))
+        elif word == b"keepttl" and _times(plan, None):
+            raise Refused(_never(plan, "PostgreSQL is told a time, and KEEPTTL none"))
+        elif word == b"get" and plan.mode == "through":
+            raise Refused(errors.no_statement(plan.name))
+        elif word not in (b"keepttl", b"get"):
             raise Refused(errors.SYNTAX)
-        place += 1
     return [Told(key, (Change(Op.SET, VALUE, value), *_times(plan, seconds)))]
+
+
+def _seconds(plan: Plan, word: bytes, said: bytes | None) -> bytes:
+    """Return what an option of SET says as a time to live. Raises Refused."""
+    if said is None:
+        raise Refused(errors.SYNTAX)
+    unit, date = _ENDS[word]
+    amount = time_of(said, "set", unit, date=date)
+    if word == b"ex":
+        return b"%d" % amount
+    seconds = amount * unit / 1000 - (time.time() if date else 0)
+    if seconds <= 0:
+        raise Refused(errors.not_behind(plan.name, "a time that is over would delete the key"))
+    return b"%.3f" % seconds
 
 
 def _setex(plan: Plan, words: Sequence[bytes]) -> list[Told]:
@@ -236,3 +261,6 @@ _READERS: dict[bytes, Callable[[Plan, Sequence[bytes]], list[Told]]] = {
     b"hset": _hset, b"hmset": _hset, b"hincrby": _hincrby, b"hincrbyfloat": _hincrbyfloat,
     b"hdel": _hdel, b"del": _del, b"unlink": _del,
 }  # fmt: skip
+
+# What one statement carries out at once, without a journal that counts.
+_ONE_STATEMENT = frozenset((b"set", b"setex", b"psetex", b"hset", b"hmset"))

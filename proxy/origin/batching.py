@@ -226,11 +226,9 @@ def _typed(pattern: tuple[bytes | Segment, ...]) -> tuple[tuple[str, str], ...]:
 
 
 @cache
-def _sources(statement: Statement) -> tuple[tuple[str, bytes | None], ...]:
-    """Return name and field of each parameter, no field for one that the key says."""
-    return tuple(
-        (name, name.encode() if kind == "field" else None) for name, kind in statement.parameters
-    )
+def _sources(statement: Statement) -> tuple[tuple[str, str, bytes], ...]:
+    """Return name, kind and field of each parameter."""
+    return tuple((name, kind, name.encode()) for name, kind in statement.parameters)
 
 
 def arguments_of(plan: Plan, row: Row) -> list[str | None]:
@@ -241,15 +239,15 @@ def arguments_of(plan: Plan, row: Row) -> list[str | None]:
     assert plan.writing is not None
     segments, cells = segments_of(plan, row.key), row.flushed()
     arguments: list[str | None] = []
-    for name, field in _sources(plan.writing.statement):
-        if field is None:
-            arguments.append(segments[name])
-        elif (cell := cells.get(field)) is not None:
-            arguments.append(None if cell.op is Op.ERASE else cell.value.decode())
-        elif name == "version":
+    for name, kind, field in _sources(plan.writing.statement):
+        if kind == "version":
             arguments.append(str(round(row.changed * 1_000_000)))
-        else:
+        elif kind != "field":
+            arguments.append(segments[name])
+        elif (cell := cells.get(field)) is None or cell.op is Op.ERASE:
             arguments.append(None)
+        else:
+            arguments.append(cell.value.decode())
     return arguments
 
 

@@ -87,15 +87,26 @@ BEGIN
         END IF;
     END LOOP;
     IF _most > 0 AND NOT _mine THEN
-        -- What is asked for is not counted twice: neither what is held nor what is offered.
+        -- What is asked for is not counted twice: neither what is held nor what is offered. Two
+        -- releases at once may offer more than there is room for: who has an offer comes first.
         has := (SELECT count(*) FROM {table} t
                  WHERE {counted} AND {mine}
                    AND NOT EXISTS (SELECT FROM unnest({arrays}) AS k({columns}) WHERE {found}))
-             + (SELECT count(*) FROM {schema}.sidecache_lock_queue q
-                 WHERE q.keyspace = '{keyspace}' AND q.owner = _who AND q.scope = _place
-                   AND {offered} AND NOT EXISTS (
-                       SELECT FROM unnest({arrays}) AS k({columns}) WHERE q.name = {name}));
+             + (SELECT CASE WHEN count(*) FILTER (WHERE asked) = cardinality(k0) THEN 0
+                            ELSE count(*) FILTER (WHERE NOT asked) END
+                  FROM (SELECT q.name = ANY (SELECT {name} FROM unnest({arrays}) AS k({columns}))
+                               AS asked
+                          FROM {schema}.sidecache_lock_queue q
+                         WHERE q.keyspace = '{keyspace}' AND q.owner = _who AND q.scope = _place
+                           AND {offered}) AS kept);
         IF has + cardinality(k0) > _most THEN
+            -- What is kept for who has no room for it is kept for the next.
+            DELETE FROM {schema}.sidecache_lock_queue q USING unnest({arrays}) AS k({columns})
+             WHERE q.keyspace = '{keyspace}' AND q.name = {name} AND q.owner = _who AND {offered};
+            IF FOUND THEN
+                PERFORM {offer}((SELECT array_agg({name} ORDER BY {name})
+                                   FROM unnest({arrays}) AS k({columns})), _offer, _most);
+            END IF;
             outcome := 'limit';
             RETURN NEXT;
             RETURN;
@@ -137,8 +148,8 @@ DECLARE
 BEGIN{made_free}
     _free := (SELECT array_agg(n) FROM (
         SELECT k.n
-          FROM unnest({arrays}, _who, _same, _place) WITH ORDINALITY
-               AS k({columns}, _who, _same, _place, n)
+          FROM unnest({arrays}, _who, _session, _same, _place) WITH ORDINALITY
+               AS k({columns}, _who, _session, _same, _place, n)
           JOIN {table} t ON {found}
          WHERE CASE WHEN {open} IS NOT TRUE THEN false
                     WHEN _most = 0 THEN true

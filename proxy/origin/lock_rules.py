@@ -12,12 +12,13 @@ PLANNED = """LANGUAGE plpgsql
     AS $sidecache$"""
 
 # Of a row t: whether _who holds it, whether nobody does, and whether _who may take it; _same: also
-# what it holds. One rule for all who grant. Where a row says NULL these are NULL, and only what is
-# true counts: a locked row without an owner is nobody's to take until its deadline, one without a
-# deadline for ever, and one without a status too.
+# what it holds, otherwise only what was granted in this very _session. One rule for all who grant.
+# Where a row says NULL these are NULL, and only what is true counts: a locked row without an owner
+# is nobody's to take until its deadline, one without a deadline for ever, and one without a status
+# too.
 MINE = "(t.status = 'locked' AND t.locked_by = _who AND t.locked_until > _moment)"
 FREE = "(t.status = 'available' OR (t.status = 'locked' AND t.locked_until <= _moment))"
-OPEN = f"({FREE} OR (_same AND {MINE}))"
+OPEN = f"({FREE} OR ({MINE} AND (_same OR t.session_id = _session)))"
 
 # Whether `take` grants a row t to _who; _mine: only what is held already, by that _token.
 GRANTING = f"""((NOT _mine AND {OPEN})

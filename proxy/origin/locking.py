@@ -161,7 +161,8 @@ def _of_ours(schema: str, keyspace: str) -> dict[str, str]:
     return {
         "made": lock_rules.MADE.format(**ours, conflict=lock_rules.LOCKED),
         "made_free": lock_rules.MADE.format(**ours, conflict="NOTHING"),
-        "kept": ", scope = _place, value = coalesce(_said, t.value)",
+        "kept": ", scope = _place, value = coalesce(_said, "
+        f"CASE WHEN {lock_rules.MINE} THEN t.value END)",
         "unused": lock_rules.UNUSED.format(**ours, most=SWEPT),
         "absent": "",
     }

@@ -277,8 +277,9 @@ class Write(Strict):
     )  # fmt: skip
     sql: Text | None = Field(None, description="The statement, with segments as parameters.")
     version: Name | None = Field(
-        None, description="Column that grows with every write, so that an older one loses."
-    )
+        None, description="Column that the statement sets to :version, and only where it is below "
+        "that: of two sidecars' writes the older one loses."
+    )  # fmt: skip
     merge: Literal["replace", "add", "max", "min", "fields"] = Field(
         "replace", description="How buffered writes of one key become one row."
     )

@@ -32,9 +32,6 @@ _SHARERS = ("client", "user", "ip", "key", "keyspace", "global")
 # An exact window keeps the time of each cell; beyond this gcra is the better answer.
 _MOST_EXACT = 1000
 
-# A write that waits half a minute for PostgreSQL is an alarm. Its key must be there much longer.
-_BEHIND_TTL = 3 * 30.0  # seconds
-
 
 class Complaint(NamedTuple):
     """What is wrong where, below a keyspace.
@@ -200,32 +197,6 @@ def _origin(own: Keyspace) -> Iterator[Complaint]:
         yield Complaint(("on_loss",), "refill needs an origin to read from", "origin")
 
 
-def _write(own: Keyspace) -> Iterator[Complaint]:
-    write = own.write
-    if write.mode != "none" and write.sql is None:
-        yield Complaint(("write", "sql"), f"mode {write.mode} needs the statement: sql: …", "write")
-    if write.sql is not None:
-        if write.mode == "none":
-            yield Complaint(("write", "mode"), "sql is given but mode is none; allowed: through, "
-                            "behind", "write")  # fmt: skip
-        # The fields of a hash are parameters too, and only the database knows them.
-        if own.type in ("string", "json", "counter"):
-            names = (*own.key.names, "value", "ttl", "version")
-            yield from known_parameters(own.key, ("write", "sql"), write.sql, names)
-        elif not sql.single(write.sql):
-            yield Complaint(("write", "sql"), "must be one statement")
-    if write.mode == "behind" and own.ttl.default and own.ttl.default < _BEHIND_TTL:
-        yield Complaint(("ttl", "default"), f"a key that is written behind lives {_BEHIND_TTL:.0f}s"
-                        " at least: three times as long as a write may wait", "ttl")  # fmt: skip
-    if write.mode == "behind" and own.ttl.max is not None and own.ttl.max < _BEHIND_TTL:
-        yield Complaint(("ttl", "max"), f"a key that is written behind lives {_BEHIND_TTL:.0f}s at "
-                        "least: three times as long as a write may wait")  # fmt: skip
-    if own.fallback.writes == "origin" and write.sql is None and own.kind != "lock":
-        yield Complaint(("fallback", "writes"), "origin needs write.sql", "write")
-    if own.fallback.writes == "journal" and write.mode != "behind" and own.kind != "lock":
-        yield Complaint(("fallback", "writes"), "journal needs write.mode: behind", "write")
-
-
 def _restore(own: Keyspace) -> Iterator[Complaint]:
     if own.on_loss == "restore" and own.restore is None and own.kind != "lock":
         yield Complaint(("on_loss",), "restore needs the block restore: {sql: …}", "restore")
@@ -283,8 +254,7 @@ def _bound(own: Keyspace) -> Iterator[Complaint]:
 
 
 _OWN_CHECKS: tuple[Callable[[Keyspace], Iterator[Complaint]], ...] = (
-    _durable, _lock, _ttl, _hash_tag, _grammar, _types, _origin, _write, _restore, _rate,
-    _bound,
+    _durable, _lock, _ttl, _hash_tag, _grammar, _types, _origin, _restore, _rate, _bound,
 )  # fmt: skip
 
 

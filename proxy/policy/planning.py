@@ -109,7 +109,6 @@ def _writing(own: Keyspace, statement: Callable[..., Statement]) -> Writing | No
     return Writing(
         write.mode,
         statement("write", write.sql, "write", "sql"),
-        write.version,
         write.merge,
         write.flush.every,
         write.flush.rows,
@@ -130,7 +129,9 @@ def numbered(name: str, text: str, own: Keyspace, place: str = "") -> Statement:
     """Return a statement with a number in the place of each parameter's name."""
     names = sql.parameters(text)
     kinds = {segment.name: segment.kind for segment in own.key.segments}
-    parameters = tuple(Parameter(each, kinds.get(each, "field")) for each in names)
+    # No client says which write is the newer one.
+    told = {"version": "version"} | kinds
+    parameters = tuple(Parameter(each, told.get(each, "field")) for each in names)
 
     def written(each: str) -> str:
         number = names.index(each) + 1

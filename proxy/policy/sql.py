@@ -42,3 +42,26 @@ def reads(text: str) -> bool:
     """Return whether the text begins like a statement that only reads."""
     plain = re.sub(r"\A(?:\s|--[^\n]*\n|/\*.*?\*/)+", "", text, flags=re.DOTALL)
     return re.match(r"(?:select|with|values|table)\b", plain, re.IGNORECASE) is not None
+
+
+def guards(text: str, column: str) -> bool:
+    """Return whether a row is changed only where a column is below the write's :version.
+
+    The column is set to it in the same breath: to :version itself, or to what an upsert excludes.
+    """
+    old = rf'(?<![\w.:])(?:(?!excluded\.)\w+\.)?"?{re.escape(column)}"?(?!\w)'
+    new = rf'(?:\bexcluded\."?{re.escape(column)}"?(?!\w)|:version\b)'
+    compared = rf"(?:{old}\s*<=?\s*{new}|{new}\s*>=?\s*{old})"
+    wanted = rf"\bset\b.*{old}\s*=\s*{new}.*\bwhere\b.*{compared}"
+    return re.search(wanted, _bare(text), re.IGNORECASE | re.DOTALL) is not None
+
+
+def adds(text: str) -> bool:
+    """Return whether an upsert adds what it excludes to what a column holds."""
+    found = re.search(r"\+\s*excluded\.|\bexcluded\.\S+\s*\+", _bare(text), re.IGNORECASE)
+    return found is not None
+
+
+def _bare(text: str) -> str:
+    """Return the text without what is in quotes, other than names, and without comments."""
+    return _TOKEN.sub(lambda found: " " if found[0][0] in "'-/$" else found[0], text)

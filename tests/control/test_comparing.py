@@ -12,7 +12,7 @@ ROW = Value("string", b"a")
 
 def plan(ttl_ms: int = 1000, *, written: bool = False) -> Plan:
     statement = Statement("k read", "SELECT 1", ())
-    writing = Writing("through", statement, None, "replace", 1.0, 1, 0) if written else None
+    writing = Writing("through", statement, "replace", 1.0, 1, 0) if written else None
     return Plan(
         0, "k", (b"k:",), 0, "cache", "string", ttl_ms, 0.0, statement, (), 1,
         Age(stale_ms=500), writing, Detour(), None, None, 1.0, security=False,

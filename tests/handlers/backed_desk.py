@@ -43,7 +43,7 @@ def plan(**changes: Any) -> Plan:
     )._replace(**changes)  # fmt: skip
 
 
-THROUGH = Writing("through", WRITE, None, "replace", 5.0, 1000, 1 << 20)
+THROUGH = Writing("through", WRITE, "replace", 5.0, 1000, 1 << 20)
 
 
 def keyspace(own: Plan) -> rules.Keyspace:

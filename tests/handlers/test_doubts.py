@@ -3,21 +3,26 @@
 import pytest
 
 from proxy.handlers import doubts as module
+from proxy.handlers.claims import Claim
 from proxy.handlers.doubts import Doubts
+
+
+def claim(seconds: float = 30) -> Claim:
+    return Claim("me", seconds, session="mine", same=False)
 
 
 def test_a_doubt_is_of_one_owner_and_ends() -> None:
     """Who may hold a lock without knowing is believed, until it is told or the lock is over."""
     doubts = Doubts()
-    doubts.note(b"a", "me", 30)
-    assert doubts.about(b"a", "me")
-    assert not doubts.about(b"a", "you")
-    assert not doubts.about(b"b", "me")
+    doubts.note(b"a", claim())
+    assert doubts.session(b"a", "me") == "mine"
+    assert doubts.session(b"a", "you") is None
+    assert doubts.session(b"b", "me") is None
     doubts.settle(b"a")
     doubts.settle(b"b")
-    assert not doubts.about(b"a", "me")
-    doubts.note(b"a", "me", 0)
-    assert not doubts.about(b"a", "me")
+    assert doubts.session(b"a", "me") is None
+    doubts.note(b"a", claim(0))
+    assert doubts.session(b"a", "me") is None
 
 
 def test_doubts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,5 +30,5 @@ def test_doubts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "DOUBTED", 2)
     doubts = Doubts()
     for key in (b"a", b"b", b"c"):
-        doubts.note(key, "me", 30)
-    assert [doubts.about(key, "me") for key in (b"a", b"b", b"c")] == [False, True, True]
+        doubts.note(key, claim())
+    assert [doubts.session(key, "me") for key in (b"a", b"b", b"c")] == [None, "mine", "mine"]

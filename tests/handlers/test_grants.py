@@ -15,10 +15,11 @@ from proxy.embedded.redis import Cluster
 from proxy.errors import OriginBusy, OriginDown, OriginRefused
 from proxy.handlers import grants as module
 from proxy.handlers.claims import Claim, Hold, Taken
-from proxy.handlers.grants import Grants
+from proxy.handlers.grants import Grants, scope_of
 from proxy.handlers.owners import member, said_by
 from proxy.origin.postgres import Postgres
-from proxy.plans import Plan
+from proxy.plans import Plan, plans_in
+from proxy.policy import compiler
 from proxy.tallies import LockMetrics
 from tests.handlers.lock_desk import grants_of
 from tests.integration.rig import wait_for
@@ -309,3 +310,14 @@ async def test_without_a_database_it_is_down(counter: Counter, postgres_server: 
             await call
         assert caught.value.line == errors.ORIGIN_DOWN
     await away.stop()
+
+
+def test_locks_are_counted_by_a_segment_of_their_keys(tmp_path: Path) -> None:
+    """Whichever it is, also where the application has no table of them."""
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(
+        "keyspaces:\n  job:\n    key: job:{tenant}:{name}\n    cluster: locks\n    kind: lock\n"
+        "    ttl: {default: 60s}\n    lock: {owner: value, per_owner: {scope: name, max: 2}}\n"
+    )
+    (plan,) = plans_in(compiler.from_files(rules, ("locks",))[0]).by_keyspace.values()
+    assert scope_of(plan, b"job:acme:7") == "7"

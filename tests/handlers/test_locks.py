@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from proxy.embedded.postgres import Postgres
+from proxy.handlers.claims import Claim
 from proxy.handlers.locks import claim_of
 from tests.handlers.desk import Client
 from tests.handlers.lock_desk import LockDesk, lock_desk, told
@@ -154,7 +155,11 @@ async def test_one_word_for_all_is_no_proof(desk: LockDesk, client: Client) -> N
         assert await told(each, "SETNX", "mutex:a", "1") == 0
         assert await told(each, "SET", "mutex:a", "1", "NX", "PX", "1") is None
     assert await told(client, "PTTL", "mutex:a") > 50_000
-    desk.grants.doubts.note(b"mutex:a", "1", 30)
+    desk.grants.doubts.note(b"mutex:a", Claim("1", 30, session="another's"))
+    assert await told(other, "SET", "mutex:a", "1", "NX") is None
+    row = await desk.grants.row(desk.plan("mutex"), b"mutex:a")
+    assert row is not None
+    desk.grants.doubts.note(b"mutex:a", Claim("1", 30, session=row.session))
     assert await told(other, "SET", "mutex:a", "1", "NX") == b"OK"
     assert await told(other, "SET", "mutex:a", "1", "NX") is None
     assert await told(other, "DEL", "mutex:a") == 1

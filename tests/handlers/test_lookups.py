@@ -32,24 +32,43 @@ async def test_a_field_that_a_hash_has_not_costs_no_statement(table: BackedDesk)
     await table.answer(b":80000\r\n", b"$-1\r\n")
     assert (await table.asked())[0][0] == b"lease"
     await table.answer(THERE)
-    assert await table.asked() == [[b"HGET", b"user:1", b"f"], [b"PTTL", b"user:1"]]
-    await table.answer(b"$-1\r\n", b":80000\r\n")
+    question = [b"PTTL", b"user:1"]
+    assert await table.asked() == [question, [b"HGET", b"user:1", b"f"], question]
+    await table.answer(b":80000\r\n", b"$-1\r\n", b":80000\r\n")
     assert await client.reply() == b"$-1\r\n"
 
 
-@pytest.mark.parametrize("left", [b":-2\r\n", b":3\r\n"])
+@pytest.mark.parametrize("kind", ["hash", "string"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(b":80000\r\n", b":-2\r\n"), (b":-2\r\n", b":80000\r\n"), (b":3\r\n", b":3\r\n")],
+)
 async def test_a_key_that_came_and_went_is_asked_of_postgres(
-    table: BackedDesk, left: bytes
+    kind: str, before: bytes, after: bytes
 ) -> None:
-    """Nil of a key that is gone again, or too old by now, is no answer."""
+    """Nil of a key that is gone again, has just come, or is too old by now, is no answer."""
+    table = BackedDesk(plan(type=kind))
     client = table.connect()
-    await ask(table, client, b"HGET", b"user:1", b"f")
-    await table.answer(b":-2\r\n", b"$-1\r\n")
+    await ask(table, client, b"GETRANGE", b"user:1", b"0", b"9")
+    await table.answer(b":-2\r\n", b"$0\r\n\r\n")
     await table.asked()
     await table.answer(THERE)
     await table.asked()
-    await table.answer(b"$-1\r\n", left)
+    await table.answer(before, b"$0\r\n\r\n", after)
     assert await client.reply() == errors.ORIGIN_DOWN
+
+
+async def test_an_empty_string_costs_no_statement() -> None:
+    """What is there and has nothing in it is the answer."""
+    table = BackedDesk(plan(type="string"))
+    client = table.connect()
+    await ask(table, client, b"GETRANGE", b"user:1", b"0", b"9")
+    await table.answer(b":80000\r\n", b"$0\r\n\r\n")
+    await table.asked()
+    await table.answer(THERE)
+    await table.asked()
+    await table.answer(b":80000\r\n", b"$0\r\n\r\n", b":80000\r\n")
+    assert await client.reply() == b"$0\r\n\r\n"
 
 
 async def test_a_time_that_came_and_went_is_asked_of_postgres(table: BackedDesk) -> None:

@@ -7,8 +7,12 @@ import pytest
 
 from proxy import errors
 from proxy.handlers import backed
-from proxy.plans import Detour
-from tests.handlers.backed_desk import THROUGH, BackedDesk, plan
+from proxy.plans import Detour, Parameter
+from tests.handlers.backed_desk import THROUGH, WRITE, BackedDesk, plan
+
+OVER = errors.not_behind("user", "a time that is over would delete the key")
+FIELDS = tuple(Parameter(name, "field") for name in ("value", "ttl"))
+STRING = plan(type="string", writing=THROUGH._replace(statement=WRITE._replace(parameters=FIELDS)))
 
 
 @pytest.fixture
@@ -55,6 +59,27 @@ async def test_what_the_statement_cannot_do_is_refused(
     client.send(*command.split())
     assert await client.reply() == line
     assert table.home.sent == b""
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        (b"SET user:1 x KEEPTTL", errors.no_statement("user")),
+        (b"SET user:1 x EXAT 1", OVER),
+        (b"SET user:1 x PXAT 1000", OVER),
+        (b"SET user:1 x EX 5 KEEPTTL", errors.SYNTAX),
+        (b"SET user:1 x EX", errors.SYNTAX),
+        (b"SET user:1 x XX EX 5", errors.no_statement("user")),
+        (b"SET user:1 x EX 5 GET", errors.no_statement("user")),
+        (b"SET user:1 x EX 5", errors.ORIGIN_DOWN),
+        (b"SET user:1 x", errors.ORIGIN_DOWN),
+    ],
+)
+async def test_a_time_is_told_or_refused(command: bytes, line: bytes) -> None:
+    """What PostgreSQL would take for no time, or for one that is over, never reaches it."""
+    client = BackedDesk(STRING).connect()
+    client.send(*command.split())
+    assert await client.reply() == line
 
 
 async def test_without_redis_a_policy_may_refuse_writes() -> None:

@@ -105,6 +105,9 @@ def test_what_redis_refuses_is_refused_in_its_words(
     [
         (HASH, b"HSETNX k name a", b"hsetnx cannot be journalled"),
         (STRING, b"SET k v XX", b"a condition cannot be journalled"),
+        (STRING, b"SET k v EXAT 1", b"a time that is over"),
+        (STRING, b"SET k v pxat 1000", b"a time that is over"),
+        (COUNT, b"SET k 1 EXAT 1", b"a time that is over"),
         (STRING, b"APPEND k v", b"append cannot be journalled"),
         (HASH, b"HSET k other 1", b"no such field"),
         (HASH, b"HSET k views 1", b"counts the field up"),
@@ -133,8 +136,9 @@ def test_what_would_not_arrive_is_refused(plan: Plan, command: bytes, why: bytes
         (b"EXPIRE k 0", True), (b"PEXPIRE k -1", True), (b"EXPIRE k 1", False),
         (b"EXPIREAT k 1000", True), (b"PEXPIREAT k 9999999999999", False),
         (b"GETEX k PXAT 1", True), (b"GETEX k exat 1 ", True), (b"GETEX k EXAT 9999999999", False),
-        (b"GETEX k EX 5", False), (b"GETEX k PERSIST", False), (b"GETEX k", False),
-        (b"EXPIRE k word", False), (b"EXPIRE k", False), (b"PERSIST k", False),
+        (b"GETEX k EX 5", False), (b"GETEX k EX 0", False), (b"GETEX k PERSIST", False),
+        (b"GETEX k", False), (b"EXPIRE k word", False), (b"EXPIRE k", False),
+        (b"PERSIST k", False),
     ],
 )  # fmt: skip
 def test_a_time_may_be_over(command: bytes, ends: bool) -> None:

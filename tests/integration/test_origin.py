@@ -49,6 +49,16 @@ async def test_a_miss_is_fetched_once_and_filled(stage: Stage, caller: Caller) -
     assert await stage.direct("EXISTS", "sidecache:lease:{item:1}") == 0
 
 
+async def test_an_empty_string_is_read_from_redis(stage: Stage, caller: Caller) -> None:
+    """PostgreSQL is asked for it once, and a part of a string that has nothing there never."""
+    await stage.database.execute("UPDATE items SET title = '' WHERE id = '1'")
+    assert await caller.call("GET", "title:1") == b""
+    for words in (("GET", "title:1"), ("STRLEN", "title:1"), ("GETRANGE", "title:1", 0, 9)):
+        for _ in range(5):
+            assert await caller.call(*words) == (0 if words[0] == "STRLEN" else b"")
+    assert await stage.looks() == 1
+
+
 async def test_no_row_is_remembered_for_a_while(stage: Stage, caller: Caller) -> None:
     """A key without a row is nil, and PostgreSQL is asked for it once."""
     assert await caller.call("GET", "title:nobody") is None

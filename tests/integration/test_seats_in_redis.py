@@ -167,6 +167,28 @@ async def test_confirm(hall: Hall) -> None:
     assert await hall.counts("s1") == ["booked", "11", "0", "1"]
 
 
+@pytest.mark.parametrize("name", [AVAILABILITY, f"user_locks:u1:{EVENT}"])
+async def test_a_key_of_another_type_changes_nothing(hall: Hall, name: str) -> None:
+    """Who meets one hears of it, and the seat is as it was."""
+    caller, seat = hall.caller, f"seat_lock:{EVENT}:s1"
+
+    async def refused(operation: str, *words: str | int) -> bool:
+        before = await caller.call("GET", seat)
+        await caller.call("SET", name, "x")
+        reply = await caller.call(f"SEAT.{operation}", EVENT, "s1", "u1", *words)
+        after = await caller.call("GET", seat)
+        await caller.call("DEL", name)
+        return str(reply).startswith("WRONGTYPE") and after == before
+
+    assert await refused("ACQUIRE", "b1", "x1")
+    token = (await hall.acquire("s1", "u1"))["token"]
+    if name != AVAILABILITY:
+        assert await refused("EXTEND", 60)
+    assert await refused("CONFIRM", token, "b1")
+    assert await refused("RELEASE", token)
+    assert await hall.tell("RELEASE", "s1", "u1", token) == {"outcome": "released"}
+
+
 async def test_status(hall: Hall) -> None:
     """Available, or locked with owner, token and time."""
     assert await hall.tell("STATUS", "s1") == {"outcome": "available"}

@@ -42,7 +42,7 @@ def writing(
     journal_bytes: int = 1 << 20,
     statement: Statement = UPSERT,
 ) -> Writing:
-    return Writing("behind", statement, None, merge, every, rows, journal_bytes)
+    return Writing("behind", statement, merge, every, rows, journal_bytes)
 
 
 def plan_of(

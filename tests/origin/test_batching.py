@@ -97,7 +97,7 @@ def test_arguments_stand_in_the_order_of_the_parameters() -> None:
     """What was not written, and what was erased, is no value."""
     row = row_of(Change(Op.ADD, b"views", b"3"), Change(Op.ERASE, b"name"))
     assert arguments_of(plan_of(), row) == ["u", "2026-01-02", "3", None, None, None]
-    guarded = UPSERT._replace(parameters=(Parameter("version", "field"),))
+    guarded = UPSERT._replace(parameters=(Parameter("version", "version"),))
     assert arguments_of(plan_of(writing(statement=guarded)), row) == ["12500000"]
 
 

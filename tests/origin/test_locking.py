@@ -143,9 +143,11 @@ async def test_taken_again_it_is_not_shorter(seats: Asker) -> None:
 
 async def test_one_value_for_all_is_one_holder(mutexes: Asker) -> None:
     """Where the owner is no proof of who asks, who holds a lock is refused like any other."""
-    for _ in range(2):
-        taken = await mutexes.take("1", "mutex:a", same=False, hold=50)
-    assert (taken.outcome, taken.holder) == ("held", "1")
+    outcomes = []
+    for session in ("mine", "yours", "mine", None):
+        taken = await mutexes.take("1", "mutex:a", same=False, session=session, hold=50)
+        outcomes.append((taken.outcome, taken.holder))
+    assert outcomes == [("acquired", "1"), ("held", "1"), ("extended", "1"), ("held", "1")]
     assert await mutexes.grab({"1": "mutex:a", "2": "mutex:b"}, same=False) == ["2"]
     assert (await mutexes.take("1", "mutex:a", hold=1)).outcome == "extended"
 
@@ -361,6 +363,23 @@ async def test_offers_count_like_locks(seats: Asker) -> None:
     assert (await seats.take("u3", "s12")).outcome == "acquired"
 
 
+async def test_offers_beyond_the_limit_keep_nobody_waiting(seats: Asker) -> None:
+    """Of two made at once one is taken, and the other goes to the next at the first try."""
+    await seats.take("me", *(f"s{n}" for n in range(1, seats.locking.most)))
+    await seats.take("you", "s20", "s21")
+    for owner, name in (("me", "s20"), ("me", "s21"), ("next", "s21")):
+        assert (await seats.queue(owner, name))[0] == "waiting"
+    await seats.connection.execute(
+        "UPDATE sidecache_lock_queue SET offered_until = clock_timestamp() + interval '1 minute'"
+        " WHERE owner = 'me'"
+    )
+    await seats.release("you", "s20", "s21")
+    assert (await seats.take("me", "s20")).outcome == "acquired"
+    assert (await seats.take("next", "s21")).outcome == "queue"
+    assert (await seats.take("me", "s21")).outcome == "limit"
+    assert (await seats.take("next", "s21")).outcome == "acquired"
+
+
 async def test_room_that_comes_brings_the_offer(seats: Asker) -> None:
     """Who was passed over for its limit is next again when it has given something up."""
     names = [f"s{n}" for n in range(1, 11)]
@@ -496,6 +515,10 @@ async def test_locks_without_a_table(mutexes: Asker) -> None:
         ("mutex:a", "me", "me"), ("mutex:b", "me", "me"), ("mutex:c", "you", "you"),
     ]  # fmt: skip
     assert await mutexes.release("me", "mutex:a", "mutex:c") == ([1], [(taken.tokens or ())[0]])
+    # What one has said of a lock is nothing that the next says.
+    await mutexes.take("you", "mutex:a")
+    said = "SELECT value FROM sidecache_locks WHERE name = 'mutex:a'"
+    assert await mutexes.connection.fetchval(said) is None
 
 
 async def test_rows_that_nobody_uses_go(mutexes: Asker) -> None:

@@ -53,12 +53,12 @@ class Asker:
     async def take(
         self, owner: str, *names: str, hold: float = 60.0, mine: bool = False,
         token: int | None = None, value: str | None = None, booking: str | None = None,
-        same: bool = True,
+        same: bool = True, session: str | None = None,
     ) -> Taken:  # fmt: skip
         """Take locks as `handlers.grants` does."""
         scope = EVENT if self.locking.most else ""
         (row,) = await self._rows(
-            self.locking.calls.take, names, owner, booking, None, value, str(hold),
+            self.locking.calls.take, names, owner, booking, session, value, str(hold),
             str(self.locking.longest), scope, str(self.locking.most),
             str(self.locking.offer), "t" if mine else "f",
             None if token is None else str(token), "t" if same else "f",

@@ -120,23 +120,7 @@ LOCK = "kind: lock\nttl: {default: 600s}\n"
         ),
         ("origin: {read: DELETE FROM t}", "4:20", "must only read"),
         ('origin: {read: "SELECT 1; DROP TABLE t"}', "4:20", "must be one statement"),
-        ("write: {mode: through}", "4:12", "mode through needs the statement"),
-        ("write: {sql: UPDATE t}", "4:12", "sql is given but mode is none"),
-        (
-            'type: string\nwrite: {mode: through, sql: "UPDATE t SET a = :valeu"}',
-            "5:33",
-            'did you mean "value"?',
-        ),
-        (
-            "type: hash\nwrite: {mode: through, sql: UPDATE t; DROP t}",
-            "5:33",
-            "must be one statement",
-        ),
-        ("fallback: {writes: origin}", "4:24", "origin needs write.sql"),
-        ("fallback: {writes: journal}", "4:24", "journal needs write.mode: behind"),
         ("type: list\n" + BEHIND, "5:19", "behind is for type hash, string, json, counter"),
-        ("ttl: {default: 60s}\n" + BEHIND, "4:20", "lives 90s at least: three times as long"),
-        ("ttl: {max: 60s}\n" + BEHIND, "4:16", "lives 90s at least: three times as long"),
         (
             "invalidate: [{table: t, key: {x: x}}]",
             "4:34",
@@ -172,7 +156,6 @@ def test_what_cannot_be(folder: Folder, fields: str, place: str, told: str) -> N
         READ + "freshness: {stale_if_error: 60s, negative: 5s}\nfallback: {reads: origin}",
         "type: zset\ncollection: {max_items: 100, keep: highest}",
         "hash_tag: {literal: word}",
-        "type: hash\nwrite: {mode: behind, merge: add, sql: 'INSERT INTO t VALUES (:x, :views)'}",
     ],
 )
 def test_what_can_be(folder: Folder, fields: str) -> None:
