@@ -413,6 +413,12 @@ def no_column(keyspace: str) -> bytes:
     return line(f"POLICY value refused by keyspace '{keyspace}': {rule}")
 
 
+def not_filled(keyspace: str) -> bytes:
+    """Return the line for what needs all of a key in Redis, where nobody may put it."""
+    rule = "nothing can stand beside a key of such braces"
+    return line(f"POLICY command refused by keyspace '{keyspace}': {rule}")
+
+
 def not_in_transaction(keyspace: str) -> bytes:
     rule = "its writes go to PostgreSQL, which takes no part in a transaction"
     return line(f"POLICY command refused by keyspace '{keyspace}': {rule}")

@@ -56,6 +56,7 @@ class Found(NamedTuple):
     value: Value | None
     read: float = 0.0  # when its statement began, by the clock of the loop
     source: str = "origin"  # "origin" "gutter" "stale"
+    stored: bool = False  # Redis has been given it
 
 
 class There(NamedTuple):
@@ -208,8 +209,8 @@ class Reads:
                 return Found(None)
             if said == leases.WON:
                 found = await self._kept(target, flight, stored=True)
-                await self._fill(target, token, flight, found)
-                return found
+                filled = await self._fill(target, token, flight, found)
+                return found._replace(stored=True) if filled and isinstance(found, Found) else found
             if said == leases.AWAY or pause is None:
                 break
             await asyncio.sleep(pause)
@@ -253,8 +254,8 @@ class Reads:
         token: bytes,
         flight: Flight[Found | There],
         found: Found | OriginError,
-    ) -> None:
-        """Let Redis have what was fetched, and others the lease."""
+    ) -> bool:
+        """Let Redis have what was fetched, and others the lease; return whether Redis has it."""
         waits = self._waits(target.plan, target.key)
         if isinstance(found, OriginError) or not flight.stores or waits:
             arguments = [b"kept", b"0"]
@@ -266,6 +267,8 @@ class Reads:
             arguments = fill_arguments(found.value, self.life_ms(target.plan, found.read))
         if not await self.leases.fill(target, token, arguments):
             self.metrics.lost.count("lease")
+            return False
+        return arguments[0] != b"kept"
 
     def life_ms(self, plan: Plan, read: float | None = None) -> int:
         """Return how long a value lives that was read then, or now; 0: for ever."""

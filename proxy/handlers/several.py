@@ -37,17 +37,19 @@ async def read(session: Session, request: wire.Request, reads: Reads) -> bytes:
     if isinstance(places, bytes):
         return places
     await reads.leases.settled(targets.values())
-    # What is still owed now counts as away, whatever its node is going to say.
-    owed = {key for key, target in targets.items() if reads.leases.owes(target)}
+    # What is owed, and what lives where changes may not have been heard of, counts as away.
+    apart = {
+        key for key, target in targets.items()
+        if reads.leases.owes(target)
+        or (target.plan.detour.reads != "error" and in_redis.passed_by(session, places[key]))
+    }  # fmt: skip
     # All questions are queued before the first answer is waited for.
     asked = {
-        key: _asked(session, request, place, targets.get(key)) for key, place in places.items()
-    }
+        key: _asked(session, request, place, targets.get(key))
+        for key, place in places.items() if key not in apart
+    }  # fmt: skip
     answers = await asyncio.gather(
-        *(
-            _element(session, request, reads, targets.get(key), asked[key], away=key in owed)
-            for key in keys
-        ),
+        *(_element(session, request, reads, targets.get(key), asked.get(key)) for key in keys),
         return_exceptions=True,
     )
     found: dict[bytes, bytes] = {}
@@ -72,6 +74,10 @@ async def write(session: Session, request: wire.Request) -> bytes:
     places = _places(session, request, values)
     if isinstance(places, bytes):
         return places
+    if request.name == b"mset" and any(
+        in_redis.unseen(session, places[key], [target]) for key, target in targets.items()
+    ):
+        return errors.CLUSTERDOWN
     reads = session.server.reads
     assert reads is not None
     for key in targets:
@@ -149,13 +155,12 @@ async def _element(
     request: wire.Request,
     reads: Reads,
     target: Target | None,
-    asked: tuple[asyncio.Future[bytes] | None, asyncio.Future[bytes]],
-    *,
-    away: bool,
+    asked: tuple[asyncio.Future[bytes] | None, asyncio.Future[bytes]] | None,
 ) -> bytes:
-    """Return one key's part of the reply. Raises Refused."""
-    time, reply = (None if asked[0] is None else await asked[0]), await asked[1]
-    reply = errors.CLUSTERDOWN if away else reply
+    """Return one key's part of the reply; `asked` is None where its node is not. Raises Refused."""
+    time, reply = None, errors.CLUSTERDOWN
+    if asked is not None:
+        time, reply = (None if asked[0] is None else await asked[0]), await asked[1]
     if target is None or target.plan.read is None:
         return _part(request, reply)
     if reply.startswith(AWAY_WORDS):

@@ -11,7 +11,7 @@ Always true:
 
 import asyncio
 
-from proxy import errors, resp, wire
+from proxy import errors, wire
 from proxy.errors import OriginError
 from proxy.handlers import Session, in_redis, leases
 from proxy.handlers.reading import Reads, There
@@ -20,18 +20,6 @@ from proxy.handlers.told import Refused
 from proxy.handlers.waiting import STILL_SECONDS, fields_of, value_of
 from proxy.origin.behind import WriteBehind
 from proxy.origin.render import fill_arguments
-from proxy.upstream.errands import Script
-
-UPON = Script("upon")
-
-# What Redis says where nothing was carried out.
-_ABSENT = b"-ABSENT"
-
-# They answer with a whole number, which the script tells as text where it is large.
-_SUMS = frozenset((b"incr", b"decr", b"incrby", b"decrby", b"hincrby"))
-
-# Lua's stack has room for some 8,000.
-MOST_WORDS = 4000
 
 # How often to begin again where somebody else fetches, writes or removes the key meanwhile.
 TRIES = 3
@@ -67,25 +55,11 @@ async def upon(session: Session, request: wire.Request, target: Target) -> bytes
 
     More words than a script has room for are carried out as they are.
     """
-    if len(request.arguments) > MOST_WORDS:
+    if len(request.arguments) > in_redis.MOST_WORDS:
         return await in_redis.carried_out(session, request, [target])
     _, reads = _both(session)
     reads.changed(target.key)
-    assert request.location is not None
-    arguments: list[bytes] = []
-    for frame in in_redis.frames_of(request, [target]):
-        words = resp.decode(frame)
-        arguments += [b"%d" % len(words), *words]
-    keys = [b"%d" % len(target.keys), *target.keys]
-    reply = errors.UNKNOWN_OUTCOME
-    for name, text in ((b"EVALSHA", UPON.digest), (b"EVAL", UPON.body)):
-        run = wire.pack([name, text, *keys, *arguments])
-        reply = await in_redis.sent(session, request.location, run, 1, request.received)
-        if not reply.startswith(b"-NOSCRIPT"):
-            break
-    if reply[:1] == b"$" and request.name in _SUMS:
-        reply = resp.integer(int(resp.decode(reply)))
-    return None if reply.startswith(_ABSENT) else reply
+    return await in_redis.upon(session, request, [target], [target], aged=True)
 
 
 async def _put(session: Session, target: Target) -> bool | bytes:

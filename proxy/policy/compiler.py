@@ -189,6 +189,7 @@ def _keyspace(name: str, own: Keyspace, vocabulary: Vocabulary, cluster: int) ->
         ttl_error=errors.without_time(name),
         ageing=_ageing(own),
         detours=own.backed and own.fallback.reads != "error",
+        written=own.write.mode == "none",
         decided=own.decided,
         bound=own.bound is not None,
     )

@@ -33,7 +33,7 @@ cdef int _back(Downstream client, const char* frame, Py_ssize_t size, int index,
         return _leave_to_origin(client, frame, size, index, cluster, slot, split, renamed, now)
     upstream = _upstream(client, cluster, slot)
     refusal = _refusal(client, upstream)
-    if refusal is None and space.detours and not upstream.admits():
+    if refusal is None and space.detours and not upstream.admits(space.written):
         refusal = client.ruleset.errors.clusterdown
     if (refusal is None and client.router.owed
             and _text(frame, KEYS.items[0].word) in client.router.owed):

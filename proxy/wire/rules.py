@@ -311,6 +311,7 @@ class Keyspace(NamedTuple):
     rates: "tuple[Rate, ...]" = ()
     ageing: Ageing = Ageing()
     detours: bool = False  # reads go elsewhere at once where no node can answer
+    written: bool = False  # and nowhere else while one can: it has writes that nobody else has
     decided: bool = False  # PostgreSQL says what is true, so no command goes to a node
     bound: bool = False  # what a connection writes goes when it closes; nothing else is behind it
 

@@ -185,6 +185,7 @@ cdef struct KeyspaceRow:
     int64_t stale_ms
     int64_t early_ms
     bint detours
+    bint written
     bint decided
     bint bound
 

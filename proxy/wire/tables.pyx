@@ -396,6 +396,7 @@ cdef class Ruleset:
             row.most_items, row.keeps_low, row.exact = space.growth
             row.window_ms, row.stale_ms, row.early_ms = space.ageing
             row.detours = space.detours
+            row.written = space.written
             row.decided = space.decided
             row.bound = space.bound
             if len(space.denied) != len(self.commands) or len(space.enforced) != RULE_COUNT:

@@ -117,7 +117,7 @@ cdef class Upstream:
     cdef list refused         # by the node, while it is reading
     cdef Progress progress
     cdef bint crowded(self) noexcept
-    cdef bint admits(self) noexcept
+    cdef bint admits(self, bint written) noexcept
     cdef int link(self, Pending pending, Py_ssize_t size) except -1
     cdef int enqueue(self, Pending pending, const char* command, Py_ssize_t size) except -1
     cdef int put(self, const char* data, Py_ssize_t size) except -1

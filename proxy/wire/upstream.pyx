@@ -328,8 +328,13 @@ cdef class Upstream:
         return (self.pending >= MOST_PENDING
                 or self.first + (self.queue.end - self.queue.start) - self.sent >= MOST_UNSENT)
 
-    cdef bint admits(self) noexcept:
-        """Whether the node is asked what can be answered elsewhere. Counts the question."""
+    cdef bint admits(self, bint written) noexcept:
+        """Whether the node is asked what can be answered elsewhere. Counts the question.
+
+        Where it alone has what is `written`, all is asked here as soon as anything is.
+        """
+        if written:
+            return self.share > 0
         self.turn = (self.turn + 1) % 100
         return self.turn < self.share
 

@@ -52,7 +52,7 @@ def keyspace(own: Plan) -> rules.Keyspace:
         name="user", pattern=own.pattern, cluster=0, hash_tag=None, characters=None,
         max_key_bytes=512,
         denied=bytes(len(ROWS)), key_error=b"-POLICY key\r\n", denied_error=b"-NOPERM denied\r\n",
-        duties=duties, detours=own.detour.reads != "error",
+        duties=duties, detours=own.detour.reads != "error", written=own.mode == "none",
         ageing=rules.Ageing(own.age.window_ms, own.age.stale_ms),
     )  # fmt: skip
 
@@ -97,6 +97,12 @@ class BackedDesk(Desk):
     async def answer(self, *replies: bytes) -> None:
         self.home.answer(*replies)
         self.settle()
+
+    def admit(self, share: int) -> None:
+        """Let nodes have so many percent of what PostgreSQL can answer."""
+        for pair in self.nodes:
+            for node in pair:
+                node.upstream.share = share
 
     def away(self) -> None:
         for pair in self.nodes:

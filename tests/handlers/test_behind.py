@@ -11,9 +11,9 @@ from prometheus_client import CollectorRegistry
 
 from proxy import errors, log
 from proxy.commands import ROWS
+from proxy.handlers.in_redis import UPON
 from proxy.handlers.leases import Leases
 from proxy.handlers.reading import Reads
-from proxy.handlers.whole import UPON
 from proxy.origin import behind as module
 from proxy.origin.behind import WriteBehind
 from proxy.origin.segments import Segment
@@ -280,8 +280,8 @@ async def test_a_write_is_upon_what_postgres_has_and_ends_fetches(table: Table) 
     await answered(table, b"EVALSHA", b"$5\r\nthere\r\n")
     ((_, script, *words),) = await answered(table, b"EVALSHA", b":42\r\n")
     beside = [b"sidecache:%b:{%b}" % (kind, KEY) for kind in (b"lease", b"none")]
-    assert (script, words[:4]) == (UPON.digest, [b"3", beside[0], KEY, beside[1]])
-    assert words[4:] == [b"4", b"HINCRBY", KEY, b"views", b"2"]
+    assert (script, words[:4]) == (UPON.digest, [b"3", KEY, *beside])
+    assert words[4:] == [b"2", b"1", b"-1", b"4", b"HINCRBY", KEY, b"views", b"2"]
     assert await table.client.reply() == b":42\r\n"
     # What waits is in Redis, and PostgreSQL is behind: nothing is fetched.
     table.client.send(b"HINCRBY", KEY, b"views", b"1")

@@ -52,6 +52,32 @@ async def test_a_part_waits_for_the_whole(table: BackedDesk) -> None:
     assert await client.reply() == errors.CLUSTERDOWN
 
 
+async def test_a_node_that_has_not_heard_of_changes_is_not_asked(table: BackedDesk) -> None:
+    """Nothing is told from it, changed there in part, or put where look-ups do not go."""
+    client = table.connect()
+    table.admit(0)
+    for words in (
+        (b"LCS", b"user:1", b"user:1"), (b"GETEX", b"user:1"), (b"GETDEL", b"user:1"),
+        (b"SET", b"user:1", b"v"), (b"MSET", b"user:1", b"v"),
+    ):  # fmt: skip
+        client.send(*words)
+        assert await client.reply() == errors.CLUSTERDOWN
+    assert table.home.sent == b""
+    client.send(b"DEL", b"user:1")
+    assert (await table.asked())[-2] == [b"DEL", b"user:1"]
+
+
+async def test_what_is_written_to_a_node_is_looked_up_there(table: BackedDesk) -> None:
+    """While its share grows, PostgreSQL is asked for none of what only the node has."""
+    client = table.connect()
+    table.admit(10)
+    for _ in range(100):
+        client.send(b"GET", b"user:1")
+        assert await table.asked() == [[b"PTTL", b"user:1"], [b"GET", b"user:1"]]
+        await table.answer(b":90000\r\n", b"$1\r\nv\r\n")
+        assert await client.reply() == b"$1\r\nv\r\n"
+
+
 async def test_a_write_of_a_transaction_ends_fetches_too(table: BackedDesk) -> None:
     """The node ends them in the same step, and the client hears of its own commands alone."""
     client = table.connect()

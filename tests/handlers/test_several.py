@@ -34,6 +34,18 @@ async def test_one_error_is_the_whole_reply(table: BackedDesk) -> None:
     assert await client.reply() == errors.ORIGIN_DOWN
 
 
+async def test_nodes_that_have_not_heard_of_changes_are_not_asked(table: BackedDesk) -> None:
+    """A look-up of several keys goes where one of a single key does; what is written is refused."""
+    client = table.connect()
+    table.admit(0)
+    for words in ((b"MGET", b"user:1", b"user:2"), (b"EXISTS", b"user:1")):
+        client.send(*words)
+        assert await client.reply() == errors.ORIGIN_DOWN
+    client.send(b"MSET", b"user:1", b"v", b"user:2", b"v")
+    assert await client.reply() == errors.CLUSTERDOWN
+    assert not any(node.sent for pair in table.nodes for node in pair)
+
+
 async def test_a_deletion_ends_what_is_fetched(table: BackedDesk) -> None:
     """Each key goes together with its lease, in one step on its node."""
     client = table.connect()

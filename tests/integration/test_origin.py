@@ -187,6 +187,32 @@ async def test_a_part_is_written_to_the_whole(stage: Stage, caller: Caller) -> N
     assert await caller.call("PERSIST", "note:10") == 1
 
 
+async def test_a_part_is_not_written_to_nothing(stage: Stage, caller: Caller) -> None:
+    """While somebody else holds the lease, or nobody can, a part is refused and nothing is told."""
+    await stage.database.execute("INSERT INTO items VALUES ('a}b', 'braced', 7)")
+    lease = ("SET", "sidecache:lease:{note:1}", "gone", "PX", 60_000)
+    for words in (("APPEND", "note:1", "!"), ("BITCOUNT", "note:1"), ("SET", "note:1", "x", "NX")):
+        await stage.direct(*lease)
+        assert str(await caller.call(*words)).startswith("TRYAGAIN"), words
+        assert await stage.direct("EXISTS", "note:1") == 0
+    await stage.void("note:1")
+    assert await caller.call("APPEND", "note:1", "!") == 8
+    for braced in (("APPEND", "note:a}b", "!"), ("BITCOUNT", "note:a}b")):
+        assert "braces" in str(await caller.call(*braced))
+    assert await caller.call("GET", "note:a}b") == b"braced"
+
+
+async def test_parts_that_race_with_changes_are_of_the_whole(stage: Stage, caller: Caller) -> None:
+    """Where the key goes between the fetch and the write, it is fetched again."""
+    other = await stage.caller()
+    for number in range(1, 61):
+        key = f"note:{number}"
+        replies = await asyncio.gather(
+            caller.call("APPEND", key, "!"), stage.void(key), other.call("APPEND", key, "?")
+        )
+        assert b"title" in await caller.call("GET", key), (key, replies)
+
+
 async def test_what_is_watched_is_fetched_first(stage: Stage, caller: Caller) -> None:
     """A look-up behind WATCH does not count as a change by somebody else."""
     assert await caller.call("WATCH", "note:5") == b"OK"

@@ -21,6 +21,7 @@ RATE = 2000
 CLIENTS = 50
 AWAY = 30.0  # seconds that everything is down
 POOL = 8  # connections of the proxy's budget
+LEADING = 1  # beside it: the session of who leads the invalidations of the cluster, or would
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ async def test_both_clusters_are_killed(
         assert not seen.wrong
         assert first <= 0.25
         assert again <= 5.0
-        assert outage.most_sessions <= POOL
+        assert outage.most_sessions <= POOL + LEADING
         await compare(stage)
 
 
