@@ -229,6 +229,16 @@ TOKEN = b"sidecache:token:"
 OWN_LOCKS = "sidecache_locks"
 
 
+def quoted(name: str) -> str:
+    """Return an identifier as SQL has it in quotes."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def qualified(table: str) -> str:
+    """Return the name of a table, of a schema where one is said before a dot, as SQL."""
+    return ".".join(map(quoted, table.split(".")))
+
+
 def lock_function(verb: str, keyspace: str) -> str:
     """Return the name of the function in the database that does something to a keyspace's locks."""
     # PostgreSQL cuts names at 63 bytes, and two that differ behind that must not become one.

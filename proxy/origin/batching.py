@@ -19,7 +19,7 @@ import asyncpg
 
 from proxy.origin.merging import Row
 from proxy.origin.records import Op
-from proxy.plans import Plan, Statement
+from proxy.plans import Plan, Statement, quoted
 from proxy.wire.rules import Segment
 
 # A name for the checker alone: at run time the class has no parameter.
@@ -169,7 +169,7 @@ def _renumbered(text: str, written: Callable[[int], str]) -> str:
 def _written(kind: asyncpg.Type) -> str:
     """Return the name of a type as SQL."""
     name, array = kind.name.removesuffix("[]"), "[]" if kind.name.endswith("[]") else ""
-    return ".".join('"' + part.replace('"', '""') + '"' for part in (kind.schema, name)) + array
+    return f"{quoted(kind.schema)}.{quoted(name)}{array}"
 
 
 @cache

@@ -24,7 +24,7 @@ import asyncpg
 
 from proxy.errors import ConfigError, StartError
 from proxy.origin import locking
-from proxy.plans import Plan, Watch
+from proxy.plans import Plan, Watch, qualified, quoted
 
 # For everything that the database is asked here, in seconds. CREATE TRIGGER waits for writers of
 # its table, and all who come behind it wait for it: better to give up soon and be run again.
@@ -143,11 +143,6 @@ class Place(NamedTuple):
 DEFAULT = Place()
 
 
-def quoted(name: str) -> str:
-    """Return an identifier in quotes."""
-    return '"' + name.replace('"', '""') + '"'
-
-
 def literal(text: str) -> str:
     """Return a text literal; names of files and tables hold no backslash that would matter."""
     return "'" + text.replace("'", "''") + "'"
@@ -197,7 +192,7 @@ def _noted(watch: Watch, schema: str, place: Place) -> Iterable[str]:
         schema=schema, function=function, table=literal(watch.table),
         key=f"jsonb_build_object({key})",
     )  # fmt: skip
-    on = place.tables.get(watch.table) or ".".join(map(quoted, watch.table.split(".")))
+    on = place.tables.get(watch.table) or qualified(watch.table)
     for event, rows in _EVENTS.items():
         yield _TRIGGER.format(
             trigger=quoted(f"{note_of(watch.table)}_{event}"), on=on, event=event.upper(),

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from proxy.origin import lock_functions, lock_rules
-from proxy.plans import OWN_LOCKS, SQL_TYPES, Plan, lock_function
+from proxy.plans import OWN_LOCKS, SQL_TYPES, Plan, lock_function, qualified, quoted
 
 # What the functions read and write of a table, beside the columns of the key.
 COLUMNS = ("status", "locked_by", "locked_at", "locked_until", "lock_token", "booking_id",
@@ -94,9 +94,9 @@ def table_of(plan: Plan, schema: str, tables: Mapping[str, str] | None = None) -
         scope = ("scope", "text") if locking.most else None
         return Table(f"{schema}.{OWN_LOCKS}", (("name", "text"),), scope, only)
     kinds = [SQL_TYPES[segment.kind] for segment in plan.segments]
-    columns = tuple(zip(map(_quoted, locking.columns), kinds, strict=True))
+    columns = tuple(zip(map(quoted, locking.columns), kinds, strict=True))
     known = (tables or {}).get(locking.table)
-    name = known or ".".join(map(_quoted, locking.table.split(".")))
+    name = known or qualified(locking.table)
     return Table(name, columns, columns[locking.scope] if locking.most else None, "")
 
 
@@ -106,11 +106,11 @@ def functions(plan: Plan, schema: str, tables: Mapping[str, str] | None = None) 
     own = plan.locking is not None and plan.locking.table is None
     words = _about(table) | (_of_ours(schema, plan.name) if own else _OF_OTHERS)
     words |= {"schema": schema, "keyspace": plan.name}
-    words |= _ruled(words, f"{schema}.{_quoted(lock_function('offer', plan.name))}")
+    words |= _ruled(words, f"{schema}.{quoted(lock_function('offer', plan.name))}")
     # CREATE OR REPLACE cannot change what a function takes and returns.
     yield from dropped(plan, schema)
     for verb, text in lock_functions.FUNCTIONS.items():
-        function = f"{schema}.{_quoted(lock_function(verb, plan.name))}"
+        function = f"{schema}.{quoted(lock_function(verb, plan.name))}"
         yield f"CREATE FUNCTION {function}" + text.format_map(words)
 
 
@@ -178,9 +178,5 @@ def dropped(plan: Plan, schema: str) -> Iterable[str]:
     """Yield the SQL that takes the functions of a keyspace away."""
     for verb in lock_functions.FUNCTIONS:
         # There is one of each name, whatever it takes.
-        name = f"{schema}.{_quoted(lock_function(verb, plan.name))}"
+        name = f"{schema}.{quoted(lock_function(verb, plan.name))}"
         yield f"DROP ROUTINE IF EXISTS {name};"
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

@@ -10,7 +10,7 @@ import asyncpg
 
 from proxy.origin.pool import Connection
 from proxy.origin.render import TTL, VALUE
-from proxy.plans import SQL_TYPES, Plan, Present, Statement
+from proxy.plans import SQL_TYPES, Plan, Present, Statement, qualified, quoted
 
 # A complaint: place of the policy as file:line:column, what is wrong.
 Finding = tuple[str, str]
@@ -94,19 +94,15 @@ async def about_table(connection: Connection, table: str, columns: Sequence[str]
 
 async def _doubled(connection: Connection, table: str, columns: Sequence[str]) -> str | None:
     """Return why a lock could be two rows of a table; None where it could not."""
-    name = ".".join(map(_quoted, table.split(".")))
+    name = qualified(table)
     rows = await connection.fetch(_UNIQUE, name)
     if any(set(row["columns"]) <= set(columns) for row in rows):
         return None
     return (
         f'the table "{table}" may have two rows for one lock, which two could hold, and finding one'
         f" reads all of it: CREATE UNIQUE INDEX ON {name} "
-        f"({', '.join(map(_quoted, columns))})"
+        f"({', '.join(map(quoted, columns))})"
     )
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 # Names and types of the columns that a statement gives, in their order.

@@ -6,7 +6,16 @@ one for each column, because one call may be about several locks.
 
 from typing import NamedTuple
 
-from proxy.plans import OWN_LOCKS, SQL_TYPES, LockCalls, Locking, Statement, lock_function
+from proxy.plans import (
+    OWN_LOCKS,
+    SQL_TYPES,
+    LockCalls,
+    Locking,
+    Statement,
+    lock_function,
+    qualified,
+    quoted,
+)
 from proxy.policy.model import Keyspace
 
 # What each function takes behind the keys; see `origin.locking`.
@@ -85,9 +94,9 @@ def _table(name: str, own: Keyspace) -> _Table:
     lock = own.locks
     if lock.table is None:
         return _Table(OWN_LOCKS, f"keyspace = '{name}' AND ", ("name",), ("text",))
-    columns = tuple(_quoted(lock.key[each]) for each in own.key.names)
+    columns = tuple(quoted(lock.key[each]) for each in own.key.names)
     kinds = tuple(SQL_TYPES[segment.kind] for segment in own.key.segments)
-    return _Table(".".join(map(_quoted, lock.table.split("."))), "", columns, kinds)
+    return _Table(qualified(lock.table), "", columns, kinds)
 
 
 def _call(function: str, kinds: list[str]) -> str:
@@ -122,7 +131,7 @@ def _shown(own: Keyspace, table: _Table) -> str:
         )
     segments = own.key.segments
     found = _found(
-        tuple(_quoted(each.name) for each in segments),
+        tuple(quoted(each.name) for each in segments),
         tuple(SQL_TYPES[each.kind] for each in segments),
     )
     inner = own.restore.sql.strip().removesuffix(";")
@@ -143,7 +152,3 @@ def _mine(own: Keyspace, table: _Table) -> str:
         f" FROM {table.name} WHERE {table.only}locked_by = $1::text AND {scope} AND {_OWNED}"
         f" ORDER BY {names} LIMIT {_LISTED}"
     )
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
