@@ -1,7 +1,7 @@
 """Times to live are longer in Redis than clients know: what is served stale must still be there.
 
 Used by `in_redis` and `transactions` for commands that say a time, and by `lookups` the other way
-round for commands that ask for one.
+round for commands that ask for one; `told` and `terms` read the same options.
 
 Always true: a word that a node would refuse stays as it is, so that the node refuses it.
 """
@@ -17,7 +17,8 @@ _FINER = {
     b"EX": b"PX", b"EXAT": b"PXAT",
 }  # fmt: skip
 
-_OPTIONS = {b"EX": 1000, b"PX": 1, b"EXAT": 1000, b"PXAT": 1}
+# Of options that give a time: what one unit of it is in milliseconds, and whether it is a date.
+OPTIONS = {b"EX": (1000, False), b"PX": (1, False), b"EXAT": (1000, True), b"PXAT": (1, True)}
 
 # Where options begin; of MSETEX behind its pairs.
 _BEHIND = {Time.SET: 3, Time.GETEX: 2}
@@ -61,8 +62,8 @@ def _first_option(words: Sequence[bytes], time: Time) -> int:
 def _option(words: list[bytes], first: int, window_ms: int) -> bool:
     for at in range(first, len(words) - 1):
         option = words[at].upper()
-        if option in _OPTIONS:
-            changed = _longer(words, at + 1, _OPTIONS[option], window_ms)
+        if option in OPTIONS:
+            changed = _longer(words, at + 1, OPTIONS[option][0], window_ms)
             if changed:
                 words[at] = _FINER.get(option, option)
             return changed

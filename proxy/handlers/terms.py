@@ -7,11 +7,13 @@ import time
 from collections.abc import Sequence
 
 from proxy import errors, wire
+from proxy.handlers.ageing import OPTIONS
 from proxy.handlers.connection import integer
+from proxy.origin.render import CENTURY
 from proxy.plans import Plan
 
-# The longest that a lock is asked for, in seconds: a century, which every clock can add.
-LONGEST = 100 * 365 * 86400.0
+# The longest that a lock is asked for.
+LONGEST = CENTURY
 
 
 def time_of(options: Sequence[bytes], plan: Plan) -> float | bytes:
@@ -22,7 +24,7 @@ def time_of(options: Sequence[bytes], plan: Plan) -> float | bytes:
         if name == b"NX":
             conditional = True
             continue
-        if name not in _UNITS:
+        if name not in OPTIONS:
             return errors.lock_refused(plan.name, "command")
         word = next(words, b"")
         if timed or not word:
@@ -30,18 +32,13 @@ def time_of(options: Sequence[bytes], plan: Plan) -> float | bytes:
         timed, number = True, integer(word)
         if number is None:
             return errors.NOT_AN_INTEGER
-        unit, absolute = _UNITS[name]
-        seconds = number * unit - (time.time() if absolute else 0)
+        unit, date = OPTIONS[name]
+        seconds = number * unit / 1000 - (time.time() if date else 0)
         if number <= 0 or seconds > LONGEST:
             return errors.invalid_expire("set")
     if not conditional:
         return errors.lock_refused(plan.name, "command")
     return max(seconds, 0.001)
-
-
-_UNITS = {
-    b"EX": (1.0, False), b"PX": (0.001, False), b"EXAT": (1.0, True), b"PXAT": (0.001, True),
-}  # fmt: skip
 
 
 def bounded(ruleset: wire.Ruleset, plan: Plan, seconds: float) -> float:

@@ -13,6 +13,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from proxy import errors
+from proxy.handlers.ageing import OPTIONS
 from proxy.handlers.connection import integer
 from proxy.origin.batching import shape_of, summed
 from proxy.origin.merging import number, plain
@@ -129,11 +130,10 @@ def time_of(value: bytes, name: str, unit_ms: int, *, date: bool = False) -> int
     return amount
 
 
-# Of words that give a time, what one unit of it is in milliseconds, and whether it is a date.
-_ENDS = {
+# The same of the commands that give one as of the options.
+_ENDS = OPTIONS | {
     b"expire": (1000, False), b"pexpire": (1, False), b"expireat": (1000, True),
-    b"pexpireat": (1, True), b"ex": (1000, False), b"px": (1, False), b"exat": (1000, True),
-    b"pxat": (1, True),
+    b"pexpireat": (1, True),
 }  # fmt: skip
 
 
@@ -141,7 +141,7 @@ def over(name: bytes, words: Sequence[bytes]) -> bool:
     """Return whether a command about times ends its key at once, which no journal would hear of."""
     option = name == b"getex"
     if option:
-        name, words = (words[2].lower() if len(words) > 2 else b""), words[1:]
+        name, words = (words[2].upper() if len(words) > 2 else b""), words[1:]
     if name not in _ENDS or len(words) < 3 or (amount := integer(words[2])) is None:
         return False
     unit, date = _ENDS[name]
@@ -157,30 +157,26 @@ def _decimal(value: bytes) -> bytes:
     return plain(amount)
 
 
-# Options of SET that give a time.
-_TIMES = (b"ex", b"px", b"exat", b"pxat")
-
-
 def _set(plan: Plan, words: Sequence[bytes]) -> list[Told]:
     _, key, value, *options = words
     seconds: bytes | None = None
     timed = False
     left = iter(options)
     for option in left:
-        word = option.lower()
-        if word in (*_TIMES, b"keepttl"):
+        word = option.upper()
+        if word in (*OPTIONS, b"KEEPTTL"):
             if timed:
                 raise Refused(errors.SYNTAX)
             timed = True
-        if word in (b"nx", b"xx", b"ifeq"):
+        if word in (b"NX", b"XX", b"IFEQ"):
             raise Refused(_never(plan, "a condition cannot be journalled"))
-        if word in _TIMES:
+        if word in OPTIONS:
             seconds = _seconds(plan, word, next(left, None))
-        elif word == b"keepttl" and _times(plan, None):
+        elif word == b"KEEPTTL" and _times(plan, None):
             raise Refused(_never(plan, "PostgreSQL is told a time, and KEEPTTL none"))
-        elif word == b"get" and plan.mode == "through":
+        elif word == b"GET" and plan.mode == "through":
             raise Refused(errors.no_statement(plan.name))
-        elif word not in (b"keepttl", b"get"):
+        elif word not in (b"KEEPTTL", b"GET"):
             raise Refused(errors.SYNTAX)
     return [Told(key, (Change(Op.SET, VALUE, value), *_times(plan, seconds)))]
 
@@ -189,9 +185,9 @@ def _seconds(plan: Plan, word: bytes, said: bytes | None) -> bytes:
     """Return what an option of SET says as a time to live. Raises Refused."""
     if said is None:
         raise Refused(errors.SYNTAX)
-    unit, date = _ENDS[word]
+    unit, date = OPTIONS[word]
     amount = time_of(said, "set", unit, date=date)
-    if word == b"ex":
+    if word == b"EX":
         return b"%d" % amount
     seconds = amount * unit / 1000 - (time.time() if date else 0)
     if seconds <= 0:
