@@ -27,7 +27,7 @@ from proxy.origin.journal import Journal
 from proxy.origin.lacks import Lacks
 from proxy.origin.letters import Misfit
 from proxy.origin.merging import Partition, Row, sizes_of
-from proxy.origin.records import Change, Entry
+from proxy.origin.records import Change, Entry, Place
 from proxy.origin.turns import Turns
 from proxy.plans import Plan, Plans
 from proxy.tallies import BehindMetrics
@@ -169,7 +169,7 @@ class WriteBehind:
         assert plan.writing is not None
         return self._flusher(key).types(plan.writing.statement)
 
-    def places(self) -> Iterator[tuple[str, bytes]]:
+    def places(self) -> Iterator[Place]:
         """Yield keyspace and key of what waits; what lands meanwhile may be missing."""
         for flusher in self._flushers:
             yield from flusher.partition.places()

@@ -26,7 +26,7 @@ from proxy.origin.batching import Connection, Many, kind_of, prepared
 from proxy.origin.letters import Apart, Letters, Misfit, guilty
 from proxy.origin.merging import Batch, Partition, Row
 from proxy.origin.pool import LOST
-from proxy.origin.records import Entry
+from proxy.origin.records import Entry, Place
 from proxy.plans import Plan, Statement
 
 FLUSH_SECONDS = 30.0
@@ -57,7 +57,7 @@ class Flushed(NamedTuple):
     """What became of a batch."""
 
     batch: Batch
-    dead: Sequence[tuple[str, bytes]]  # keyspace and key of each dead letter
+    dead: Sequence[Place]  # of each dead letter
 
 
 class Observer(NamedTuple):
@@ -66,7 +66,7 @@ class Observer(NamedTuple):
     settled: Callable[[Sequence[Entry]], Awaitable[None]]  # entries that were flushed before
     flushed: Callable[[Flushed], Awaitable[None]]
     failed: Callable[[int, Exception | None], None]  # partition and why; None: it works again
-    lacking: Callable[[tuple[str, bytes]], bool]  # whether Redis may lack what a key's row has
+    lacking: Callable[[Place], bool]  # whether Redis may lack what a key's row has
     apart: Apart  # what the rows of a batch were merged of
 
 

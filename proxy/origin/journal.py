@@ -24,7 +24,7 @@ from typing import TypeVar
 from proxy.errors import JournalError, JournalRefused
 from proxy.origin import records, segments
 from proxy.origin.merging import Batch
-from proxy.origin.records import Change, Entry
+from proxy.origin.records import Change, Entry, Place
 from proxy.origin.segments import Former, Segment
 
 SEGMENT_BYTES = 64 << 20
@@ -48,7 +48,6 @@ CLOSE_SECONDS = 5.0
 Landed = Callable[[Sequence[Entry]], None]
 _T = TypeVar("_T")
 _Waiting = tuple[Entry, asyncio.Future[Entry]]
-Place = tuple[str, bytes]  # keyspace and key
 
 
 class Journal:

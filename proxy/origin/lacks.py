@@ -10,10 +10,8 @@ Where nobody can read a key in PostgreSQL, what Redis has is all there is, and s
 
 from collections.abc import Callable, Iterable
 
+from proxy.origin.records import Place
 from proxy.plans import Plan
-
-# A key, by the name of its keyspace and its own.
-Place = tuple[str, bytes]
 
 
 class Lacks:

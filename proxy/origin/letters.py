@@ -16,7 +16,7 @@ import asyncpg
 from proxy.errors import SidecacheError
 from proxy.origin.batching import Connection, Many, arguments_of, run
 from proxy.origin.merging import Batch, Row, merged
-from proxy.origin.records import Entry
+from proxy.origin.records import Entry, Place
 from proxy.plans import Plan
 
 # Of an error's text in a dead letter: it may quote a value of any length.
@@ -37,8 +37,8 @@ VALUES ($1, $2, $3::jsonb, $4, $5, $6, $7)
 # say so of a row. Before the next attempt the statement is prepared again, which tells them apart.
 _MISFIT = "42"
 
-# Returns the writes that the rows of a batch were merged of, by keyspace and key, as far as it can.
-Apart = Callable[[Batch], Awaitable[Mapping[tuple[str, bytes], Sequence[Entry]]]]
+# Returns the writes that the rows of a batch were merged of, by place, as far as it can.
+Apart = Callable[[Batch], Awaitable[Mapping[Place, Sequence[Entry]]]]
 _Refused = asyncpg.PostgresError | ValueError
 
 
@@ -57,8 +57,8 @@ class Letters:
         self._sidecar = sidecar
         self._attempt = attempt
         self._apart = apart
-        self._entries: Mapping[tuple[str, bytes], Sequence[Entry]] | None = None
-        self.dead: list[tuple[str, bytes]] = []  # keyspace and key of each letter
+        self._entries: Mapping[Place, Sequence[Entry]] | None = None
+        self.dead: list[Place] = []  # of each letter
 
     async def write(self, plan: Plan, many: Many, rows: Sequence[Row]) -> None:
         """Write rows of one keyspace."""

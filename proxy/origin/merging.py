@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Context, Decimal, InvalidOperation
 
-from proxy.origin.records import Change, Entry, Op
+from proxy.origin.records import Change, Entry, Op, Place
 
 BATCH_BYTES = 256 << 10  # of records
 
@@ -94,7 +94,7 @@ class Batch:
     """Rows that are flushed in one transaction."""
 
     def __init__(self) -> None:
-        self.rows: dict[tuple[str, bytes], Row] = {}
+        self.rows: dict[Place, Row] = {}
         self.last = 0  # highest sequence in it
         self.first = 0
         self.oldest = float("inf")  # seconds since 1970
@@ -122,7 +122,7 @@ class Partition:
         """kind_of gives the merge rule of a keyspace."""
         self._kind_of = kind_of
         self._unsettled: list[Entry] = []  # what may be in PostgreSQL already,
-        self._of_key: dict[tuple[str, bytes], list[Entry]] = {}  # and the same by key
+        self._of_key: dict[Place, list[Entry]] = {}  # and the same by key
         self.position: int | None = None  # flushed up to here; None: nobody knows yet
         self.sealed: deque[Batch] = deque()
         self.active = Batch()
@@ -189,7 +189,7 @@ class Partition:
         self.position = batch.last
         return batch
 
-    def places(self) -> Iterator[tuple[str, bytes]]:
+    def places(self) -> Iterator[Place]:
         """Yield keyspace and key of what waits; what lands meanwhile may be missing."""
         yield from tuple(self._of_key)
         for batch in tuple(self.batches()):

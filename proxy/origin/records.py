@@ -12,6 +12,9 @@ import zlib
 from enum import IntEnum
 from typing import NamedTuple
 
+# A key, by the name of its keyspace and its own.
+Place = tuple[str, bytes]
+
 
 class Op(IntEnum):
     """What happens to one field of a key."""
