@@ -105,9 +105,11 @@ class Positions:
         slots = self._router.slots
         if self._cluster >= slots.clusters:
             return []
-        if slots.slot_count(self._cluster) == 1:
-            return [b"0"] if slots.places(self._cluster) else []
-        return [tag_of(place.slot) for place in slots.places(self._cluster)]
+        return [self._tag(place.slot) for place in slots.places(self._cluster)]
+
+    def _tag(self, slot: int) -> bytes:
+        """Return the tag of the shard with this first slot."""
+        return tag_of(slot) if self._router.slots.slot_count(self._cluster) > 1 else b"0"
 
     async def identity(self, proposal: bytes) -> bytes | None:
         """Return what the sidecars of this cluster know it by, None while it cannot be asked."""
@@ -150,9 +152,7 @@ class Positions:
 
     async def of(self, slot: int) -> bytes | None:
         """Return the position of the shard with this first slot, None where it cannot be asked."""
-        sharded = self._router.slots.slot_count(self._cluster) > 1
-        tag = tag_of(slot) if sharded else b"0"
-        said = await self._ask(keys_of(tag), b"", b"", b"")
+        said = await self._ask(keys_of(self._tag(slot)), b"", b"", b"")
         return None if said is None else said[0]
 
     async def unmarked(self) -> frozenset[bytes]:

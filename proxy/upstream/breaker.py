@@ -105,10 +105,8 @@ class Breaker:
 
     def took_over(self) -> None:
         """Take note that the node serves what another has served: it may have heard less of it."""
-        self.since = now = self._loop.time()
+        self.since = self._loop.time()
         if self.closed and not self._trusted():
-            if self.whole:
-                self._away_since = now
             self._distrust()
 
     def failed(self, answered: int, failures: int = 1) -> None:
@@ -128,8 +126,6 @@ class Breaker:
         if not self.closed:
             return
         if not self._trusted():
-            if self.whole:
-                self._away_since = self._loop.time()
             self._distrust()
         elif not self.whole and self._timer is None:
             self._rise()
@@ -173,6 +169,8 @@ class Breaker:
     # Closed.
 
     def _distrust(self) -> None:
+        if self.whole:
+            self._away_since = self._loop.time()
         self.stop()
         if self._share:
             self._set(0)
