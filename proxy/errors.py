@@ -413,10 +413,13 @@ def no_column(keyspace: str) -> bytes:
     return line(f"POLICY value refused by keyspace '{keyspace}': {rule}")
 
 
+# A lease and a marker have to be in the slot of their key.
+ALONE = "nothing can stand beside a key of such braces"
+
+
 def not_filled(keyspace: str) -> bytes:
     """Return the line for what needs all of a key in Redis, where nobody may put it."""
-    rule = "nothing can stand beside a key of such braces"
-    return line(f"POLICY command refused by keyspace '{keyspace}': {rule}")
+    return line(f"POLICY command refused by keyspace '{keyspace}': {ALONE}")
 
 
 def not_in_transaction(keyspace: str) -> bytes:

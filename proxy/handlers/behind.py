@@ -163,7 +163,7 @@ async def _write_a_part(
     taken back and begins again; what was set is journalled once more, which changes nothing.
     """
     if target.lease is None:
-        return errors.not_behind(target.plan.name, "nothing can stand beside a key of such braces")
+        return errors.not_behind(target.plan.name, errors.ALONE)
     # What SET asks for must be what was there before it was journalled.
     lost, journalled = request.name == b"set", False
     for _ in range(whole.TRIES):

@@ -127,8 +127,7 @@ async def _write_a_part(
         there = await _present(session, targets)
         if isinstance(there, bytes):
             return there
-        long = len(request.arguments) > MOST_WORDS
-        if not there or long or request.location is None or row.names_in_reply:
+        if not there or request.location is None or row.names_in_reply:
             return await carried_out(session, request, targets)
         reply = await upon(session, request, targets, there)
         if reply is not None:
@@ -150,8 +149,11 @@ async def upon(
 ) -> bytes | None:
     """Carry a write out where some of its keys are there; None: they are not, nothing was done.
 
-    What clients do not see any more counts as gone, unless it may be `aged`.
+    What clients do not see any more counts as gone, unless it may be `aged`. More words than a
+    script has room for are carried out as they are.
     """
+    if len(request.arguments) > MOST_WORDS:
+        return await carried_out(session, request, targets)
     assert request.location is not None
     beside = [key for each in targets for key in (each.lease, each.marker) if key is not None]
     keys = [*(each.name for each in there), *beside]

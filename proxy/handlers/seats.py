@@ -222,10 +222,8 @@ async def _status(order: Order) -> bytes:
     if row.status != "locked" or row.left <= 0:
         status = "available" if row.status == "locked" else row.status
         return order.reply(outcome=status)
-    held = {"token": row.token, "expires_in_ms": _ms(row.left)}
-    if row.owner is None:
-        return order.reply(outcome="locked", **held)
-    return order.reply(outcome="locked", owner=row.owner, **held)
+    owner = {} if row.owner is None else {"owner": row.owner}
+    return order.reply(outcome="locked", **owner, token=row.token, expires_in_ms=_ms(row.left))
 
 
 async def _queue(order: Order) -> bytes:

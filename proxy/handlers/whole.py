@@ -51,12 +51,7 @@ async def present(session: Session, target: Target, *, lost: bool = False) -> bo
 
 
 async def upon(session: Session, request: wire.Request, target: Target) -> bytes | None:
-    """Carry a write out upon a key that is there; None: it is not, and nothing was done.
-
-    More words than a script has room for are carried out as they are.
-    """
-    if len(request.arguments) > in_redis.MOST_WORDS:
-        return await in_redis.carried_out(session, request, [target])
+    """Carry a write out upon a key that is there; None: it is not, and nothing was done."""
     _, reads = _both(session)
     reads.changed(target.key)
     return await in_redis.upon(session, request, [target], [target], aged=True)
