@@ -134,6 +134,15 @@ async def sidecar(
         await bench.stop()
 
 
+@contextlib.asynccontextmanager
+async def without_database(cluster: Cluster, folder: Path) -> AsyncIterator[Bench]:
+    """Start a sidecar that never leads."""
+    bench = Bench(cluster, rules(folder), "postgresql://nobody@127.0.0.1:1/x", Pace())
+    await bench.start()
+    yield bench
+    await bench.stop()
+
+
 async def ask(cluster: Cluster, key: str, *words: str | int) -> Any:
     """Send a command to the primary of a key's slot."""
     owner = await cluster.owner(wire.key_slot(key.encode()))

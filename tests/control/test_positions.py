@@ -8,10 +8,9 @@ import pytest
 from proxy import wire
 from proxy.control.positions import Found, Position, Positions, beside, keys_of, tag_of
 from proxy.embedded.redis import Cluster, Shape
-from proxy.settings import Pace
 from proxy.upstream.errands import Errands
 from tests.conftest import StartCluster
-from tests.control.bench import Bench, ask, fill, gone, positions, rules, sidecar
+from tests.control.bench import Bench, ask, fill, gone, positions, rules, sidecar, without_database
 from tests.integration.rig import Mover, wait_for
 from tests.origin.bench import connected, database
 
@@ -28,10 +27,8 @@ async def cluster(cache_cluster: Cluster) -> Cluster:
 
 @pytest.fixture
 async def bench(cluster: Cluster, tmp_path: Path) -> AsyncIterator[Bench]:
-    bench = Bench(cluster, rules(tmp_path), "postgresql://nobody@127.0.0.1:1/x", Pace())
-    await bench.start()
-    yield bench
-    await bench.stop()
+    async with without_database(cluster, tmp_path) as bench:
+        yield bench
 
 
 def of(bench: Bench) -> Positions:

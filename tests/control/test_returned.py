@@ -9,9 +9,8 @@ import pytest
 from proxy.control.positions import Position, Positions
 from proxy.control.returned import PATIENCE, Returned
 from proxy.embedded.redis import Cluster
-from proxy.settings import Pace
 from proxy.upstream.errands import Errands
-from tests.control.bench import Bench, rules
+from tests.control.bench import Bench, without_database
 from tests.integration.rig import wait_for
 
 pytestmark = pytest.mark.integration
@@ -24,10 +23,8 @@ AFTER = Position(100, 1_700_000_000_250, "abc.1")
 async def bench(cache_cluster: Cluster, tmp_path: Path) -> AsyncIterator[Bench]:
     """A sidecar that does not lead: nobody writes positions but the test."""
     await cache_cluster.flush()
-    bench = Bench(cache_cluster, rules(tmp_path), "postgresql://nobody@127.0.0.1:1/x", Pace())
-    await bench.start()
-    yield bench
-    await bench.stop()
+    async with without_database(cache_cluster, tmp_path) as bench:
+        yield bench
 
 
 class Returns:

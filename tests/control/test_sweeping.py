@@ -9,9 +9,8 @@ import pytest
 
 from proxy.control.sweeping import Sweeper, glob_of
 from proxy.embedded.redis import Cluster
-from proxy.settings import Pace
 from proxy.wire.rules import Segment
-from tests.control.bench import Bench, companions, fill, held, rules
+from tests.control.bench import Bench, companions, fill, held, without_database
 from tests.integration.rig import wait_for
 from tests.wire import stage
 
@@ -21,10 +20,8 @@ pytestmark = pytest.mark.integration
 @pytest.fixture
 async def bench(cache_cluster: Cluster, tmp_path: Path) -> AsyncIterator[Bench]:
     await cache_cluster.flush()
-    bench = Bench(cache_cluster, rules(tmp_path), "postgresql://nobody@127.0.0.1:1/x", Pace())
-    await bench.start()
-    yield bench
-    await bench.stop()
+    async with without_database(cache_cluster, tmp_path) as bench:
+        yield bench
 
 
 async def swept(bench: Bench, *keyspaces: int) -> None:

@@ -38,6 +38,19 @@ async def test_a_field_that_a_hash_has_not_costs_no_statement(table: BackedDesk)
     assert await client.reply() == b"$-1\r\n"
 
 
+async def told_again(kind: str, first: bytes, before: bytes, after: bytes) -> bytes:
+    """Return what is told of a part of nothing, by its time at first and round the second look."""
+    table = BackedDesk(plan(type=kind))
+    client = table.connect()
+    await ask(table, client, b"GETRANGE", b"user:1", b"0", b"9")
+    await table.answer(first, b"$0\r\n\r\n")
+    await table.asked()
+    await table.answer(THERE)
+    await table.asked()
+    await table.answer(before, b"$0\r\n\r\n", after)
+    return await client.reply()
+
+
 @pytest.mark.parametrize("kind", ["hash", "string"])
 @pytest.mark.parametrize(
     ("before", "after"),
@@ -47,28 +60,13 @@ async def test_a_key_that_came_and_went_is_asked_of_postgres(
     kind: str, before: bytes, after: bytes
 ) -> None:
     """Nil of a key that is gone again, has just come, or is too old by now, is no answer."""
-    table = BackedDesk(plan(type=kind))
-    client = table.connect()
-    await ask(table, client, b"GETRANGE", b"user:1", b"0", b"9")
-    await table.answer(b":-2\r\n", b"$0\r\n\r\n")
-    await table.asked()
-    await table.answer(THERE)
-    await table.asked()
-    await table.answer(before, b"$0\r\n\r\n", after)
-    assert await client.reply() == errors.ORIGIN_DOWN
+    assert await told_again(kind, b":-2\r\n", before, after) == errors.ORIGIN_DOWN
 
 
 async def test_an_empty_string_costs_no_statement() -> None:
     """What is there and has nothing in it is the answer."""
-    table = BackedDesk(plan(type="string"))
-    client = table.connect()
-    await ask(table, client, b"GETRANGE", b"user:1", b"0", b"9")
-    await table.answer(b":80000\r\n", b"$0\r\n\r\n")
-    await table.asked()
-    await table.answer(THERE)
-    await table.asked()
-    await table.answer(b":80000\r\n", b"$0\r\n\r\n", b":80000\r\n")
-    assert await client.reply() == b"$0\r\n\r\n"
+    there = b":80000\r\n"
+    assert await told_again("string", there, there, there) == b"$0\r\n\r\n"
 
 
 async def test_a_time_that_came_and_went_is_asked_of_postgres(table: BackedDesk) -> None:

@@ -177,7 +177,14 @@ class Races:
         await self._commit(connection, numbers)
         connection.terminate()
 
-    async def stored_on(self, node: Node) -> list[int]:
+    async def fill(self, caller: Caller, node: Node) -> list[int]:
+        """Let a sidecar put scores into a node that has none; return their numbers."""
+        numbers = await self._living_at(node)
+        for number in numbers:
+            assert await caller.call(*question("score", number)) == b"0"
+        return numbers
+
+    async def _living_at(self, node: Node) -> list[int]:
         """Return some numbers whose scores live at a node."""
         ranges = (await self.cluster.members())[node.id].ranges
         slots = {number: key_slot(f"score:{number}".encode()) for number in range(PROBES, KEYS)}

@@ -17,6 +17,9 @@ from tests.integration.rig import Caller, StartProxy, wait_for
 
 pytestmark = pytest.mark.integration
 
+# A node that starts again has what it had.
+DURABLE = NodeOptions(node_timeout=1.0, settings={"appendonly": "yes"})
+
 
 async def test_fills_never_bring_back_what_is_old(
     postgres_server: Postgres, start_cluster: StartCluster, proxy_process: StartProxy,
@@ -40,15 +43,11 @@ async def test_a_shard_that_comes_back_tells_nothing_of_before(
     tmp_path: Path,
 ) -> None:  # fmt: skip
     """What changed while it was away is taken out of it before anybody is told what it has."""
-    cluster = await start_cluster(
-        NodeOptions(node_timeout=1.0, settings={"appendonly": "yes"}), Shape(3, 0)
-    )
+    cluster = await start_cluster(DURABLE, Shape(3, 0))
     async with races(postgres_server, cluster, proxy_process, tmp_path, 1) as made:
         callers = [await Caller.open(sidecar.port) for sidecar in made.sidecars]
         node = cluster.primaries[0]
-        numbers = await made.stored_on(node)
-        for number in numbers:
-            assert await callers[0].call(*question("score", number)) == b"0"
+        numbers = await made.fill(callers[0], node)
         node.kill()
         await made.write(numbers)
 
@@ -77,16 +76,12 @@ async def test_a_shard_that_is_back_is_not_asked_before_it_has_heard_of_all(
     tmp_path: Path,
 ) -> None:  # fmt: skip
     """Nobody is told what it holds while whoever has to tell it of changes is held up."""
-    cluster = await start_cluster(
-        NodeOptions(node_timeout=1.0, settings={"appendonly": "yes"}), Shape(3, 0)
-    )
+    cluster = await start_cluster(DURABLE, Shape(3, 0))
     async with races(postgres_server, cluster, proxy_process, tmp_path, 1) as made:
         leader = await made.leader()
         filling = await Caller.open(leader.port)
         node = cluster.primaries[0]
-        numbers = await made.stored_on(node)
-        for number in numbers:
-            assert await filling.call(*question("score", number)) == b"0"
+        numbers = await made.fill(filling, node)
         node.kill()
         await made.write(numbers)
         os.kill(leader.pid or 0, signal.SIGSTOP)
