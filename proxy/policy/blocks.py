@@ -10,6 +10,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     PlainSerializer,
     PlainValidator,
@@ -76,7 +77,21 @@ def _key_places(value: str | int) -> str:
 
 
 Text = Annotated[str, StringConstraints(min_length=1)]
-NewName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9._-]*$", max_length=40)]
+
+
+def _renamed(value: object) -> object:
+    """Say what does it here where a name is taken away as in redis.conf: by an empty one."""
+    if value == "":
+        raise ValueError("a command is not taken away by an empty name; name it under "
+                         "commands: deny")  # fmt: skip
+    return value
+
+
+NewName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9._-]*$", max_length=40),
+    BeforeValidator(_renamed),
+]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_]*$", max_length=63)]
 KeyPattern = Annotated[
     Pattern,
@@ -213,7 +228,10 @@ class RateLimit(Strict):
     )
     limit: RateValue = Field(description="So many in a period: 1000/min.")
     burst: int | None = Field(
-        None, ge=0, le=1_000_000, description="Cells beyond the even pace; gcra only. Else 1 %."
+        None,
+        ge=0,
+        le=1_000_000,
+        description="Cells beyond the even pace; gcra only. Else 1 % of the limit, at least one.",
     )
     algorithm: Literal["gcra", "window"] = Field(
         "gcra", description="gcra lets limit + burst through; window is exact in every window, for "
