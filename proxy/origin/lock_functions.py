@@ -135,8 +135,9 @@ BEGIN
 END $sidecache$;"""
 
 # Of locks that different owners want, each for itself: those that nobody is in the way of, not even
-# a waiter. What another transaction has in hand is left out like what is held: of locks this waits
-# for nobody, so none of those it was called for waits for what another wants.
+# a waiter. What another transaction has in hand is left out like what is held, so of rows this waits
+# for nobody; but where a lock that no table has is asked for by two in the same moment, for the one
+# who makes its row.
 _GRAB = """({keys}, _who text[], _booking text[], _session text[], _said text[], _hold float8[],
     _same boolean[], _longest float8, _place text[], _most integer, _offer float8)
 RETURNS TABLE (numbers bigint[], outcomes text[], tokens bigint[], lefts float8[], stamps text[])
@@ -178,8 +179,8 @@ BEGIN{made_free}
 END $sidecache$;"""
 
 # What is given up is offered to the next in its queue. Each lock has an owner, a token and a stamp;
-# NULL: whoever, whichever. Patient: other transactions are waited for; otherwise what they have in hand
-# is left out of `looked`, and nothing is said of it.
+# NULL: whoever, whichever. Patient: other transactions are waited for; otherwise what they have in
+# hand is left out of `looked`, and nothing is said of it.
 _RELEASE = """({keys}, _who text[], _held bigint[], _stamp text[], _offer float8, _most integer,
     _patient boolean)
 RETURNS TABLE (numbers bigint[], tokens bigint[], looked bigint[])
