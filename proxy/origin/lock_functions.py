@@ -135,9 +135,9 @@ BEGIN
 END $sidecache$;"""
 
 # Of locks that different owners want, each for itself: those that nobody is in the way of, not even
-# a waiter. What another transaction has in hand is left out like what is held, so of rows this waits
-# for nobody; but where a lock that no table has is asked for by two in the same moment, for the one
-# who makes its row.
+# a waiter. What another transaction has in hand is left out like what is held, so of rows this
+# waits for nobody; but where a lock that no table has is asked for by two in the same moment, for
+# the one who makes its row.
 _GRAB = """({keys}, _who text[], _booking text[], _session text[], _said text[], _hold float8[],
     _same boolean[], _longest float8, _place text[], _most integer, _offer float8)
 RETURNS TABLE (numbers bigint[], outcomes text[], tokens bigint[], lefts float8[], stamps text[])
