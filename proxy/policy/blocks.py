@@ -10,7 +10,6 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import (
     AfterValidator,
-    BeforeValidator,
     Field,
     PlainSerializer,
     PlainValidator,
@@ -77,21 +76,6 @@ def _key_places(value: str | int) -> str:
 
 
 Text = Annotated[str, StringConstraints(min_length=1)]
-
-
-def _renamed(value: object) -> object:
-    """Say what does it here where a name is taken away as in redis.conf: by an empty one."""
-    if value == "":
-        raise ValueError("a command is not taken away by an empty name; name it under "
-                         "commands: deny")  # fmt: skip
-    return value
-
-
-NewName = Annotated[
-    str,
-    StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9._-]*$", max_length=40),
-    BeforeValidator(_renamed),
-]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_]*$", max_length=63)]
 KeyPattern = Annotated[
     Pattern,
