@@ -86,6 +86,7 @@ cdef enum:
     GROWS_STREAM = 5
     GROWS_SET = 6
     GROWS_HASH = 7
+    GROWS_WHOLE = 8
     # rules.Missing
     MISSING_ALLOW = 0
     MISSING_APPLY = 1
