@@ -265,7 +265,7 @@ cdef bytes _judge_key(Downstream client, const char* frame, KeyPlace* mark, int 
             return rules.errors.unmatched
         if word.size > rules.max_key_bytes or not _allowed(key, word.size, NULL):
             return rules.errors.bad_key
-        return None
+        return _passes_for_another(client, key, word.size, found)
     space = &rules.spaces[found.keyspace]
     mark.duties = space.duties[command]
     if mark.duties & COMMANDS_DUTY and rules.refuses(found.keyspace, COMMANDS_RULE):
@@ -278,7 +278,7 @@ cdef bytes _judge_key(Downstream client, const char* frame, KeyPlace* mark, int 
                 and rules.refuses(found.keyspace, TYPE_RULE)):
             return rules.errors.wrong_type
     if space.tag == NO_TAG:
-        return None
+        return _passes_for_another(client, key, word.size, found)
     # A brace of the client's own would move the tag that is put in.
     if memchr(key, c"{", word.size) != NULL or memchr(key, c"}", word.size) != NULL:
         return rules.keyspaces[found.keyspace].brace_error
@@ -287,6 +287,18 @@ cdef bytes _judge_key(Downstream client, const char* frame, KeyPlace* mark, int 
         mark.at = found.at[space.tag]
         mark.end = found.end[space.tag]
     return None
+
+
+cdef inline bytes _passes_for_another(Downstream client, const uint8_t* key, Py_ssize_t size, Match* found):
+    """Return the error line for a key that is how nodes name one of another keyspace, or None."""
+    cdef Ruleset rules = client.ruleset
+    cdef int keyspace
+    if not rules.tagged or memchr(key, c"{", size) == NULL:
+        return None
+    keyspace = rules.keyspace_of_name(key, size)
+    if keyspace < 0 or _cluster_of(client, keyspace) != _cluster_of(client, found.keyspace):
+        return None
+    return rules.keyspaces[keyspace].brace_error
 
 
 cdef bint _is_of_another_type(Ruleset rules, CommandRow* row, KeyspaceRow* space, int place,
