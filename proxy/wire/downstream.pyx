@@ -9,7 +9,8 @@
     meanwhile, so the old one cannot live on under a client that never pauses. A transaction is
     judged by one `Ruleset` from MULTI to EXEC;
   * parsing waits as well while the client has too much in flight, owes us room to send, or a slow
-    command holds it. What is not parsed is kept, and no more than one read of it.
+    command holds it. What is not parsed is kept: no more than one read beyond what the session
+    leaves off reading at, or a request of any size that is not whole.
 A command that needs Python becomes a `Request`; everything else is decided here, in `_judge`.
 
 The class is what others see of it. What it does lies in parts by what it is about, included below,
@@ -30,7 +31,7 @@ from proxy.wire.bounds cimport ArgumentBounds
 from proxy.wire.edits cimport Edit, edit_write, put_length
 from proxy.wire.frames cimport (
     COMPLETE, INCOMPLETE, Bounds, Octets, Progress, Word, Words, fault_line, octets_append,
-    octets_consume, octets_free, pack, pass_request, progress_reset, scan_request,
+    octets_consume, octets_fit, octets_free, pack, pass_request, progress_reset, scan_request,
 )
 from proxy.wire.frames import split_inline
 from proxy.wire.growth cimport growth_follows, judge_growth, put_trim
@@ -62,7 +63,8 @@ from proxy.wire.upstream cimport Batch, Delivery, Pending, Sink, Upstream
 
 cdef enum:
     # A client's window. 128 commands fill a node's read buffer many times over; a MiB of replies
-    # expected keeps what one client that never reads can cost at a few MiB here and in the node.
+    # expected keeps what one client that never reads can cost at a few MiB here and in the node,
+    # or at what one reply and one request may have: the session's accounts hold those in bounds.
     MOST_PENDING = 128
     WINDOW_BYTES = 1024 * 1024
     # A new client's replies are taken for this large until some have come: four in flight.
@@ -194,6 +196,8 @@ cdef class Downstream(Sink):
                 octets_consume(&self.input, consumed)
                 if self.closing or (self.input.end == 0 and self.input.capacity > KEPT_CAPACITY):
                     octets_free(&self.input)
+                elif consumed:
+                    octets_fit(&self.input)
         finally:
             PyBuffer_Release(&view)
         if self.tail is not before and self.batch.clock is not None:
@@ -511,6 +515,8 @@ cdef class Downstream(Sink):
         cdef Pending following
         cdef list bound = [each for each in self.deferred or () if (<Request> each).reason == BOUND]
         self.closing = True
+        octets_free(&self.input)
+        octets_free(&self.output)
         while pending is not None:
             following = pending.next_of_client
             pending.next_of_client = None

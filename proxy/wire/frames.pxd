@@ -50,6 +50,7 @@ cdef struct Bounds:
 
 cdef int octets_append(Octets* octets, const char* data, Py_ssize_t size) except -1
 cdef void octets_consume(Octets* octets, Py_ssize_t size) noexcept nogil
+cdef void octets_fit(Octets* octets) noexcept nogil
 cdef void octets_free(Octets* octets) noexcept nogil
 
 cdef int scan_request(const char* data, Py_ssize_t size, const Bounds* bounds,

@@ -22,6 +22,8 @@ cdef enum:
     # A command's words are collected in an array that grows by doubling from here.
     FIRST_WORDS = 64
     FIRST_OCTETS = 512
+    # What a queue may keep although it needs little of it: some reads of a client.
+    LARGE_OCTETS = 256 * 1024
 
 # More elements than any reply can hold in memory: stops the counter from wrapping.
 cdef int64_t MOST_ELEMENTS = 1_000_000_000_000
@@ -58,6 +60,24 @@ cdef void octets_consume(Octets* octets, Py_ssize_t size) noexcept nogil:
     octets.start += size
     if octets.start == octets.end:
         octets.start = octets.end = 0
+
+
+cdef void octets_fit(Octets* octets) noexcept nogil:
+    """Give back most of the room where little of it is needed for what is left."""
+    cdef Py_ssize_t held = octets.end - octets.start
+    cdef Py_ssize_t capacity = octets.capacity
+    cdef char* moved
+    while capacity > LARGE_OCTETS and held <= capacity // 8:
+        capacity //= 2
+    if capacity == octets.capacity:
+        return
+    memmove(octets.data, octets.data + octets.start, held)
+    octets.start = 0
+    octets.end = held
+    moved = <char*> realloc(octets.data, capacity)
+    if moved != NULL:
+        octets.data = moved
+        octets.capacity = capacity
 
 
 cdef void octets_free(Octets* octets) noexcept nogil:
