@@ -24,16 +24,17 @@ from libc.stdlib cimport realloc
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
+from posix.strings cimport strncasecmp
 
 cimport cython
 
 from proxy.wire.bounds cimport ArgumentBounds
-from proxy.wire.edits cimport Edit, edit_write, put_length
+from proxy.wire.edits cimport Edit, edit_write, put_head, put_length, put_word
 from proxy.wire.frames cimport (
-    COMPLETE, INCOMPLETE, Bounds, Octets, Progress, Word, Words, fault_line, octets_append,
-    octets_consume, octets_fit, octets_free, pack, pass_request, progress_reset, scan_request,
+    COMPLETE, INCOMPLETE, TOO_LONG_LINE, Bounds, Octets, Progress, Word, Words, fault_line,
+    octets_append, octets_consume, octets_fit, octets_free, pack, pass_request, progress_reset,
+    scan_request, split_line,
 )
-from proxy.wire.frames import split_inline
 from proxy.wire.growth cimport growth_follows, judge_growth, put_trim
 from proxy.wire.json_values cimport JSON_FINE, judge_json
 from proxy.wire.limits cimport (

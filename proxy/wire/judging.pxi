@@ -12,6 +12,9 @@ cdef int _judge(Downstream client, const char* frame, Py_ssize_t size, double no
     cdef bytes plain, refusal
     if index >= 0 and rules.rows[index].path == CONTAINER and WORDS.count > 1:
         index = _subcommand(client, frame, index)
+    if index < 0 and _speaks_http(frame):
+        _fail(client, SPEAKS_HTTP)
+        return TAKEN
     if client.role < 0 and (index < 0 or not rules.rows[index].unauthenticated):
         return _reply(client, rules.errors.noauth, -1, rules.counters.families - 1)
     if index < 0:
