@@ -28,9 +28,8 @@ def locate_all(
     """
     locations: list[wire.Location] = []
     positions = request.keys if keys is None else keys
-    refusal = _taken_over(
-        session.server.router.ruleset, request.row, [arguments[i] for i in positions]
-    )
+    rules = session.downstream.ruleset
+    refusal = _taken_over(rules, request.row, [arguments[i] for i in positions])
     if refusal is not None:
         return refusal
     source = -1
