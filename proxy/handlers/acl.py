@@ -154,7 +154,9 @@ def _refusal(
         return who + b"run the '%b' command" % row.name
     side = wire.Downstream(session.server.router, wire.Batch(lambda: None), 0)
     side.assume(user.role)
-    for position in find_keys(row, words) or ():
+    # What the table calls keys of a command about channels says only to which node it goes.
+    keys = None if "pubsub" in row.flags else find_keys(row, words)
+    for position in keys or ():
         place = side.locate(words[position], index)
         if place == errors.DATA_PLANE.no_key:
             return who + b"access the '%b' key" % words[position]

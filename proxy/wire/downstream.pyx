@@ -6,8 +6,8 @@
   * all commands of one client for one node travel on one connection, so effects keep the order too;
   * a new `SlotMap` or `Ruleset` is adopted only while nothing is pending: until then the client's
     commands follow the old one, and those that moved are sent on in their order. Parsing waits
-    meanwhile, so the old one cannot live on under a client that never pauses. A transaction is
-    judged by one `Ruleset` from MULTI to EXEC;
+    meanwhile, so the old one cannot live on under a client that never pauses. A transaction that
+    meets a new `Ruleset` between MULTI and EXEC is spoiled;
   * parsing waits as well while the client has too much in flight, owes us room to send, or a slow
     command holds it. What is not parsed is kept: no more than one read beyond what the session
     leaves off reading at, or a request of any size that is not whole.
@@ -207,7 +207,7 @@ cdef class Downstream(Sink):
 
     cdef bint _is_stale(self) noexcept:
         return (self.slots is not self.router.slots
-                or (self.ruleset is not self.router.ruleset and not self.bound))
+                or self.ruleset is not self.router.ruleset)
 
     def adopt(self):
         """Take the tables in force, unless something is under way that was judged by others.
@@ -217,8 +217,10 @@ cdef class Downstream(Sink):
         if self.pending or self.following:
             return
         self.slots = self.router.slots
-        if self.ruleset is not self.router.ruleset and not self.bound:
+        if self.ruleset is not self.router.ruleset:
             self.ruleset = self.router.ruleset
+            # What a transaction has queued was judged by rules that are over.
+            self.spoiled = True
             self.assume(self.role_name)
 
     cdef Py_ssize_t parse(self, const char* data, Py_ssize_t size, double now) except -1:

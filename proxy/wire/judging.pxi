@@ -7,11 +7,9 @@ cdef enum:
 cdef int _judge(Downstream client, const char* frame, Py_ssize_t size, double now) except -1:
     """Decide on one command: answer it, forward it, make it a Request, or wait."""
     cdef Ruleset rules = client.ruleset
-    cdef int index = rules.find(frame + WORDS.items[0].at, WORDS.items[0].size)
+    cdef int index = _row_of(client, frame)
     cdef CommandRow* row
     cdef bytes plain, refusal
-    if index >= 0 and rules.rows[index].path == CONTAINER and WORDS.count > 1:
-        index = _subcommand(client, frame, index)
     if index < 0 and _speaks_http(frame):
         _fail(client, SPEAKS_HTTP)
         return TAKEN
@@ -26,16 +24,12 @@ cdef int _judge(Downstream client, const char* frame, Py_ssize_t size, double no
         frame = <char*> plain
         size = len(plain)
     if not _arity_fits(row):
-        if row.path == LOCAL and row.kind != KEYS_RENDERED and (client.capture or (client.serial and _is_exec(row))):
-            # Whoever captures says what becomes of what it has captured; and an EXEC with words
-            # too many ends the watches of its client.
-            return _ask(client, frame, size, index, now)
-        return _reply(client, rules.commands[index].arity_error, -1, row.family)
+        return _refuse_command(client, frame, size, index, rules.commands[index].arity_error, now)
     if client.allowed != NULL and not client.allowed[index]:
         _tell(client, "command", rules.commands[index].name, len(rules.commands[index].name))
-        return _reply(client, rules.commands[index].denied_error, -1, row.family)
+        return _refuse_command(client, frame, size, index, rules.commands[index].denied_error, now)
     if row.path == PATH_REFUSED:
-        return _reply(client, rules.commands[index].refused_error, -1, row.family)
+        return _refuse_command(client, frame, size, index, rules.commands[index].refused_error, now)
     if client.limits is not None and client.limits.concern(index):
         refusal = client.limits.refusal(frame, &WORDS, index)
         if refusal is not None:
@@ -98,8 +92,19 @@ cdef int _offered(Ruleset rules, const char* frame, int index):
         called if rules.rows[index].runs == RUNS_BODIES else called.lower(), -1)
 
 
-cdef bint _is_exec(CommandRow* row) noexcept:
-    return row.size == 4 and memcmp(row.name, <const char*> "exec", 4) == 0
+cdef int _refuse_command(Downstream client, const char* frame, Py_ssize_t size, int index,
+                         bytes line, double now) except -1:
+    """Refuse a command for what it is; an EXEC goes to its handler, because it ends all the same."""
+    if _ends_something(client, &client.ruleset.rows[index]):
+        _ask(client, frame, size, index, now)
+        client.found.refusal = line
+        return ASKED
+    return _reply(client, line, -1, client.ruleset.rows[index].family)
+
+
+cdef bint _ends_something(Downstream client, CommandRow* row) noexcept:
+    """Whether a command is an EXEC that ends a transaction or watches, refused or not."""
+    return row.ends and (client.capture or client.serial)
 
 
 cdef bytes _plain(Downstream client, const char* frame, Py_ssize_t size, int index):
@@ -107,6 +112,17 @@ cdef bytes _plain(Downstream client, const char* frame, Py_ssize_t size, int ind
     cdef Word* word = &WORDS.items[0]
     cdef bytes name = client.ruleset.commands[index].name.partition(b"|")[0]
     return b"%b$%d\r\n%b%b" % (frame[:word.head], len(name), name, frame[word.at + word.size:size])
+
+
+cdef int _row_of(Downstream client, const char* frame) noexcept:
+    """Return the row of the command being judged, -1 where there is none."""
+    cdef int index = client.ruleset.find(frame + WORDS.items[0].at, WORDS.items[0].size)
+    if index < 0:
+        return -1
+    if client.ruleset.rows[index].path == CONTAINER and WORDS.count > 1:
+        return _subcommand(client, frame, index)
+    # A sub-command has two words: its row's name is nobody's first.
+    return -1 if client.ruleset.rows[index].nested else index
 
 
 cdef int _subcommand(Downstream client, const char* frame, int index) noexcept:
@@ -204,8 +220,7 @@ cdef int _ask_if_room(Downstream client, const char* frame, Py_ssize_t size, int
     cdef Word* word
     cdef Py_ssize_t i
     cdef int verdict
-    # Who is refused may still say who else it is, and leave.
-    if row.unauthenticated or not (client.ruleset.rates or row.takes):
+    if row.free or not (client.ruleset.rates or row.takes):
         return _ask(client, frame, size, index, now)
     if row.kind == KEYS_NONE or _find_keys(frame, row) not in (0, KEYS_BLOCKING):
         KEYS.count = 0

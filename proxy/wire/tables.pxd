@@ -141,6 +141,9 @@ cdef struct CommandRow:
     bint write
     bint repeatable
     bint unauthenticated
+    bint free                      # of limits
+    bint ends                      # EXEC: also where it is refused
+    bint nested                    # a sub-command
     bint names_in_reply
     bint alias                     # clients know it by another name than nodes do
     int pause                      # rules.Pause

@@ -333,6 +333,9 @@ cdef class Ruleset:
             row.write = command.write
             row.repeatable = command.repeatable
             row.unauthenticated = command.unauthenticated
+            row.free = command.free
+            row.ends = command.name == b"exec"
+            row.nested = b"|" in command.name
             row.names_in_reply = command.names_in_reply
             row.alias = bool(command.alias)
             row.pause = command.pause
