@@ -150,7 +150,8 @@ class Transaction:
     def _take_keyed(self, session: Session, request: wire.Request) -> bytes:
         """Take a command with keys that outside has a handler: nodes run it inside as it is."""
         words = request.arguments
-        refusal = REFUSALS[request.name](session, words) if request.name in REFUSALS else None
+        check = REFUSALS.get(request.name)
+        refusal = None if check is None else check(words, session.database)
         if offered.decided(session, request):
             refusal = errors.NOT_IN_TRANSACTION
         locations = refusal or locate_all(session, request, words)

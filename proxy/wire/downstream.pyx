@@ -55,7 +55,7 @@ from proxy.wire.tables cimport (
     CommandRow, KeyspaceRow, Location, Router, Ruleset, SlotMap, WordPlaces,
 )
 from proxy.wire.times cimport (
-    EXPIRY_FOLLOWS, HEAD_GREW, REFRESH_FOLLOWS, REFUSED_FOR_TIME, TRIM_FOLLOWS, default_time,
+    EXPIRY_FOLLOWS, HEAD_GREW, LONGEST_FOLLOWS, REFRESH_FOLLOWS, REFUSED_FOR_TIME, TRIM_FOLLOWS,
     judge_time, may_be_without, put_expiry, time_follows,
 )
 from proxy.wire.upstream cimport Batch, Delivery, Pending, Sink, Upstream
@@ -398,7 +398,7 @@ cdef class Downstream(Sink):
         WORDS.count = 1
         KEYS.count = 0
         _add_key(0)
-        refusal = _judge_key(self, <char*> key, 0, row, &found)
+        refusal = _judge_key(self, <char*> key, &KEYS.items[0], row, place, source, &found)
         if refusal is None and KEYS.items[0].duties & TTL_DUTY:
             refusal = _without_time(self, &self.ruleset.rows[row], place, found.keyspace,
                                          place > 0 and source != found.keyspace)
@@ -443,7 +443,7 @@ cdef class Downstream(Sink):
         out.data = NULL
         out.start = out.end = out.capacity = 0
         try:
-            for part in (EXPIRY_FOLLOWS, REFRESH_FOLLOWS, TRIM_FOLLOWS):
+            for part in (EXPIRY_FOLLOWS, REFRESH_FOLLOWS, LONGEST_FOLLOWS, TRIM_FOLLOWS):
                 if follows & part:
                     out.end = 0
                     _put_follower(self, &out, <char*> location.name, len(location.name), own,

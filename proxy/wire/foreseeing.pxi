@@ -65,7 +65,7 @@ cdef bytes _foreseen_of_key(Downstream client, const char* frame, int index, Com
     rules.match(<const uint8_t*> frame + key.at, key.size, &found)
     if found.keyspace >= 0 and not rules.in_force(found.keyspace):
         return None
-    refusal = _judge_key(client, frame, 0, index, &found)
+    refusal = _judge_key(client, frame, &KEYS.items[0], index, 0, -1, &found)
     keyspace[0] = found.keyspace
     if refusal is not None:
         _tell_of_key(client, refusal, frame, 0, index)

@@ -160,7 +160,7 @@ cdef int _route(Downstream client, const char* frame, Py_ssize_t size, int index
         return _reply(client, rules.errors.bad_numkeys if status == KEYS_BAD_COUNT
                            else rules.errors.syntax, -1, row.family)
     for i in range(KEYS.count):
-        refusal = _judge_key(client, frame, i, index, &found)
+        refusal = _judge_key(client, frame, &KEYS.items[i], index, i, KEYS.items[0].keyspace, &found)
         if refusal is not None:
             _tell_of_key(client, refusal, frame, i, index)
             return _reply(client, refusal, found.keyspace, row.family)
@@ -238,7 +238,7 @@ cdef bint _all_fine(Downstream client, const char* frame, int index):
     cdef Match found
     cdef Py_ssize_t i
     for i in range(KEYS.count):
-        if _judge_key(client, frame, i, index, &found) is not None:
+        if _judge_key(client, frame, &KEYS.items[i], index, i, KEYS.items[0].keyspace, &found) is not None:
             return False
     return KEYS.count > 0
 
@@ -249,15 +249,16 @@ cdef int _cluster_of(Downstream client, int keyspace) noexcept:
     return client.default_cluster if client.default_cluster >= 0 else client.ruleset.default_cluster
 
 
-cdef bytes _judge_key(Downstream client, const char* frame, Py_ssize_t place, int command,
-                      Match* found):
-    """Return the error line for a key that a rule refuses, or None; note where its tag goes."""
+cdef bytes _judge_key(Downstream client, const char* frame, KeyPlace* mark, int command, int place,
+                      int source, Match* found):
+    """Return the error line for a key that a rule refuses, or None; note where its tag goes.
+
+    place counts the command's keys from 0; source is the keyspace of its first, unless this is it.
+    """
     cdef Ruleset rules = client.ruleset
-    cdef KeyPlace* mark = &KEYS.items[place]
     cdef Word* word = &WORDS.items[mark.word]
     cdef const uint8_t* key = <const uint8_t*> frame + word.at
     cdef KeyspaceRow* space
-    cdef CommandRow* row
     mark.tag = NO_TAG
     mark.duties = 0
     if (key[0] == c"s" and word.size >= OWN_BYTES
@@ -279,7 +280,7 @@ cdef bytes _judge_key(Downstream client, const char* frame, Py_ssize_t place, in
             return rules.errors.unmatched
         if word.size > rules.max_key_bytes or not _allowed(key, word.size, NULL):
             return rules.errors.bad_key
-        return None
+        return _passes_for_another(client, key, word.size, found)
     space = &rules.spaces[found.keyspace]
     mark.duties = space.duties[command]
     if mark.duties & COMMANDS_DUTY and rules.refuses(found.keyspace, COMMANDS_RULE):
@@ -288,19 +289,40 @@ cdef bytes _judge_key(Downstream client, const char* frame, Py_ssize_t place, in
             and rules.refuses(found.keyspace, KEY_RULE)):
         return rules.keyspaces[found.keyspace].key_error
     if mark.duties & TYPE_DUTY:
-        row = &rules.rows[command]
-        if (not space.type_bit & (row.other_types if place else row.first_types)
+        if (_is_of_another_type(rules, &rules.rows[command], space, place, source)
                 and rules.refuses(found.keyspace, TYPE_RULE)):
             return rules.errors.wrong_type
-    if space.tag != NO_TAG:
-        # A brace of the client's own would move the tag that is put in.
-        if memchr(key, c"{", word.size) != NULL or memchr(key, c"}", word.size) != NULL:
-            return rules.keyspaces[found.keyspace].brace_error
-        mark.tag = space.tag
-        if space.tag >= 0:
-            mark.at = found.at[space.tag]
-            mark.end = found.end[space.tag]
+    if space.tag == NO_TAG:
+        return _passes_for_another(client, key, word.size, found)
+    # A brace of the client's own would move the tag that is put in.
+    if memchr(key, c"{", word.size) != NULL or memchr(key, c"}", word.size) != NULL:
+        return rules.keyspaces[found.keyspace].brace_error
+    mark.tag = space.tag
+    if space.tag >= 0:
+        mark.at = found.at[space.tag]
+        mark.end = found.end[space.tag]
     return None
+
+
+cdef inline bytes _passes_for_another(Downstream client, const uint8_t* key, Py_ssize_t size, Match* found):
+    """Return the error line for a key that is how nodes name one of another keyspace, or None."""
+    cdef Ruleset rules = client.ruleset
+    cdef int keyspace
+    if not rules.tagged or memchr(key, c"{", size) == NULL:
+        return None
+    keyspace = rules.keyspace_of_name(key, size)
+    if keyspace < 0 or _cluster_of(client, keyspace) != _cluster_of(client, found.keyspace):
+        return None
+    return rules.keyspaces[keyspace].brace_error
+
+
+cdef bint _is_of_another_type(Ruleset rules, CommandRow* row, KeyspaceRow* space, int place,
+                              int source) noexcept:
+    """Whether a command is for another type than a keyspace's, or carries one of another there."""
+    if not space.type_bit & (row.other_types if place else row.first_types):
+        return True
+    return (row.makes == MAKES_CARRIED and place > 0 and source >= 0
+            and not space.type_bit & rules.spaces[source].type_bit)
 
 
 cdef bytes _judge_bounds(Downstream client, const char* frame, int index):

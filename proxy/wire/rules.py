@@ -119,6 +119,7 @@ class Grows(IntEnum):
     STREAM = 5
     SET = 6
     HASH = 7
+    WHOLE = 8  # of any type, by all that it holds
 
 
 class Found(IntEnum):
