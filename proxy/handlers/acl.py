@@ -12,7 +12,7 @@ from proxy import commands, errors, resp, wire
 from proxy.commands import Row
 from proxy.config import User
 from proxy.handlers import Handler, Session
-from proxy.handlers.channels import channels_of, glob_of
+from proxy.handlers.channels import KEYED, channels_of, glob_of
 from proxy.handlers.connection import integer
 from proxy.handlers.introspection import find
 from proxy.handlers.tenants import visible_users
@@ -154,8 +154,7 @@ def _refusal(
         return who + b"run the '%b' command" % row.name
     side = wire.Downstream(session.server.router, wire.Batch(lambda: None), 0)
     side.assume(user.role)
-    # What the table calls keys of a command about channels says only to which node it goes.
-    keys = None if "pubsub" in row.flags else find_keys(row, words)
+    keys = None if row.name in KEYED else find_keys(row, words)
     for position in keys or ():
         place = side.locate(words[position], index)
         if place == errors.DATA_PLANE.no_key:
