@@ -19,6 +19,10 @@ _CHEAP = (
     "note: locks of {} are decided by Redis alone; a failover may grant one twice, and nothing is "
     "granted while Redis is away: for what is wasteful to do twice, not for what is wrong"
 )
+_ENDLESS = (
+    "note: keys of {} that come without a time to live keep none, whatever ttl.max says; add "
+    "ttl.default, or missing: reject, or missing: allow if that is meant"
+)
 
 
 def accepted(
@@ -26,9 +30,12 @@ def accepted(
 ) -> dict[str, Any]:
     """Return what rules without mistakes hold, and how many series they may make."""
     fixed, per_node = metrics.series(ruleset, clusters)
+    plans = plans_in(ruleset)
+    notes = [(place, _CHEAP.format(name)) for place, name in plans.cheap]
+    notes += [(place, _ENDLESS.format(name)) for place, name in plans.endless]
     return {
         "mistakes": [],
-        "notes": [f"{place}: {_CHEAP.format(name)}" for place, name in plans_in(ruleset).cheap],
+        "notes": [f"{place}: {text}" for place, text in notes],
         "files": len(loader.files(path)),
         "keyspaces": len(ruleset.keyspaces),
         "roles": len(ruleset.roles),

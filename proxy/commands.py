@@ -504,6 +504,10 @@ _NAMES_IN_REPLY = {
     b"xgroup|createconsumer", b"xgroup|delconsumer", b"xgroup|setid",
 }  # fmt: skip
 
+# Who has no room left in its limits may still end what it has begun; so may it say who else it is,
+# and leave.
+_FREE = {b"exec", b"discard", b"unwatch"}
+
 # Redis pauses with writes whatever may have to be replicated, without being flagged a write.
 _PAUSED_WITH_WRITES = {b"exec", b"publish", b"spublish", b"pfcount"}
 
@@ -585,9 +589,8 @@ def _path(row: Row) -> Path:
     return Path.LOCAL if row.container == b"cluster" and not row.offered else row.path
 
 
-def _arity_error(row: Row) -> bytes:
-    line = errors.wrong_arity(row.name)
-    # EXEC ends a transaction whatever is wrong with it, and says so even where there is none.
+def _told(row: Row, line: bytes) -> bytes:
+    """Return an error line as the command says it: EXEC always tells that it has discarded."""
     return errors.discarded(line) if row.name == b"exec" else line
 
 
@@ -604,12 +607,13 @@ def command(row: Row) -> Command:
         write=row.write,
         repeatable=plain_read and row.name not in _NOT_REPEATABLE,
         unauthenticated="no_auth" in row.flags,
+        free="no_auth" in row.flags or row.name in _FREE,
         names_in_reply=row.name in _NAMES_IN_REPLY,
         pause=_pause(row),
         family=family,
-        arity_error=_arity_error(row),
-        refused_error=_refused_error(row),
-        denied_error=errors.no_command(row.name),
+        arity_error=_told(row, errors.wrong_arity(row.name)),
+        refused_error=_told(row, _refused_error(row)),
+        denied_error=_told(row, errors.no_command(row.name)),
         types=effects.types(row.name, FAMILIES[family]),
         makes=Makes.DECLARED if "module" in row.groups and row.write else effect.makes,
         time=effect.time,

@@ -247,7 +247,10 @@ _MEANT = {
 
 def _not_yaml(error: yaml.MarkedYAMLError, text: str) -> _Broken:
     """Return libyaml's complaint as ours, with what it has most likely found."""
-    mark = error.problem_mark or error.context_mark
+    unclosed = error.problem is not None and "unexpected end of stream" in error.problem
+    first, second = error.problem_mark, error.context_mark
+    # Of a quote that nothing closes the end of the file is where nobody has to look.
+    mark = (second or first) if unclosed else (first or second)
     line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
     lines = text.splitlines()
     if line <= len(lines) and lines[line - 1][: max(column, 1)].strip(" ").startswith("\t"):

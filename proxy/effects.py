@@ -113,6 +113,7 @@ _GROWS: Mapping[Grows, str] = {
     Grows.STREAM: "xadd",
     Grows.SET: "sadd smove sinterstore sunionstore sdiffstore",
     Grows.HASH: "hset hmset hsetnx hsetex hincrby hincrbyfloat",
+    Grows.WHOLE: "rename renamenx copy restore",
 }
 
 # Commands that set whole values or add members, and those that take them away again: what is

@@ -440,12 +440,14 @@ EXEC_WITHOUT_MULTI = line("ERR EXEC without MULTI")
 DISCARD_WITHOUT_MULTI = line("ERR DISCARD without MULTI")
 NOT_IN_TRANSACTION = line("ERR Command not allowed inside a transaction")
 EXECABORT = line("EXECABORT Transaction discarded because of previous errors.")
+TRANSACTION_OUTLIVED = line("EXECABORT Transaction discarded because the rules have changed")
 TRANSACTION_EXPIRED = line("EXECABORT Transaction discarded because it was open for too long")
 
 
 def discarded(error: bytes) -> bytes:
     """Return the line for a transaction that ends because of an error of EXEC itself."""
-    return line(f"EXECABORT Transaction discarded because of: {error[5:-2].decode('latin-1')}")
+    reason = error[1:-2].removeprefix(b"ERR ").decode("latin-1")
+    return line(f"EXECABORT Transaction discarded because of: {reason}")
 
 
 def transaction_too_large(most: int, what: str) -> bytes:

@@ -1,8 +1,9 @@
 """What would become of a command: which rules judge it, where it goes, what if something is away.
 
-Used by the verb `explain` and by the admin port. The judge is the data plane itself: a
-client of its own sends the command to nodes that only write down what they are given. Nothing is
-looked up in the policies but words for people and where they stand.
+Used by the verb `explain` and by the admin port. The data plane judges: a client of its own sends
+the command to nodes that only write down what they are given, and what is left to a handler is put
+through that handler's checks (`outcomes`). Nothing is looked up in the policies but words for
+people and where they stand.
 
 Always true: nothing is sent, and nothing that is counted or limited in a running proxy changes,
 because the rules are a copy without chance and memory: what is said of a command depends on nothing
@@ -14,13 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from proxy import commands, effects, errors, wire
-from proxy.plans import Plan, plans_in
+from proxy import commands, errors, wire
+from proxy.handlers.channels import KEYED
+from proxy.outcomes import outcome_of
 from proxy.policy import compiler, duties
 from proxy.policy.model import Keyspace, Policies
 from proxy.units import show_duration
 from proxy.wire import rules
-from proxy.wire.scripts import Script, run_of
+from proxy.wire.scripts import run_of
 
 # Hash slots of a Redis Cluster.
 SLOTS = 16384
@@ -57,7 +59,7 @@ class Verdict(NamedTuple):
 class Explanation:
     """All that is known of a command before it is sent."""
 
-    outcome: str  # "forwarded" "split" "handled" "decided" "run" "answered" "refused"
+    outcome: str  # as `outcomes.Outcome` names it
     line: str = ""  # the error line of a refusal
     keys: tuple[Key, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
@@ -71,6 +73,8 @@ class Explanation:
 
 _OUTCOMES = {
     "forwarded": "forwarded to the node of its slot",
+    "pinned": "sent to the node of its slot, on a connection of its own",
+    "backed": "carried out in Redis and PostgreSQL, as the origin of its keyspace says",
     "split": "split: one part for each slot, answered as one",
     "handled": "forwarded, and names in the reply are translated back",
     "run": "a script, run by the node of its keys",
@@ -112,8 +116,8 @@ class Explainer:
             for cluster, node in enumerate(nodes)
             for frame in frames_of(node.data_to_send(0.0))
         )
-        if found.run is not None:
-            frames = ((self.clusters[found.run[0]], found.run[1]),)
+        if found.sent:
+            frames = tuple((self.clusters[cluster], frame) for cluster, frame in found.sent)
         row = row_of(self.ruleset, arguments)
         words = words_of(self.ruleset, row, arguments)
         places = keys_of(self.ruleset, row, words)[:MOST_KEYS]
@@ -208,7 +212,7 @@ class Explainer:
         return f"  ({where})" if where else ""
 
     def _frame_lines(self, found: Explanation) -> Iterator[str]:
-        if found.outcome not in ("forwarded", "run"):
+        if found.outcome not in ("forwarded", "handled", "pinned", "run"):
             return
         as_it_is = [frame for _, frame in found.frames] == [wire.pack(found.arguments)]
         for cluster, frame in found.frames[:MOST_FRAMES] if not as_it_is else ():
@@ -261,60 +265,6 @@ def take_down(nodes: Sequence[wire.Upstream]) -> None:
         node.connection_lost()
 
 
-class Outcome(NamedTuple):
-    """What becomes of a command, as `Explanation` names it."""
-
-    name: str
-    line: str = ""  # of a refusal
-    run: tuple[int, bytes] | None = None  # of a script: the cluster, and what its node is sent
-
-
-def _lock(request: wire.Request, row: rules.Command) -> Plan | None:
-    """Return the locks that a command is about, where PostgreSQL does what it says."""
-    known = plans_in(request.ruleset).by_keyspace
-    if not known or (row.script is not None and row.script.lock is None):
-        return None
-    words = run_of(row.script, request.arguments)
-    plans = (known.get(request.ruleset.find_keyspace(words[at])) for at in request.keys)
-    return next((plan for plan in plans if plan is not None and plan.locking is not None), None)
-
-
-def outcome_of(side: wire.Downstream, request: wire.Request | None, reply: bytes) -> Outcome:
-    """Return what becomes of the command that a client has sent."""
-    if request is None:
-        return Outcome("refused", _told(reply)) if reply else Outcome("forwarded")
-    if request.row < 0:
-        unknown = errors.unknown_command(request.arguments[0], request.arguments[1:])
-        return Outcome("refused", _told(unknown))
-    row = request.ruleset.commands[request.row]
-    if (lock := _lock(request, row)) is not None:
-        scripts = (b"eval", b"evalsha")
-        if row.script is None and row.name not in scripts and not effects.locks(request.arguments):
-            return Outcome("refused", _told(errors.lock_refused(lock.name, "command")))
-        return Outcome("decided")
-    if row.script is not None:
-        run = _run(side, request, row.script)
-        return Outcome("refused", _told(run)) if isinstance(run, bytes) else Outcome("run", "", run)
-    if row.path is rules.Path.SPLIT:
-        return Outcome("split")
-    return Outcome("handled" if row.path is rules.Path.FORWARD else "answered")
-
-
-def _told(line: bytes) -> str:
-    return line.decode("latin-1").strip()
-
-
-def _run(side: wire.Downstream, request: wire.Request, script: Script) -> tuple[int, bytes] | bytes:
-    """Return the cluster of a script's keys and what its node is sent, or the error line."""
-    words, cluster = request.arguments, request.ruleset.default_cluster
-    for place, position in enumerate(request.keys):
-        location = side.locate(words[position], request.row, place=place)
-        if isinstance(location, bytes):
-            return location
-        words[position], cluster = location.name, location.cluster
-    return cluster, wire.pack([script.command, *words[1:]])
-
-
 def row_of(ruleset: wire.Ruleset, arguments: Sequence[bytes]) -> int:
     """Return the row of a command, -1 for none."""
     index = ruleset.find_command(b"|".join(arguments[:2]))
@@ -334,6 +284,8 @@ def words_of(ruleset: wire.Ruleset, row: int, arguments: Sequence[bytes]) -> Seq
 
 def keys_of(ruleset: wire.Ruleset, row: int, words: Sequence[bytes]) -> Sequence[int]:
     """Return where the keys are among such words, none where that is not certain."""
+    if row >= 0 and ruleset.commands[row].name in KEYED:
+        return ()
     return (wire.find_keys(ruleset, row, wire.pack(words)) or ()) if words else ()
 
 

@@ -213,6 +213,7 @@ class Plans(NamedTuple):
     by_table: Mapping[str, tuple[Dependency, ...]] = {}  # by name as written, schema included
     lost: tuple[tuple[int, str], ...] = ()  # cluster and name of what nobody can bring back
     cheap: tuple[tuple[str, str], ...] = ()  # locks of Redis alone: file:line:column and name
+    endless: tuple[tuple[str, str], ...] = ()  # the same of what has a longest time, and no other
     news: Mapping[str, tuple[News, ...]] = {}  # by table, as above
 
 

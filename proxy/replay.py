@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from proxy import errors, explain, wire
+from proxy import errors, explain, outcomes, wire
 from proxy.policy import differences, duties
 from proxy.policy.blocks import HashTagWord
 from proxy.policy.model import Policies
@@ -129,10 +129,10 @@ class Judge:
         frame = wire.pack(arguments)
         self._kept += len(frame) + _COMMAND_BYTES
         request = side.receive_data(frame, 0.0)
-        outcome = explain.outcome_of(side, request, side.data_to_send())
+        outcome = outcomes.outcome_of(side, request, side.data_to_send())
         frames = b"".join([node.data_to_send(0.0) for node in nodes])
         side.connection_lost()
-        return outcome.name, outcome.line, outcome.run[1] if outcome.run is not None else frames
+        return outcome.name, outcome.line, b"".join(frame for _, frame in outcome.sent) or frames
 
     def _cluster(self, space: int) -> str:
         found = self._ruleset.keyspaces[space].cluster if space >= 0 else -1

@@ -9,9 +9,11 @@ Always true:
 """
 
 import asyncio
+import errno
 import os
 import resource
 import secrets
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -148,20 +150,25 @@ class Server:
                 configured=self.config.limits.clients, reason="open files limit",
             )  # fmt: skip
         return [
-            str(socket.getsockname()) for server in self._listeners for socket in server.sockets
+            str(listener.getsockname()) for server in self._listeners for listener in server.sockets
         ]
 
     async def _listen_unix(self, path: Path, mode: int) -> asyncio.Server:
-        if path.exists() and not path.is_socket():  # noqa: ASYNC240 - once, at start
-            raise OSError(f"{path} exists and is no socket")
-        path.unlink(missing_ok=True)  # noqa: ASYNC240
-        # The mask is narrow while the socket appears, so nobody connects before its mode is set.
-        before = os.umask(0o177)
+        """Open the socket file, in the place of what a dead process left there."""
         try:
-            server = await self._loop.create_unix_server(self._connect, str(path), backlog=BACKLOG)
-        finally:
-            os.umask(before)
-        path.chmod(mode)  # noqa: ASYNC240
+            _make_room(path)
+            # The mask is narrow while the socket appears, so nobody connects before its mode is
+            # set.
+            before = os.umask(0o177)
+            try:
+                server = await self._loop.create_unix_server(
+                    self._connect, str(path), backlog=BACKLOG
+                )
+            finally:
+                os.umask(before)
+            path.chmod(mode)  # noqa: ASYNC240 - once, at start
+        except OSError as error:
+            raise OSError(error.errno, f"{path}: {error.strerror or error}") from error
         self._unix_inode = path.stat().st_ino  # noqa: ASYNC240
         return server
 
@@ -203,6 +210,8 @@ class Server:
         self.pauses.end()
         # What waits in the backlog was let in by the kernel already: one more round takes it.
         await asyncio.sleep(DRAIN_ROUND)
+        # A successor takes the path as soon as nobody answers there.
+        self._unlink()
         for listener in self._listeners:
             listener.close()
         began = self._loop.time()
@@ -215,7 +224,6 @@ class Server:
         for session in list(self.sessions.values()):
             session.close("drain")
         await self._finish_tasks(deadline)
-        self._unlink()
         return complete
 
     def _let_go(self, now: float, busy: float, late: float) -> None:
@@ -248,7 +256,10 @@ class Server:
         await asyncio.gather(*left, return_exceptions=True)
 
     def _unlink(self) -> None:
-        """Remove our socket file, unless a successor has put its own there."""
+        """Remove our socket file, unless it is another's by now.
+
+        While we listen there no other file can have the number of ours.
+        """
         path = self.config.listen.unix
         if path is not None and path.exists() and path.stat().st_ino == self._unix_inode:
             path.unlink()
@@ -351,6 +362,25 @@ class Server:
         for _, _, outcome, count in self.router.ruleset.counters.requests():
             counted[wire.OUTCOMES[outcome]] += count
         return counted
+
+
+def _make_room(path: Path) -> None:
+    """Remove what a dead process left in the place of a socket. Raises OSError."""
+    if not path.exists():
+        return
+    if not path.is_socket():
+        raise FileExistsError(errno.EEXIST, "the file exists and is no socket")
+    with socket.socket(socket.AF_UNIX) as probe:
+        # It never waits: where the backlog is full, somebody is there too.
+        probe.setblocking(False)
+        failure = probe.connect_ex(str(path))
+    if failure == errno.EACCES:
+        raise PermissionError(
+            failure, "it may not be asked who listens here; remove it if nobody does"
+        )
+    if failure not in (errno.ECONNREFUSED, errno.ENOENT):
+        raise OSError(errno.EADDRINUSE, "another process listens here; stop it first")
+    path.unlink(missing_ok=True)
 
 
 def version() -> str:

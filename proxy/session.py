@@ -258,7 +258,7 @@ class Session(asyncio.BufferedProtocol):
         """Give up what the client holds beyond its connection."""
         holdings, self.holdings = self.holdings, {}
         self.mode = None
-        self.downstream.capture = self.downstream.serial = self.downstream.bound = False
+        self.downstream.capture = self.downstream.serial = False
         for holding in holdings.values():
             holding.release()
 

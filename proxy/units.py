@@ -27,6 +27,9 @@ PERIODS = {
 # Ten years: more is a slip of the unit, and Redis refuses times that overflow.
 MAX_DURATION = 10 * 365 * 86400.0  # seconds
 
+# Less than this is 0 to Redis.
+SHORTEST = 0.001  # seconds
+
 # A sidecar has gigabytes, not terabytes; a larger figure is a slip of the unit.
 MAX_SIZE = 1 << 44  # bytes
 
@@ -83,6 +86,16 @@ def parse_duration(value: object) -> float:
     return seconds
 
 
+def parse_positive_duration(value: object) -> float:
+    """Return seconds, a millisecond or more: nodes and clocks know no less."""
+    nothing = isinstance(value, int | float) and not isinstance(value, bool) and value == 0
+    if nothing or (seconds := parse_duration(value)) <= 0:
+        raise ValueError("must be more than 0")
+    if seconds < SHORTEST:
+        raise ValueError("must be 1ms or more")
+    return seconds
+
+
 def parse_size(value: object) -> int:
     """Return bytes."""
     if isinstance(value, int) and not isinstance(value, bool):
@@ -108,7 +121,11 @@ def parse_percentage(value: object) -> float:
     """Return a share of 1."""
     match = _PERCENT.match(value) if isinstance(value, str) else None
     if match is None or float(match[1]) > 100:
-        hint = _number_hint(value, "%")
+        # Who writes a fraction means a share of 1.
+        if isinstance(value, float) and 0 < value < 1:
+            hint = f'; did you mean "{show_percentage(value)}"?'
+        else:
+            hint = _number_hint(value, "%")
         raise ValueError(f"expects a percentage from 0% to 100%, such as 10%{hint}")
     return float(match[1]) / 100
 
@@ -182,9 +199,7 @@ _SIZE_SCHEMA = WithJsonSchema({
 })  # fmt: skip
 
 Duration = Annotated[float, BeforeValidator(parse_duration), _DURATION_SCHEMA]
-PositiveDuration = Annotated[
-    float, BeforeValidator(parse_duration), AfterValidator(_positive), _DURATION_SCHEMA
-]
+PositiveDuration = Annotated[float, BeforeValidator(parse_positive_duration), _DURATION_SCHEMA]
 PositiveSize = Annotated[int, BeforeValidator(parse_size), AfterValidator(_positive), _SIZE_SCHEMA]
 Percentage = Annotated[
     float, BeforeValidator(parse_percentage), _schema(r"^[0-9]+(\.[0-9]+)? ?%$", "10%")

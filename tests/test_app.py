@@ -206,12 +206,16 @@ async def test_an_incomplete_drain_is_exit_code_1(node: FakeNode, tmp_path: Path
 
 async def test_a_port_in_use(node: FakeNode, tmp_path: Path) -> None:
     """An address that is taken is an error that names the setting, and leaves nothing behind."""
-    with socket.socket() as taken:
+    path = str(tmp_path / "redis.sock")
+    with socket.socket() as taken, socket.socket(socket.AF_UNIX) as file:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
+        file.bind(path)
+        file.listen()
         address = "{}:{}".format(*taken.getsockname())
         for blocks, words in (
             ({"listen": {"tcp": address}}, ("cannot listen", "listen:", "SIDECACHE_LISTEN")),
+            ({"listen": {"unix": path}}, ("cannot listen", path, "another", "SIDECACHE_UNIX")),
             ({"admin": address}, (address, "admin:", "SIDECACHE_ADMIN")),
         ):
             before = asyncio.all_tasks()

@@ -49,3 +49,16 @@ def test_what_is_no_mistake_and_should_be_known(tmp_path: Path) -> None:
     lines = check.as_lines(check.accepted(ruleset, clusters, path)).splitlines()
     assert lines[0].startswith(f"{path}:3:12: note: locks of job are decided by Redis alone")
     assert lines[1].startswith("no mistakes")
+
+
+def test_a_longest_time_alone(tmp_path: Path) -> None:
+    """That keys without a time to live keep none is told where only the longest one is said."""
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        "keyspaces:\n  a: {key: 'a:{id}', ttl: {max: 5s}}\n"
+        "  b: {key: 'b:{id}', ttl: {max: 5s, default: 4s}}\n"
+        "  c: {key: 'c:{id}', ttl: {max: 5s, missing: allow}}\n"
+    )
+    ruleset, clusters = compiler.from_files(path, ("locks",))
+    [note] = check.accepted(ruleset, clusters, path)["notes"]
+    assert note.startswith(f"{path}:2:28: note: keys of a that come without a time to live keep")

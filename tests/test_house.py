@@ -56,6 +56,7 @@ FLOORS: dict[str, float] = {
     "reload": 4,
     "check": 4,
     "inspection": 4,
+    "outcomes": 3.4,  # what becomes of a command, for those who explain and replay
     "explain": 3.5,
     "recording": 3.5,  # commands as text, for replay
     "replay": 3.6,

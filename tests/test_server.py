@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import random
 import socket
 import stat
@@ -70,22 +71,64 @@ async def test_a_file_in_the_place_of_the_socket(tmp_path: Path) -> None:
     """What is no socket is not removed."""
     path = tmp_path / "redis.sock"
     path.write_text("important")
-    with pytest.raises(OSError, match="exists and is no socket"):
+    with pytest.raises(OSError, match=f"{path}: the file exists and is no socket"):
         async with front(unix=path):
             pass
     assert path.read_text() == "important"
 
 
-async def test_the_socket_of_a_successor_stays(tmp_path: Path) -> None:
-    """A process that ends does not take away the socket of the one that replaced it."""
+async def test_a_socket_without_a_directory(tmp_path: Path) -> None:
+    """The error names the path."""
+    path = tmp_path / "missing" / "redis.sock"
+    with pytest.raises(FileNotFoundError, match=f"{path}: No such file or directory"):
+        async with front(unix=path):
+            pass
+
+
+async def test_a_socket_where_somebody_listens(tmp_path: Path) -> None:
+    """It is left to him, also while he is too busy to take a client."""
     path = tmp_path / "redis.sock"
-    async with front(unix=path), front(unix=path):
-        pass
-    async with front(unix=path) as first, front(unix=path):
-        assert await first.server.drain(1.0)
-        assert path.exists()
+    async with front(unix=path):
+        with pytest.raises(OSError, match=f"{path}: another process listens here") as raised:
+            async with front(unix=path):
+                pass
+        assert raised.value.errno == errno.EADDRINUSE
         assert await call_unix(path, "PING") == b"PONG"
-    assert not path.exists()
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as waiting:
+        busy.bind(str(path))
+        busy.listen(0)
+        waiting.connect(str(path))
+        with pytest.raises(OSError, match="another process listens here"):
+            async with front(unix=path):
+                pass
+        assert path.is_socket()
+
+
+async def test_the_socket_of_a_successor_stays(tmp_path: Path) -> None:
+    """Who drains leaves the path to whoever comes next, and does not take it away in the end."""
+    path = tmp_path / "redis.sock"
+    async with front(unix=path) as first:
+        first.node.answers["GET"] = Answer(b"", 60.0)
+        caller = await first.connect()
+        caller.writer.write(pack("GET", "k"))
+        await wait_for(lambda: first.node.received("GET"), "the command")
+        draining = asyncio.create_task(first.server.drain(1.0))
+        await wait_for(lambda: not path.exists(), "the end of listening")
+        async with front(unix=path):
+            assert not await draining
+            assert await call_unix(path, "PING") == b"PONG"
+        assert not path.exists()
+
+
+async def test_a_socket_that_was_replaced_stays(tmp_path: Path) -> None:
+    """A file that somebody else has put in the place of ours is not ours to remove."""
+    path = tmp_path / "redis.sock"
+    async with front(unix=path) as first:
+        path.unlink()
+        async with front(unix=path):
+            assert await first.server.drain(1.0)
+            assert await call_unix(path, "PING") == b"PONG"
+        assert not path.exists()
 
 
 async def test_draining_answers_what_was_received() -> None:

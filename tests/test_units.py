@@ -93,6 +93,24 @@ def test_anything_else_is_a_mistake_and_never_a_crash(written: object) -> None:
             assert str(error)  # noqa: PT017
 
 
+@pytest.mark.parametrize(
+    ("value", "hint"), [(0.1, '"10%"'), (0.005, '"0.5%"'), (1, '"1%"'), (12.5, '"12.5%"')]
+)
+def test_a_share_without_its_sign(value: float, hint: str) -> None:
+    """A fraction is meant as a share of 1, any other number as a percentage."""
+    with pytest.raises(ValueError, match=f"did you mean {hint}"):
+        units.parse_percentage(value)
+
+
+@pytest.mark.parametrize(("value", "words"), [(0, "more than 0"), ("0.9ms", "1ms or more")])
+def test_durations_that_come_to_nothing(value: object, words: str) -> None:
+    """What Redis would round to nothing is refused, and nothing wrong is suggested."""
+    with pytest.raises(ValidationError, match=words) as caught:
+        TypeAdapter(units.PositiveDuration).validate_python(value)
+    assert "did you mean" not in str(caught.value)
+    assert TypeAdapter(units.PositiveDuration).validate_python("1ms") == 0.001
+
+
 @pytest.mark.parametrize("kind", [units.PositiveDuration, units.PositiveSize])
 def test_what_must_be_positive_is(kind: object) -> None:
     """Nothing is refused where something is needed."""

@@ -72,7 +72,9 @@ class Expiry:
         return [plan for plan in known if plan.locking is not None]
 
     async def _swept(self, connection: "asyncpg.Connection[Any]", plan: Plan) -> bool:
-        """Do the same; what the database refuses of one keyspace keeps no other waiting."""
+        """Sweep a keyspace; return whether that was much. What the database refuses of one keyspace
+        keeps no other waiting.
+        """
         try:
             busy = await self._sweep(connection, plan)
         except asyncpg.PostgresError as error:

@@ -5,7 +5,7 @@ than its digest, as in Redis; of other users a client learns nothing, unless its
 """
 
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from proxy import commands, errors, resp, wire
@@ -17,7 +17,6 @@ from proxy.handlers.connection import integer
 from proxy.handlers.introspection import find
 from proxy.handlers.tenants import visible_users
 from proxy.keys import find_keys
-from proxy.upstream.link import CHANNEL, PATTERN, SHARD
 from proxy.wire.rules import Command, Path, Role
 
 # Redis' limit for ACL GENPASS, in bits.
@@ -155,39 +154,18 @@ def _refusal(
         return who + b"run the '%b' command" % row.name
     side = wire.Downstream(session.server.router, wire.Batch(lambda: None), 0)
     side.assume(user.role)
-    for position in find_keys(row, words) or ():
+    # What the table calls keys of a command about channels says only to which node it goes.
+    keys = None if "pubsub" in row.flags else find_keys(row, words)
+    for position in keys or ():
         place = side.locate(words[position], index)
         if place == errors.DATA_PLANE.no_key:
             return who + b"access the '%b' key" % words[position]
         if isinstance(place, bytes):
             return place[1:-2]
-    for channel in _channels(row, words):
-        if not _may_use(session, role_index, row, channel):
-            return who + b"access the '%b' channel" % channel
-    return None
-
-
-# The channels of a command are all words behind its name, or the first.
-_CHANNELS: Mapping[bytes, tuple[str, int | None]] = {
-    b"publish": ("", 2),
-    b"spublish": ("", 2),
-    b"subscribe": (CHANNEL, None),
-    b"ssubscribe": (SHARD, None),
-    b"psubscribe": (PATTERN, None),
-}
-
-
-def _channels(row: Row, words: list[bytes]) -> list[bytes]:
-    return words[1 : _CHANNELS[row.name][1]] if row.name in _CHANNELS else []
-
-
-def _may_use(session: Session, role: int, row: Row, channel: bytes) -> bool:
     server = session.server
     channels = channels_of(server.router.ruleset, len(server.config.clusters))
-    kind = _CHANNELS[row.name][0]
-    if kind:
-        return channels.may_subscribe(role, kind, channel)
-    return channels.may_publish(role, channel)
+    channel = channels.denied(role_index, row.name, words)
+    return None if channel is None else who + b"access the '%b' channel" % channel
 
 
 def log(session: Session, request: wire.Request) -> bytes:

@@ -143,7 +143,7 @@ def pop(form: Form) -> Handler:
 
 def read(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
     """XREAD and XREADGROUP."""
-    at = _block_at(request.arguments)
+    at = block_at(request.arguments)
     if not at:
         return streams(session, request)
     # The data plane does not hold these back, because only some of them wait.
@@ -196,7 +196,7 @@ def _last_id(reply: bytes) -> bytes | None:
     return fields.get(b"last-generated-id") if isinstance(fields, dict) else None
 
 
-def _block_at(words: list[bytes]) -> int:
+def block_at(words: list[bytes]) -> int:
     """Return the position of BLOCK's value, of the last one as Redis reads it, or 0."""
     position, found = 1, 0
     while position < len(words):

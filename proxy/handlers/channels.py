@@ -10,7 +10,7 @@ are sent there alike. Always true:
     says exactly what the rule of another says.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 
 from proxy import resp, wire
@@ -22,6 +22,17 @@ from proxy.wire.rules import Keyspace
 
 # Between a database's number and the key in the name of a notification's channel.
 _BEFORE_KEY = b"__:"
+
+# Commands whose words behind the name are channels: the first, or all of them and of which kind.
+PUBLISHES = frozenset([b"publish", b"spublish"])
+SUBSCRIBES: Mapping[bytes, str] = {
+    b"subscribe": CHANNEL,
+    b"ssubscribe": SHARD,
+    b"psubscribe": PATTERN,
+}
+
+# Of these the table of commands says where channels stand, because they decide the slot.
+KEYED = frozenset([b"spublish", b"ssubscribe", b"sunsubscribe"])
 
 
 class Channels:
@@ -71,6 +82,14 @@ class Channels:
         return named is not None and bool(named.subscribers[role])
 
     # Where a subscription goes.
+
+    def denied(self, role: int, command: bytes, words: Sequence[bytes]) -> bytes | None:
+        """Return the first channel among the words of a command that a role may not use."""
+        if command in PUBLISHES:
+            return None if self.may_publish(role, words[1]) else words[1]
+        if (kind := SUBSCRIBES.get(command)) is None:
+            return None
+        return next((name for name in words[1:] if not self.may_subscribe(role, kind, name)), None)
 
     def route(self, kind: str, name: bytes) -> Route:
         if kind == SHARD:

@@ -21,6 +21,7 @@ class Hold(NamedTuple):
     key: bytes
     owner: str | None  # None: whoever
     token: int | None  # None: whichever grant
+    stamp: str | None = None  # as PostgreSQL gave it to the last who was granted it by that token
 
 
 class Taken(NamedTuple):
@@ -31,7 +32,8 @@ class Taken(NamedTuple):
     lefts: Sequence[float] = ()  # seconds: of what is held, or of the first that another has
     holder: str | None = None  # or for whom it is kept
     has: int = 0  # how many locks the owner has, of those that are counted
-    fresh: Sequence[int] = ()  # places of those that nobody held; what may be given up again
+    fresh: Sequence[int] = ()  # places of those that nobody held
+    stamps: Sequence[str] = ()  # what tells these grants from the same owner's next
 
     @property
     def granted(self) -> bool:

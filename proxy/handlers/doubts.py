@@ -29,13 +29,13 @@ class Doubts:
             self._claims.pop(next(iter(self._claims)))
         self._claims[key] = (claim, time.monotonic() + claim.seconds)
 
-    def session(self, key: bytes, owner: str) -> str | None:
-        """Return in which session an owner may have been granted a lock without being told."""
+    def taken(self, key: bytes, owner: str) -> str | None:
+        """Return in which session an owner may have been granted a lock without being told.
+
+        Nobody else is told so meanwhile: who is granted nothing by it notes the claim again.
+        """
         claim, until = self._claims.get(key, (None, 0.0))
         if claim is None or claim.owner != owner or time.monotonic() >= until:
             return None
+        del self._claims[key]
         return claim.session
-
-    def settle(self, key: bytes) -> None:
-        """Note that who holds a lock has been told."""
-        self._claims.pop(key, None)

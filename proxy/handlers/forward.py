@@ -26,18 +26,20 @@ def locate_all(
 
     keys are the positions of the keys, where the caller has asked the request for them already.
     """
+    return place_all(session.downstream, request, arguments, request.keys if keys is None else keys)
+
+
+def place_all(
+    side: wire.Downstream, request: wire.Request, arguments: list[bytes], keys: Sequence[int]
+) -> list[wire.Location] | bytes:
+    """Return the same by the rules alone, for whoever has no session: `explain` asks it too."""
     locations: list[wire.Location] = []
-    positions = request.keys if keys is None else keys
-    refusal = _taken_over(
-        session.server.router.ruleset, request.row, [arguments[i] for i in positions]
-    )
+    refusal = _taken_over(side.ruleset, request.row, [arguments[i] for i in keys])
     if refusal is not None:
         return refusal
     source = -1
-    for place, position in enumerate(positions):
-        location = session.downstream.locate(
-            arguments[position], request.row, place=place, source=source
-        )
+    for place, position in enumerate(keys):
+        location = side.locate(arguments[position], request.row, place=place, source=source)
         if isinstance(location, bytes):
             return location
         if locations and location.cluster != locations[0].cluster:
@@ -73,16 +75,22 @@ def followers(
 
     It is what rules ask for, and what ends the fetches of keys that PostgreSQL stands behind.
     """
-    told = session.downstream.followers
-    own = [
-        frame
-        for place, location in enumerate(locations)
-        if location.keyspace >= 0
-        for frame in told(location, request.row, place, request.command)
-    ]
+    own = followers_of(session.downstream, request, locations)
     if session.server.reads is None:
         return own
     return followed(request.ruleset, own, written_by(request).values())
+
+
+def followers_of(
+    side: wire.Downstream, request: wire.Request, locations: Sequence[wire.Location]
+) -> list[bytes]:
+    """Return what rules alone ask for."""
+    return [
+        frame
+        for place, location in enumerate(locations)
+        if location.keyspace >= 0
+        for frame in side.followers(location, request.row, place, request.command)
+    ]
 
 
 def send_followed(

@@ -127,12 +127,14 @@ class Grants:
             return [Taken("open")] * len(wishes)
         (row,) = rows
         found = [Taken("lost" if again else "open")] * len(wishes)
-        each = (row[name] or () for name in ("numbers", "outcomes", "tokens", "lefts"))
-        for number, outcome, token, left in zip(*each, strict=True):
+        each = (row[name] or () for name in ("numbers", "outcomes", "tokens", "lefts", "stamps"))
+        for number, outcome, token, left, stamp in zip(*each, strict=True):
             # Granted by the call whose answer was lost.
             fresh = (0,) if outcome == "acquired" else ()
             outcome = "acquired" if again else outcome
-            found[int(number) - 1] = Taken(outcome, [int(token)], [float(left)], fresh=fresh)
+            found[int(number) - 1] = Taken(
+                outcome, [int(token)], [float(left)], fresh=fresh, stamps=[stamp]
+            )
         return found
 
     async def _take(
@@ -161,6 +163,7 @@ class Grants:
             row["holder"],
             int(row["has"]),
             [int(number) - 1 for number in row["fresh"] or ()],
+            row["stamps"] or (),
         )
         if again and taken.outcome == "extended" and not mine:
             # Granted by the call whose answer was lost.
@@ -187,7 +190,9 @@ class Grants:
 
     async def release(self, plan: Plan, holds: Sequence[Hold]) -> list[bool]:
         """Give locks up at once; return of each whether it was held so. Raises OriginError."""
-        wishes = [Wish(plan, each.key, each.owner, (_number(each.token),)) for each in holds]
+        wishes = [
+            Wish(plan, each.key, each.owner, (_number(each.token), each.stamp)) for each in holds
+        ]
         first = await self._drop(wishes[0]) if len(wishes) == 1 else None
         if first is not None and first.looked:
             found = [first]
@@ -237,7 +242,7 @@ class Grants:
         locking = _locking(plan)
         rows, again = await self._call(
             plan, locking.calls.release, _arrays(plan, [wish.key for wish in wishes]),
-            ([wish.owner for wish in wishes], [wish.what[0] for wish in wishes],
+            ([wish.owner for wish in wishes], *_turned([wish.what for wish in wishes]),
              f"{locking.offer:.3f}", str(locking.most), _flag(patient)),
             lost,
         )  # fmt: skip
@@ -251,11 +256,18 @@ class Grants:
         ]
 
     async def vanish(self, plan: Plan, keys: Sequence[bytes], claim: Claim, taken: Taken) -> None:
-        """Give up what was granted to a client that has gone meanwhile; not what it had before."""
+        """Give up what was granted to a client that has gone meanwhile; not what it had before.
+
+        Nor what was granted to its owner again meanwhile: a client that has lost its connection
+        asks once more on another, and is told that it holds the lock, by the same token.
+        """
         if not taken.fresh:
             return
         self._metrics.count("vanished")
-        holds = [Hold(keys[each], claim.owner, taken.tokens[each]) for each in taken.fresh]
+        holds = [
+            Hold(keys[each], claim.owner, taken.tokens[each], taken.stamps[each])
+            for each in taken.fresh
+        ]
         with contextlib.suppress(OriginError):
             await self.release(plan, holds)
 

@@ -12,7 +12,7 @@ from proxy.handlers import Handler, Session
 from proxy.handlers.forward import locate_all, send_followed
 
 
-def copy_refusal(session: Session, words: list[bytes]) -> bytes | None:
+def copy_refusal(words: list[bytes], database: int) -> bytes | None:
     position = 3
     while position < len(words):
         match words[position].upper():
@@ -21,7 +21,7 @@ def copy_refusal(session: Session, words: list[bytes]) -> bytes | None:
             case b"DB" if position + 1 < len(words):
                 # Any other spelling of zero is left to nobody: "00" is no number for Redis either.
                 # Nodes know no other database, whichever the client has selected.
-                if words[position + 1] != b"0" or session.database:
+                if words[position + 1] != b"0" or database:
                     return errors.COPY_DB_REFUSED
                 position += 2
             case _:
@@ -29,7 +29,7 @@ def copy_refusal(session: Session, words: list[bytes]) -> bytes | None:
     return None
 
 
-def sort_refusal(session: Session, words: list[bytes]) -> bytes | None:
+def sort_refusal(words: list[bytes], database: int) -> bytes | None:
     position = 2
     while position < len(words):
         option = words[position].upper()
@@ -46,8 +46,9 @@ def sort_refusal(session: Session, words: list[bytes]) -> bytes | None:
 _SORT_VALUES: Mapping[bytes, int] = {b"BY": 1, b"GET": 1, b"STORE": 1, b"LIMIT": 2}
 
 
-# What each command is looked at for: its words to an error line, or None for nothing wrong.
-REFUSALS: Mapping[bytes, Callable[[Session, list[bytes]], bytes | None]] = {
+# What each command is looked at for: its words and the database that its client has selected, to an
+# error line, or None for nothing wrong.
+REFUSALS: Mapping[bytes, Callable[[list[bytes], int], bytes | None]] = {
     b"copy": copy_refusal,
     b"sort": sort_refusal,
     b"sort_ro": sort_refusal,
@@ -56,7 +57,7 @@ REFUSALS: Mapping[bytes, Callable[[Session, list[bytes]], bytes | None]] = {
 
 def forward(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
     words = request.arguments
-    refusal = REFUSALS[request.name](session, words)
+    refusal = REFUSALS[request.name](words, session.database)
     if refusal is not None:
         return refusal
     locations = locate_all(session, request, words)

@@ -109,7 +109,7 @@ def _keyless_script(row: Row, words: list[bytes]) -> bool:
 def find(session: Session, words: list[bytes]) -> tuple[int, Row | None]:
     """Return the row of a command's words, that of its sub-command where it has some."""
     rules = session.server.router.ruleset
-    index = rules.find_command(words[0])
+    index = -1 if b"|" in words[0] else rules.find_command(words[0])
     if index >= 0 and rules.commands[index].path is Path.CONTAINER and len(words) > 1:
         index = rules.find_command(words[0] + b"|" + words[1])
     return index, None if index < 0 else known(rules.commands)[index]

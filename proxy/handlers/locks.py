@@ -19,12 +19,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from proxy import errors, resp, wire
 from proxy.errors import OriginDown, OriginError
 from proxy.handlers import Session
-from proxy.handlers.claims import Claim, Hold
+from proxy.handlers.claims import Claim, Hold, Taken
 from proxy.handlers.connection import integer
 from proxy.handlers.grants import Grants
 from proxy.handlers.held import forget, known, remember
 from proxy.handlers.lock_scripts import Does, Form, form_of
-from proxy.handlers.owners import LONGEST_NAME, member, owner_of, said_by
+from proxy.handlers.owners import member, owner_of, said_by, text_of
 from proxy.handlers.scripts import NOSCRIPT, body_of
 from proxy.handlers.targets import Target
 from proxy.handlers.terms import LONGEST, bounded, time_of
@@ -46,17 +46,20 @@ def take(
         # Of several keys all are locks: who asks for others in the same command asks twice.
         plan = next((t.plan for t in targets if t.plan.locking is not None), plan)
         return errors.lock_refused(plan.name, "command")
-    if (line := too_long(targets)) is not None:
+    if (line := unnamed(targets)) is not None:
         return line
     if handler in _TAKING and _refused(request, grants, targets[0]):
         return resp.null(session.protocol) if handler is _set else resp.integer(0)
     return answered(handler(session, request, grants, targets))
 
 
-def too_long(targets: Sequence[Target]) -> bytes | None:
-    """Return the error line for a lock with a name that no index takes."""
-    long = next((each for each in targets if len(each.key) > LONGEST_NAME), None)
-    return errors.key_refused(long.plan.name, "the name of a lock is too long") if long else None
+def unnamed(targets: Sequence[Target]) -> bytes | None:
+    """Return the error line for a lock with a name that PostgreSQL cannot hold."""
+    for target in targets:
+        if text_of(target.key.decode(errors="surrogateescape")) is None:
+            reason = "the name of a lock is text, and not too long"
+            return errors.key_refused(target.plan.name, reason)
+    return None
 
 
 def _refused(request: wire.Request, grants: Grants, target: Target) -> bool:
@@ -93,10 +96,14 @@ def scripted(
     if body is None:
         return NOSCRIPT + b"\r\n"
     form = form_of(body)
-    rest = words[3 + len(targets) :]
+    rest = words[3 + len(request.keys) :]
+    locks = all(t.plan.locking is not None for t in targets)
+    locks = locks and {words[at] for at in request.keys} == {target.key for target in targets}
     wanted = {Does.EXTEND: 2, Does.LENGTHEN: 3}.get(form.does, 1) if form is not None else 0
-    if form is None or len(rest) < wanted or any(t.plan.locking is None for t in targets):
+    if form is None or len(rest) < wanted or not locks:
         return errors.lock_refused(targets[0].plan.name, "command")
+    if (line := unnamed(targets)) is not None:
+        return line
     return answered(_run(request, grants, form, targets, rest))
 
 
@@ -131,14 +138,7 @@ async def _grant(
     claim = claim_of(plan, value, seconds)
     if claim is None:
         return errors.lock_refused(plan.name, "value")
-    if not claim.same and (doubted := grants.doubts.session(target.key, claim.owner)) is not None:
-        claim = claim._replace(session=doubted)
-    try:
-        taken = await grants.take(plan, [target.key], claim)
-    except OriginDown as error:
-        if error.sent:
-            grants.doubts.note(target.key, claim)
-        raise
+    taken = await _taken(grants, target, claim)
     if taken.outcome == "missing":
         return errors.no_row(plan.name)
     if taken.outcome == "limit":
@@ -146,9 +146,29 @@ async def _grant(
     if taken.granted:
         if session.gone:
             await grants.vanish(plan, [target.key], claim, taken)
-        grants.doubts.settle(target.key)
         remember(session, target.key, claim.owner, taken.tokens[0])
     return taken.granted
+
+
+async def _taken(grants: Grants, target: Target, claim: Claim) -> Taken:
+    """Return what became of a claim; whether it was granted may be in doubt, for the next who asks.
+
+    Raises OriginError.
+    """
+    doubted = None if claim.same else grants.doubts.taken(target.key, claim.owner)
+    unknown = doubted is not None
+    if doubted is not None:
+        claim = claim._replace(session=doubted)
+    try:
+        taken = await grants.take(target.plan, [target.key], claim)
+        unknown = unknown and not taken.granted
+        return taken
+    except OriginDown as error:
+        unknown = unknown or (error.sent and not claim.same)
+        raise
+    finally:
+        if unknown:
+            grants.doubts.note(target.key, claim)
 
 
 def claim_of(plan: Plan, value: bytes, seconds: float) -> Claim | None:

@@ -100,7 +100,7 @@ def run(
     if not keys:
         count = integer(words[2])
         if count != 0:
-            return _keys_error(count, not_a_number)
+            return keys_error(count, not_a_number)
         place = session.server.router.slots.place_of(session.default_cluster, name)
         return session.runs.start(request, place, wire.pack(words), mend, [])
     locations = locate_all(session, request, words, keys)
@@ -115,7 +115,7 @@ def run(
     return session.runs.start(request, locations[0], frame or wire.pack(words), mend, behind)
 
 
-def _keys_error(count: int | None, not_a_number: bytes) -> bytes:
+def keys_error(count: int | None, not_a_number: bytes) -> bytes:
     """Return Redis' line for a number of keys that cannot be."""
     if count is None:
         return not_a_number

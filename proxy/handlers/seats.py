@@ -17,7 +17,7 @@ from proxy.handlers.claims import Claim, Hold, Taken
 from proxy.handlers.connection import integer
 from proxy.handlers.grants import Grants, scope_of
 from proxy.handlers.held import forget, remember
-from proxy.handlers.locks import answered, too_long
+from proxy.handlers.locks import answered, unnamed
 from proxy.handlers.owners import text_of
 from proxy.handlers.targets import misspelled, target_of
 from proxy.handlers.terms import LONGEST, bounded
@@ -136,7 +136,7 @@ def _locks(
             if isinstance(place := session.downstream.locate(each, request.row), bytes):
                 return place
     found = [target for each in locks if (target := target_of(request.ruleset, each)) is not None]
-    if (line := misspelled(found) or too_long(found)) is not None:
+    if (line := misspelled(found) or unnamed(found)) is not None:
         return line
     if len(locks) > 1 and len({scope_of(plan, each) for each in locks}) > 1:
         return errors.lock_refused(plan.name, "scopes")

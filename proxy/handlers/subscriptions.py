@@ -80,9 +80,7 @@ class Subscriptions:
 
     def take(self, session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
         """Answer a command of a subscriber under RESP2."""
-        if (line := request.arity_error) is not None:
-            return line
-        if request.name in _ALLOWED:
+        if request.name in _ALLOWED or request.refusal is not None:
             return session.server.handlers[request.name](session, request)
         if request.name != b"ping":
             return errors.in_subscriber_mode(request.name)

@@ -67,12 +67,22 @@ class Transaction:
         self.plan = Plan()
         self.cluster = self.slot = -1  # of its keys; one slot unless it may be split
         self.several = False  # its keys lie in more than one slot
-        self.abort = errors.EXECABORT  # what EXEC answers to a transaction that is spoiled
         self._bytes = 0
         self._session = session
         self._before: tuple[Mode | None, bool] = (session.mode, session.downstream.capture)
-        self._splitting = splitting(session.downstream.ruleset)
+        self._rules = session.downstream.ruleset
+        self._splitting = splitting(self._rules)
         self._timer: asyncio.TimerHandle | None = None
+        self._expired = False
+
+    @property
+    def abort(self) -> bytes:
+        """Return what EXEC answers to a transaction that is spoiled."""
+        if self._expired:
+            return errors.TRANSACTION_EXPIRED
+        if self._session.downstream.ruleset is not self._rules:
+            return errors.TRANSACTION_OUTLIVED
+        return errors.EXECABORT
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -83,12 +93,10 @@ class Transaction:
         self._session.holdings["transaction"] = self
         self._session.mode = self
         downstream.capture, downstream.spoiled = True, False
-        downstream.bound = True
 
     def end(self) -> None:
         """Give commands the meaning back that they had before MULTI."""
         self._session.holdings.pop("transaction", None)
-        self._session.downstream.bound = False
         self._session.mode, self._session.downstream.capture = self._before
         if self._timer is not None:
             self._timer.cancel()
@@ -122,8 +130,6 @@ class Transaction:
     def _take_unplaced(self, session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
         """Take a command that the data plane leaves to handlers."""
         name = request.name
-        if (line := request.arity_error) is not None:
-            return self._refuse_arity(request, line)
         if name in _CONTROL:
             return _CONTROL[name](self, session, request)
         if name in IMMEDIATE:
@@ -141,17 +147,11 @@ class Transaction:
             return self._take_keyed(session, request)
         return self._queue(request, None, request.command)
 
-    def _refuse_arity(self, request: wire.Request, line: bytes) -> bytes:
-        """Refuse a command with too few words, or too many; EXEC ends the transaction even so."""
-        if request.name != b"exec":
-            return self._spoil(line)
-        _discard(self, self._session, request)
-        return line
-
     def _take_keyed(self, session: Session, request: wire.Request) -> bytes:
         """Take a command with keys that outside has a handler: nodes run it inside as it is."""
         words = request.arguments
-        refusal = REFUSALS[request.name](session, words) if request.name in REFUSALS else None
+        check = REFUSALS.get(request.name)
+        refusal = None if check is None else check(words, session.database)
         if offered.decided(session, request):
             refusal = errors.NOT_IN_TRANSACTION
         locations = refusal or locate_all(session, request, words)
@@ -234,8 +234,8 @@ class Transaction:
         Slots may differ only where every key so far allows it; under WATCH it has one.
         """
         if self._splitting:
-            rules, words = self._session.downstream.ruleset, request.arguments
-            spaces = {rules.find_keyspace(words[position]) for position in request.keys}
+            words = request.arguments
+            spaces = {self._rules.find_keyspace(words[position]) for position in request.keys}
             if not spaces <= self._splitting:
                 self._splitting = frozenset()
         if self.cluster < 0:
@@ -256,7 +256,7 @@ class Transaction:
 
     def _expire(self) -> None:
         self._spoil(b"")
-        self.abort = errors.TRANSACTION_EXPIRED
+        self._expired = True
 
 
 @lru_cache(maxsize=2)  # the rules in force, and those that some clients have not left yet
@@ -274,12 +274,14 @@ def multi(session: Session, request: wire.Request) -> bytes:
 def _exec(
     transaction: Transaction, session: Session, request: wire.Request
 ) -> bytes | Awaitable[bytes]:
+    line = request.refusal
+    if line is None and session.downstream.spoiled:
+        line = transaction.abort
+    if line is not None:
+        _discard(transaction, session, request)
+        return line
     transaction.end()
     watch = cast(Watch | None, session.holdings.pop("watch", None))
-    if session.downstream.spoiled:
-        if watch is not None:
-            watch.release()
-        return transaction.abort
     if session.server.reads is not None:
         for key in transaction.plan.written:
             session.server.reads.changed(key)
@@ -306,13 +308,12 @@ _CONTROL: Mapping[
 
 
 def exec_alone(session: Session, request: wire.Request) -> bytes:
-    line = request.arity_error
-    if line is None:
+    if request.refusal is None:
         return errors.EXEC_WITHOUT_MULTI
     # Redis ends what an EXEC would end, the watches too, also where there is nothing to execute.
     if (watch := session.holdings.pop("watch", None)) is not None:
         watch.release()
-    return line
+    return request.refusal
 
 
 def discard_alone(session: Session, request: wire.Request) -> bytes:

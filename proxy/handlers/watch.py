@@ -76,13 +76,19 @@ class Watch:
                 self.keys.update(names)
                 return resp.OK
             self._names = names
-            if self._pin is not None:
-                reply = await self.ask(self._pin)
-            else:
-                reply = await carry(self._pins, self._cluster, self)
-            return self._added(names, reply)
+            return self._added(names, await self._send())
         finally:
             self._session.downstream.release()
+
+    async def _send(self) -> Reply:
+        """Send the WATCH to where others were sent, or to the owner of the slot."""
+        if self._pin is not None:
+            return await self.ask(self._pin)
+        owner = self._cluster.owner_of(self.location.slot)
+        if owner is None or owner.down:
+            # What is known costs nobody any waiting, as for every other command.
+            return errors.CLUSTERDOWN
+        return await carry(self._pins, self._cluster, self)
 
     def _added(self, names: list[bytes], reply: Reply) -> bytes:
         if reply == resp.OK:

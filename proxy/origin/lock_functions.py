@@ -10,12 +10,12 @@ Locks are called k, with the columns of their keys; rows t, waiters q.
 # lock is kept for who waits; 0: no queue. mine: only what who holds already, by that token where
 # there is one. same: who holds a lock may take it. Of what is not said (NULL) the row keeps what it
 # has. lefts: of what another holds or is offered, that one's. has: how many locks who has. fresh:
-# which of the locks nobody held, from 1.
+# which of the locks nobody held, from 1. stamps: of the grants, for `release`.
 _TAKE = """({keys}, _who text, _booking text, _session text, _said text,
     _hold float8, _longest float8, _place text, _most integer, _offer float8, _mine boolean,
     _token bigint, _same boolean)
 RETURNS TABLE (outcome text, tokens bigint[], lefts float8[], holder text, has bigint,
-               fresh bigint[])
+               fresh bigint[], stamps text[])
 {planned}
 #variable_conflict use_column
 DECLARE
@@ -122,11 +122,11 @@ BEGIN
            {granted}
           FROM fresh, unnest({arrays}) WITH ORDINALITY AS k({columns}, n)
          WHERE {found} AND {granting}
-     RETURNING k.n, t.lock_token, t.locked_at < _moment AS longer, {left})
+     RETURNING k.n, t.lock_token, t.locked_at < _moment AS longer, {stamp} AS stamp, {left})
     SELECT CASE WHEN bool_and(longer) THEN 'extended' ELSE 'acquired' END,
            array_agg(lock_token::bigint ORDER BY n), array_agg(remains ORDER BY n),
-           _who, 0::bigint, array_agg(n) FILTER (WHERE NOT longer)
-      INTO outcome, tokens, lefts, holder, has, fresh
+           _who, 0::bigint, array_agg(n) FILTER (WHERE NOT longer), array_agg(stamp ORDER BY n)
+      INTO outcome, tokens, lefts, holder, has, fresh, stamps
       FROM changed;
     IF cardinality(tokens) IS DISTINCT FROM cardinality(k0) THEN
         RAISE EXCEPTION 'a lock of {keyspace} is not one row of its table';
@@ -135,11 +135,12 @@ BEGIN
 END $sidecache$;"""
 
 # Of locks that different owners want, each for itself: those that nobody is in the way of, not even
-# a waiter. What another transaction has in hand is left out like what is held: of locks this waits
-# for nobody, so none of those it was called for waits for what another wants.
+# a waiter. What another transaction has in hand is left out like what is held, so of rows this
+# waits for nobody; but where a lock that no table has is asked for by two in the same moment, for
+# the one who makes its row.
 _GRAB = """({keys}, _who text[], _booking text[], _session text[], _said text[], _hold float8[],
     _same boolean[], _longest float8, _place text[], _most integer, _offer float8)
-RETURNS TABLE (numbers bigint[], outcomes text[], tokens bigint[], lefts float8[])
+RETURNS TABLE (numbers bigint[], outcomes text[], tokens bigint[], lefts float8[], stamps text[])
 {planned}
 #variable_conflict use_column
 DECLARE
@@ -170,16 +171,18 @@ BEGIN{made_free}
                 WHERE q.keyspace = '{keyspace}' AND q.name = {row_name}))
      RETURNING k.n, t.lock_token,
                CASE WHEN t.locked_at < _moment THEN 'extended' ELSE 'acquired' END AS outcome,
-               {left})
-    SELECT array_agg(n), array_agg(outcome), array_agg(lock_token::bigint), array_agg(remains)
-      INTO numbers, outcomes, tokens, lefts FROM changed;
+               {stamp} AS stamp, {left})
+    SELECT array_agg(n), array_agg(outcome), array_agg(lock_token::bigint), array_agg(remains),
+           array_agg(stamp)
+      INTO numbers, outcomes, tokens, lefts, stamps FROM changed;
     RETURN NEXT;
 END $sidecache$;"""
 
-# What is given up is offered to the next in its queue. Each lock has an owner and a token; NULL:
-# whoever, whichever. Patient: other transactions are waited for; otherwise what they have in hand
-# is left out of `looked`, and nothing is said of it.
-_RELEASE = """({keys}, _who text[], _held bigint[], _offer float8, _most integer, _patient boolean)
+# What is given up is offered to the next in its queue. Each lock has an owner, a token and a stamp;
+# NULL: whoever, whichever. Patient: other transactions are waited for; otherwise what they have in
+# hand is left out of `looked`, and nothing is said of it.
+_RELEASE = """({keys}, _who text[], _held bigint[], _stamp text[], _offer float8, _most integer,
+    _patient boolean)
 RETURNS TABLE (numbers bigint[], tokens bigint[], looked bigint[])
 {planned}
 #variable_conflict use_column
@@ -199,11 +202,13 @@ BEGIN
         UPDATE {table} t
            SET status = 'available', locked_by = NULL, locked_at = NULL, locked_until = NULL,
                booking_id = NULL, session_id = NULL, updated_at = clock_timestamp()
-          FROM unnest({arrays}, _who, _held) WITH ORDINALITY AS k({columns}, who, token, n)
+          FROM unnest({arrays}, _who, _held, _stamp) WITH ORDINALITY
+               AS k({columns}, who, token, stamp, n)
          WHERE {found} AND k.n = ANY (looked)
            AND t.status = 'locked' AND t.locked_until > clock_timestamp()
            AND (k.who IS NULL OR t.locked_by = k.who)
            AND (k.token IS NULL OR t.lock_token = k.token)
+           AND (k.stamp IS NULL OR {stamp} = k.stamp)
      RETURNING k.n, t.lock_token, {row_name} AS name)
     SELECT array_agg(n ORDER BY n), array_agg(coalesce(lock_token, 0)::bigint ORDER BY n),
            array_agg(name ORDER BY name) FILTER (WHERE _offer > 0 AND EXISTS (

@@ -33,6 +33,9 @@ REMAINS = """CASE WHEN t.status = 'locked' THEN extract(epoch FROM
 LEFT = """extract(epoch FROM least(t.locked_until, _moment + interval '100 years')
                                    - clock_timestamp())::float8 AS remains"""
 
+# What tells a grant of a row t from the same owner's next, which keeps the token.
+STAMP = "extract(epoch FROM t.updated_at)::text"
+
 # Of a waiter q: whether it still waits, and whether a lock is kept for it.
 WAITS = "(q.expires_at > _moment AND coalesce(q.offered_until, 'infinity') > _moment)"
 OFFERED = "(q.expires_at > _moment AND q.offered_until > _moment)"

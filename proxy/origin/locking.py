@@ -121,7 +121,7 @@ def _ruled(words: Mapping[str, str], offer: str) -> dict[str, str]:
         "planned": rules.PLANNED, "most_swept": str(SWEPT), "longest_queue": str(LONGEST_QUEUE),
         "offer": offer, "mine": rules.MINE, "free": rules.FREE, "open": rules.OPEN,
         "granting": rules.GRANTING, "remains": rules.REMAINS, "left": rules.LEFT,
-        "waits": rules.WAITS, "offered": rules.OFFERED,
+        "stamp": rules.STAMP, "waits": rules.WAITS, "offered": rules.OFFERED,
     }  # fmt: skip
     each = f"nextval('{words['schema']}.sidecache_lock_token')"
     granted = {"mine": rules.MINE, "kept": words["kept"]}

@@ -76,7 +76,6 @@ def _key_places(value: str | int) -> str:
 
 
 Text = Annotated[str, StringConstraints(min_length=1)]
-NewName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9._-]*$", max_length=40)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_]*$", max_length=63)]
 KeyPattern = Annotated[
     Pattern,
@@ -213,7 +212,10 @@ class RateLimit(Strict):
     )
     limit: RateValue = Field(description="So many in a period: 1000/min.")
     burst: int | None = Field(
-        None, ge=0, le=1_000_000, description="Cells beyond the even pace; gcra only. Else 1 %."
+        None,
+        ge=0,
+        le=1_000_000,
+        description="Cells beyond the even pace; gcra only. Else 1 % of the limit, at least one.",
     )
     algorithm: Literal["gcra", "window"] = Field(
         "gcra", description="gcra lets limit + burst through; window is exact in every window, for "

@@ -35,6 +35,7 @@ MAX_NAMES = 3
 # How a parsed quantity is written again.
 _WRITTEN: Mapping[Any, Callable[[Any], str]] = {
     units.parse_duration: units.show_duration,
+    units.parse_positive_duration: units.show_duration,
     units.parse_size: units.show_size,
     units.parse_percentage: units.show_percentage,
     units.parse_switch: lambda value: "on" if value else "off",

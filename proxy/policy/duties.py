@@ -71,7 +71,8 @@ class Duties:
 
 def _of_another_type(said: _Said, row: Command) -> bool:
     bit = TYPE_BITS[said.type] if said.type is not None else ANY
-    return not (bit & row.types[0] and bit & row.types[1])
+    # Of what is carried the keyspace that it comes from says the type.
+    return row.makes is Makes.CARRIED or not (bit & row.types[0] and bit & row.types[1])
 
 
 def _carries_a_value(said: _Said, row: Command) -> bool:
@@ -82,7 +83,10 @@ def _carries_a_value(said: _Said, row: Command) -> bool:
 
 
 def _has_to_do_with_time(said: _Said, row: Command) -> bool:
-    makes = row.makes is not Makes.NOTHING and said.absent != "allow"
+    # What is carried brings a time along, which may be too long.
+    makes = row.makes is Makes.CARRIED or (
+        row.makes is not Makes.NOTHING and said.absent != "allow"
+    )
     return makes or row.time is not Time.UNSAID or _starts_anew(said, row)
 
 

@@ -3,12 +3,12 @@
 `model` puts them into a keyspace beside those of `blocks`; `checks` says what goes together.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from proxy.policy.blocks import OwnMode
-from proxy.units import Percentage, PositiveDuration, PositiveSize, Switch
+from proxy.units import DURATIONS, Percentage, PositiveDuration, PositiveSize, Switch
 from proxy.validation import Strict
 
 # Which end of which type can be kept; a stream grows at one end and gives way at the other.
@@ -22,12 +22,23 @@ ENDS = {
 TIMED = ("string", "json")
 
 
+def _time(value: object) -> object:
+    """Say what was meant where people write 0 for no time to live."""
+    if str(value) in {"0", *(f"0{unit}" for unit in DURATIONS)}:
+        raise ValueError("must be more than 0: for no time to live leave it out, or say "
+                         "missing: allow")  # fmt: skip
+    return value
+
+
+TimeToLive = Annotated[PositiveDuration, BeforeValidator(_time)]
+
+
 class TTL(Strict):
     """How long keys live, on every path that creates, keeps or strips a time to live."""
 
-    default: PositiveDuration | None = Field(None, description="Given to keys that come without.")
-    min: PositiveDuration | None = Field(None, description="Shorter times are raised to this.")
-    max: PositiveDuration | None = Field(None, description="Longer times are cut to this.")
+    default: TimeToLive | None = Field(None, description="Given to keys that come without.")
+    min: TimeToLive | None = Field(None, description="Shorter times are raised to this.")
+    max: TimeToLive | None = Field(None, description="Longer times are cut to this.")
     jitter: Percentage | None = Field(
         None, description="Shortens the default by a random part of up to this, so that keys made "
         "together do not end together."

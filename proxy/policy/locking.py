@@ -24,7 +24,7 @@ _ARGUMENTS = {
              "boolean", "bigint", "boolean"),
     "grab": ("text[]", "text[]", "text[]", "text[]", "float8[]", "boolean[]", "float8", "text[]",
              "integer", "float8"),
-    "release": ("text[]", "bigint[]", "float8", "integer", "boolean"),
+    "release": ("text[]", "bigint[]", "text[]", "float8", "integer", "boolean"),
     "confirm": ("text", "bigint[]", "text"),
     "queue": ("text", "text", "float8", "float8", "integer", "boolean"),
 }  # fmt: skip

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, PlainValidator, WithJsonSchema
+from pydantic import BeforeValidator, Field, PlainValidator, StringConstraints, WithJsonSchema
 
 from proxy.policy.blocks import (
     MODES,
@@ -32,7 +32,6 @@ from proxy.policy.blocks import (
     Mode,
     Name,
     Near,
-    NewName,
     Origin,
     Publication,
     RateLimit,
@@ -175,6 +174,21 @@ class Defaults(Shared):
         description="Longest key of no keyspace. Redis' own limit unless given.",
         json_schema_extra={"default": "512MiB"},
     )
+
+
+def _renamed(value: object) -> object:
+    """Say what does it here where a name is taken away as in redis.conf: by an empty one."""
+    if value == "":
+        raise ValueError("a command is not taken away by an empty name; name it under "
+                         "commands: deny")  # fmt: skip
+    return value
+
+
+NewName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9._-]*$", max_length=40),
+    BeforeValidator(_renamed),
+]
 
 
 class GlobalCommands(Strict):

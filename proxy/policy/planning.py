@@ -48,7 +48,14 @@ def plans_of(policies: Policies, cluster_of: Callable[[str], int]) -> Plans:
         for name, own in policies.effective.items()
         if own.kind == "lock" and not own.decided
     )
-    return Plans(by_keyspace, _by_table(policies), lost, cheap, _news(policies, cluster_of))
+    endless = tuple(
+        (policies.place(("keyspaces", name, "ttl", "max")), name)
+        for name, own in policies.effective.items()
+        if own.ttl.max is not None and own.ttl.default is None and own.ttl.missing is None
+    )
+    return Plans(
+        by_keyspace, _by_table(policies), lost, cheap, endless, _news(policies, cluster_of)
+    )
 
 
 def _plan(index: int, name: str, own: Keyspace, policies: Policies, cluster: int) -> Plan:

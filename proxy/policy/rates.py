@@ -51,8 +51,8 @@ def _row(
     cluster: int,
 ) -> rules.Rate:
     amount, seconds = limit.limit
-    # One cell in a hundred: a client that is a little early is not refused for it, and limit and
-    # accepted still differ by less than 1 %.
+    # One cell in a hundred, at least one: a client that is a little early is not refused for it.
+    # Where the limit is below 100 that one is more than 1 %: of 5/s a first second lets 6 pass.
     burst = max(1, amount // 100) if limit.burst is None else limit.burst
     segment = segments.index(limit.per) if limit.per in segments else -1
     return rules.Rate(

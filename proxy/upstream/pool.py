@@ -23,12 +23,12 @@ from proxy.upstream.broker import Broker
 from proxy.upstream.connection import Endpoint, Loss, UpstreamConnection
 from proxy.upstream.dedicated import Pins
 from proxy.upstream.redirects import Redirector
+from proxy.upstream.tls import ClientTLS
 from proxy.upstream.topology import (
     PACE,
     PERIOD,
     SLOTS,
     URGENT_PACE,
-    ClientTLS,
     Member,
     Refresher,
     View,

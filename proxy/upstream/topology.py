@@ -10,19 +10,21 @@ Talking to nodes for this is control work, so redis-py does it, on connections o
 
 import asyncio
 import random
-import ssl
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-from redis.asyncio import Connection, ConnectionPool, Redis
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from proxy.config import TLS, Cluster
-from proxy.errors import SidecacheError, StartError
+from proxy.config import Cluster, NodeURL
+from proxy.errors import SidecacheError
 from proxy.secret import Secret
+from proxy.upstream.tls import ClientTLS
+
+Answer = TypeVar("Answer")
 
 SLOTS = 16384
 
@@ -89,34 +91,88 @@ class SingleTopology:
         return self._view
 
 
-class SentinelTopology:
-    """The primary that the Sentinels agree on."""
+class Vote(NamedTuple):
+    """Whom one Sentinel takes for the primary."""
 
-    def __init__(self, config: Cluster, tls: "ClientTLS") -> None:
+    member: Member
+    epoch: int  # of the failover that made it the primary
+
+
+class SentinelTopology:
+    """The node that most Sentinels name, where it says itself that it is a primary."""
+
+    def __init__(self, config: Cluster, tls: ClientTLS) -> None:
         self._config = config
         self._tls = tls
 
     async def fetch(self, known: Sequence[Member]) -> View:
-        config = self._config
-        assert config.primary_name is not None
-        first = config.nodes[0]
-        sentinel = Sentinel([])  # type: ignore[no-untyped-call]
-        options = _options(config.timeout, first.username, first.password)
-        sentinel.sentinels = [
-            self._tls.client(Member(node.host, node.port), options) for node in config.nodes
-        ]
-        try:
-            async with _asking(sentinel.sentinels, config.timeout * len(config.nodes)):
-                host, port = await sentinel.discover_master(config.primary_name)
-                member = Member(str(host), int(port))
-        except TopologyError as error:
-            raise TopologyError(f"no Sentinel names a primary: {error}") from error
+        """Ask all Sentinels at the same time; one that is late or refuses has no vote."""
+        answers = await self._ask_all()
+        votes = [answer for answer in answers if isinstance(answer, Vote)]
+        if not votes:
+            raise TopologyError(f"no Sentinel names a primary: {'; '.join(map(str, answers))}")
+        member = elect(votes)
+        await self._check(member)
         return View(False, (member,), [0])
+
+    async def _ask_all(self) -> list[Vote | TopologyError]:
+        """Return answers in the order of the Sentinels; once more than half agree, no others."""
+        counts = Counter[Member]()
+        async with _together(self._ask(node) for node in self._config.nodes) as tasks:
+            for next_answer in asyncio.as_completed(tasks):
+                answer = await next_answer
+                if isinstance(answer, Vote):
+                    counts[answer.member] += 1
+                    if 2 * counts[answer.member] > len(tasks):
+                        break
+        return [task.result() for task in tasks if not task.cancelled()]
+
+    async def _ask(self, node: NodeURL) -> Vote | TopologyError:
+        """Return whom one Sentinel names, or why it names nobody."""
+        name, timeout = self._config.primary_name, self._config.timeout
+        first = self._config.nodes[0]
+        options = _options(timeout, first.username, first.password)
+        client = self._tls.client(node.host, node.port, options)
+        try:
+            async with _asking(client, timeout):
+                primaries: Any = await client.sentinel_masters()
+                state = primaries.get(name)
+                if state is None:
+                    raise TopologyError(f"it does not know {name}")
+                if not state["is_master"] or state["is_sdown"] or state["is_odown"]:
+                    raise TopologyError(f"{name} is down")
+                member = Member(str(state["ip"]), int(state["port"]))
+                return Vote(member, int(state.get("config-epoch", 0)))
+        except TopologyError as error:
+            return TopologyError(f"{node.host}:{node.port}: {error}")
+
+    async def _check(self, member: Member) -> None:
+        """Raise TopologyError unless a node says that it is a primary."""
+        config = self._config
+        options = _options(config.timeout, config.username, config.password)
+        client = self._tls.client(member.host, member.port, options)
+        try:
+            async with _asking(client, config.timeout):
+                # HELLO tells the role to everybody; for ROLE a user needs a dangerous right.
+                told: list[Any] = await client.execute_command("HELLO")  # type: ignore[no-untyped-call]
+                role = told[told.index("role") + 1]
+        except TopologyError as error:
+            raise TopologyError(f"{member.address}, which Sentinels name: {error}") from error
+        if role != "master":
+            raise TopologyError(
+                f"{member.address}, which Sentinels name, is a {role} by its own word"
+            )
+
+
+def elect(votes: Sequence[Vote]) -> Member:
+    """Return whom most name; of several the one of the highest epoch, then the first named."""
+    counts = Counter(vote.member for vote in votes)
+    return max(votes, key=lambda vote: (counts[vote.member], vote.epoch)).member
 
 
 @asynccontextmanager
-async def _asking(clients: Sequence[Redis], timeout: float) -> AsyncIterator[None]:
-    """Talk to nodes through redis-py; whatever goes wrong in it is a TopologyError.
+async def _asking(client: Redis, timeout: float) -> AsyncIterator[None]:
+    """Talk to a node through redis-py; whatever goes wrong in it is a TopologyError.
 
     The library lets through what its parsers and the event loop raise: AttributeError amid a
     failover, RuntimeError where uvloop has closed the socket. None of it may end a refresher.
@@ -127,9 +183,22 @@ async def _asking(clients: Sequence[Redis], timeout: float) -> AsyncIterator[Non
     except Exception as error:
         raise TopologyError(_reason(error)) from error
     finally:
-        for client in clients:
-            with suppress(RedisError, OSError, RuntimeError):
-                await client.aclose()
+        with suppress(RedisError, OSError, RuntimeError):
+            await client.aclose()
+
+
+@asynccontextmanager
+async def _together(
+    questions: Iterable[Coroutine[None, None, Answer]],
+) -> AsyncIterator[list[asyncio.Task[Answer]]]:
+    """Ask at the same time; what is still unanswered at the end is given up."""
+    tasks = [asyncio.create_task(question) for question in questions]
+    try:
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Report(NamedTuple):
@@ -143,7 +212,7 @@ class Report(NamedTuple):
 class ClusterTopology:
     """A Redis Cluster, seen through several of its nodes."""
 
-    def __init__(self, config: Cluster, tls: "ClientTLS") -> None:
+    def __init__(self, config: Cluster, tls: ClientTLS) -> None:
         self._config = config
         self._tls = tls
 
@@ -169,10 +238,9 @@ class ClusterTopology:
         self, asked: Sequence[Member], hurry: bool
     ) -> list[Sequence[Report] | Exception]:
         """Return the views that come in time, and why others do not."""
-        tasks = [asyncio.create_task(self._ask(member)) for member in asked]
-        waiting = set(tasks)
-        done = {tasks[0]}
-        try:
+        async with _together(self._ask(member) for member in asked) as tasks:
+            waiting = set(tasks)
+            done = {tasks[0]}
             while waiting and done:
                 done, waiting = await asyncio.wait(
                     waiting,
@@ -180,19 +248,15 @@ class ClusterTopology:
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 hurry = hurry or any(not isinstance(task.result(), Exception) for task in done)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
         return [task.result() for task in tasks if task not in waiting]
 
     async def _ask(self, member: Member) -> Sequence[Report] | Exception:
         """Return one node's view, or why there is none."""
         config = self._config
         options = _options(config.timeout, config.username, config.password)
-        client = self._tls.client(member, options)
+        client = self._tls.client(member.host, member.port, options, member.hostname)
         try:
-            async with _asking([client], config.timeout):
+            async with _asking(client, config.timeout):
                 nodes: dict[str, dict[str, Any]] = await client.execute_command(  # type: ignore[no-untyped-call]
                     "CLUSTER NODES"
                 )
@@ -241,82 +305,6 @@ def merge(views: Sequence[Sequence[Report]]) -> View:
         for first, last in spans:
             owners[first : last + 1] = [places[address]] * (last - first + 1)
     return View(True, tuple(members.values()), owners)
-
-
-class ClientTLS:
-    """TLS towards the nodes of one cluster; none when its URLs are redis://."""
-
-    def __init__(self, config: Cluster) -> None:
-        self._config = config
-        self.context = None if config.tls is None else _context(config.tls)
-
-    def check(self) -> None:
-        """Raise StartError where the files that lie there now could not be taken; may take long."""
-        if self._config.tls is not None:
-            self._readable(_context)
-
-    def renew(self) -> None:
-        """Take the files that lie there now, for connections to come, once `check` has read them.
-
-        Our certificate is replaced, and authorities are added: those of before stay until a start.
-        """
-        context = self.context
-        if context is not None:
-            self._readable(lambda tls: _load(context, tls))
-
-    def _readable(self, use: Callable[[TLS], object]) -> None:
-        try:
-            if self._config.tls is not None:
-                use(self._config.tls)
-        except OSError as error:
-            raise StartError(
-                f"certificates of cluster {self._config.name} cannot be taken: "
-                f"{error.strerror or error}"
-            ) from error
-
-    def server_name(self, host: str) -> str | None:
-        """Return the name that a node's certificate must carry."""
-        tls = self._config.tls
-        return None if tls is None else tls.server_name or host
-
-    def client(self, member: Member, options: Mapping[str, Any]) -> Redis:
-        """Return a client of redis-py for one node, used once."""
-        kind: type[Connection] = Connection
-        if self.context is not None:
-            name = self.server_name(member.hostname or member.host)
-            kind, options = _TLSConnection, {**options, "context": self.context, "name": name}
-        # A pool of our own comes without redis-py's retries, whose pauses are longer than ours.
-        pool = ConnectionPool(connection_class=kind, host=member.host, port=member.port, **options)
-        return Redis.from_pool(pool)
-
-
-def _context(tls: TLS) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=tls.ca)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if tls.cert is not None:
-        context.load_cert_chain(tls.cert, tls.key)
-    return context
-
-
-def _load(context: ssl.SSLContext, tls: TLS) -> None:
-    if tls.ca is not None:
-        context.load_verify_locations(tls.ca)
-    if tls.cert is not None:
-        context.load_cert_chain(tls.cert, tls.key)
-
-
-class _TLSConnection(Connection):
-    """Checks the certificate against the name that data connections check it against.
-
-    Until redis-py lets one say that name where the address is another.
-    """
-
-    def __init__(self, *, context: ssl.SSLContext, name: str, **options: Any) -> None:
-        super().__init__(**options)
-        self._arguments = {"ssl": context, "server_hostname": name}
-
-    def _connection_arguments(self) -> Mapping[str, Any]:
-        return {**super()._connection_arguments(), **self._arguments}
 
 
 def _options(timeout: float, username: str | None, password: Secret | None) -> dict[str, Any]:

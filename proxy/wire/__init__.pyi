@@ -281,15 +281,13 @@ class Request:
     reply: bytes | None  # what was said of a look-up, where that is not its answer
     left_ms: int  # what the key of a look-up has left to live as PTTL says it; -3: nobody said
     ruleset: Ruleset  # by which it was judged
+    refusal: bytes | None  # why it is refused, of an EXEC that ends what it would have run
     @property
     def arguments(self) -> list[bytes]:
         """Return all words, the name first, in the client's spelling.
 
         Of a script's command those of its run: name, digest, number of keys, keys, arguments.
         """
-    @property
-    def arity_error(self) -> bytes | None:
-        """Return the error line where it has too few words or too many, which capture lets pass."""
     @property
     def keys(self) -> list[int]:
         """Return the positions of the keys among the arguments; none where that is not certain."""
@@ -394,8 +392,7 @@ class Downstream(Sink):
     role: int  # its index into the ruleset's roles, -1 before AUTH
     paused: bool  # the client does not read what it is sent
     capture: bool  # what would be forwarded becomes a Request that says where to; no barrier waits
-    bound: bool  # keeps its rules: what a transaction takes in is judged by one set of them
-    spoiled: bool  # a command was refused by the data plane while capture was on
+    spoiled: bool  # a command was refused by the data plane while capture was on, or rules are new
     default_cluster: int  # of keys that no rule names; -1 is that of the rules
     serial: bool  # a command waits until the one before it is answered
     silence: int  # of CLIENT REPLY: 0 replies are sent, 1 they are dropped, 2 the next one is

@@ -87,10 +87,20 @@ cdef int _charge_key(Downstream client, Rate rate, const char* frame, Py_ssize_t
     if rate.per == PER_SEGMENT:
         return rate.check(key + found.at[rate.segment], found.end[rate.segment]
                           - found.at[rate.segment], now)
-    # Keys of one keyspace that follow each other are one use of it.
-    if place > 0 and KEYS.items[place - 1].keyspace == mark.keyspace:
+    if _used_before(place):
         return PASSED
     name = NOBODY
     if mark.keyspace >= 0:
         name = PyUnicode_AsUTF8AndSize(rules.keyspaces[mark.keyspace].name, &size)
     return rate.check(<const uint8_t*> name, size, now)
+
+
+cdef bint _used_before(Py_ssize_t place) noexcept:
+    """Whether a key before this one is of the same keyspace: a command uses each once."""
+    cdef int keyspace = KEYS.items[place].keyspace
+    # From here back, because the last one of the same is near where there are many keys.
+    while place > 0:
+        place -= 1
+        if KEYS.items[place].keyspace == keyspace:
+            return True
+    return False

@@ -40,6 +40,7 @@ cdef class Request:
     cdef readonly bytes reply      # what was said of a look-up, where that is not its answer
     cdef readonly int64_t left_ms  # what the key of a look-up has left; -3 where nobody said
     cdef readonly Ruleset ruleset  # by which it was judged
+    cdef readonly bytes refusal    # why it is refused, of an EXEC that ends what it would have run
     cdef bint holds                # its client waits for the answer
     cdef Pending pending
 
@@ -51,8 +52,7 @@ cdef class Downstream(Sink):
     cdef readonly int role         # index into the ruleset's roles, -1 for a stranger
     cdef public bint paused        # the client does not read what it is sent
     cdef public bint capture       # what would be forwarded becomes a Request
-    cdef public bint bound         # keeps its rules: a transaction is judged by one set of them
-    cdef public bint spoiled       # a command was refused here while capture was on
+    cdef public bint spoiled       # a command was refused while capture was on, or rules are new
     cdef public int default_cluster  # of keys that no rule names; -1 is that of the rules
     cdef public bint serial        # a command waits until the one before it is answered
     cdef public int silence        # SPOKEN, SILENT or SILENT_ONCE

@@ -6,8 +6,8 @@
   * all commands of one client for one node travel on one connection, so effects keep the order too;
   * a new `SlotMap` or `Ruleset` is adopted only while nothing is pending: until then the client's
     commands follow the old one, and those that moved are sent on in their order. Parsing waits
-    meanwhile, so the old one cannot live on under a client that never pauses. A transaction is
-    judged by one `Ruleset` from MULTI to EXEC;
+    meanwhile, so the old one cannot live on under a client that never pauses. A transaction that
+    meets a new `Ruleset` between MULTI and EXEC is spoiled;
   * parsing waits as well while the client has too much in flight, owes us room to send, or a slow
     command holds it. What is not parsed is kept: no more than one read beyond what the session
     leaves off reading at, or a request of any size that is not whole.
@@ -24,16 +24,17 @@ from libc.stdlib cimport realloc
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
+from posix.strings cimport strncasecmp
 
 cimport cython
 
 from proxy.wire.bounds cimport ArgumentBounds
-from proxy.wire.edits cimport Edit, edit_write, put_length
+from proxy.wire.edits cimport Edit, edit_write, put_head, put_length, put_word
 from proxy.wire.frames cimport (
-    COMPLETE, INCOMPLETE, Bounds, Octets, Progress, Word, Words, fault_line, octets_append,
-    octets_consume, octets_fit, octets_free, pack, pass_request, progress_reset, scan_request,
+    COMPLETE, INCOMPLETE, TOO_LONG_LINE, Bounds, Octets, Progress, Word, Words, fault_line,
+    octets_append, octets_consume, octets_fit, octets_free, pack, pass_request, progress_reset,
+    scan_request, split_line,
 )
-from proxy.wire.frames import split_inline
 from proxy.wire.growth cimport growth_follows, judge_growth, put_trim
 from proxy.wire.json_values cimport JSON_FINE, judge_json
 from proxy.wire.limits cimport (
@@ -56,7 +57,7 @@ from proxy.wire.tables cimport (
     CommandRow, KeyspaceRow, Location, Router, Ruleset, SlotMap, WordPlaces,
 )
 from proxy.wire.times cimport (
-    EXPIRY_FOLLOWS, HEAD_GREW, REFRESH_FOLLOWS, REFUSED_FOR_TIME, TRIM_FOLLOWS, default_time,
+    EXPIRY_FOLLOWS, HEAD_GREW, LONGEST_FOLLOWS, REFRESH_FOLLOWS, REFUSED_FOR_TIME, TRIM_FOLLOWS,
     judge_time, may_be_without, put_expiry, time_follows,
 )
 from proxy.wire.upstream cimport Batch, Delivery, Pending, Sink, Upstream
@@ -206,7 +207,7 @@ cdef class Downstream(Sink):
 
     cdef bint _is_stale(self) noexcept:
         return (self.slots is not self.router.slots
-                or (self.ruleset is not self.router.ruleset and not self.bound))
+                or self.ruleset is not self.router.ruleset)
 
     def adopt(self):
         """Take the tables in force, unless something is under way that was judged by others.
@@ -216,8 +217,10 @@ cdef class Downstream(Sink):
         if self.pending or self.following:
             return
         self.slots = self.router.slots
-        if self.ruleset is not self.router.ruleset and not self.bound:
+        if self.ruleset is not self.router.ruleset:
             self.ruleset = self.router.ruleset
+            # What a transaction has queued was judged by rules that are over.
+            self.spoiled = True
             self.assume(self.role_name)
 
     cdef Py_ssize_t parse(self, const char* data, Py_ssize_t size, double now) except -1:
@@ -400,7 +403,7 @@ cdef class Downstream(Sink):
         WORDS.count = 1
         KEYS.count = 0
         _add_key(0)
-        refusal = _judge_key(self, <char*> key, 0, row, &found)
+        refusal = _judge_key(self, <char*> key, &KEYS.items[0], row, place, source, &found)
         if refusal is None and KEYS.items[0].duties & TTL_DUTY:
             refusal = _without_time(self, &self.ruleset.rows[row], place, found.keyspace,
                                          place > 0 and source != found.keyspace)
@@ -445,7 +448,7 @@ cdef class Downstream(Sink):
         out.data = NULL
         out.start = out.end = out.capacity = 0
         try:
-            for part in (EXPIRY_FOLLOWS, REFRESH_FOLLOWS, TRIM_FOLLOWS):
+            for part in (EXPIRY_FOLLOWS, REFRESH_FOLLOWS, LONGEST_FOLLOWS, TRIM_FOLLOWS):
                 if follows & part:
                     out.end = 0
                     _put_follower(self, &out, <char*> location.name, len(location.name), own,

@@ -29,7 +29,7 @@ cdef int _follow(Downstream client, const char* frame, CommandRow* row, Upstream
             name = _node_name(client, key, size, mark)
             key = <char*> name
             size = len(name)
-        for part in (EXPIRY_FOLLOWS, REFRESH_FOLLOWS, TRIM_FOLLOWS):
+        for part in (EXPIRY_FOLLOWS, REFRESH_FOLLOWS, LONGEST_FOLLOWS, TRIM_FOLLOWS):
             if mark.follows & part:
                 _link_follower(client, 
                     upstream,
@@ -59,7 +59,7 @@ cdef list _follower_frames(Downstream client, const char* frame, CommandRow* row
             name = frame[word.at:word.at + word.size]
             if mark.tag != NO_TAG:
                 name = _node_name(client, frame + word.at, word.size, mark)
-            for part in (EXPIRY_FOLLOWS, REFRESH_FOLLOWS, TRIM_FOLLOWS):
+            for part in (EXPIRY_FOLLOWS, REFRESH_FOLLOWS, LONGEST_FOLLOWS, TRIM_FOLLOWS):
                 if mark.follows & part:
                     out.end = 0
                     _put_follower(client, &out, <char*> name, len(name), row, mark.keyspace,
@@ -75,7 +75,7 @@ cdef Py_ssize_t _put_follower(Downstream client, Octets* out, const char* key, P
     cdef KeyspaceRow* space = &client.ruleset.spaces[keyspace]
     if follows & TRIM_FOLLOWS:
         return put_trim(out, key, size, row, space, follows & HEAD_GREW != 0)
-    return put_expiry(out, key, size, default_time(space), follows & REFRESH_FOLLOWS != 0)
+    return put_expiry(out, key, size, space, follows)
 
 
 cdef int _link_follower(Downstream client, Upstream upstream, Py_ssize_t size, int cluster,

@@ -26,9 +26,9 @@ cdef int _foresee(Downstream client, const char* frame, Py_ssize_t size) except 
     if index < 0:
         return 0
     row = &rules.rows[index]
+    if _ends_something(client, row):
+        return 0
     if words != row.arity if row.arity > 0 else words < -row.arity:
-        if row.path == LOCAL and (client.capture or client.serial):
-            return 0
         refusal = rules.commands[index].arity_error
     elif client.allowed != NULL and not client.allowed[index]:
         _tell(client, "command", rules.commands[index].name, len(rules.commands[index].name))
@@ -46,13 +46,8 @@ cdef int _foresee(Downstream client, const char* frame, Py_ssize_t size) except 
 
 cdef int _named(Downstream client, const char* frame) noexcept:
     """Return the row of the command whose first words are there, -1 where that is not certain."""
-    cdef int index
-    if WORDS.count == 0:
-        return -1
-    index = client.ruleset.find(frame + WORDS.items[0].at, WORDS.items[0].size)
-    if index >= 0 and client.ruleset.rows[index].path == CONTAINER:
-        return _subcommand(client, frame, index) if WORDS.count > 1 else -1
-    return index
+    cdef int index = _row_of(client, frame) if WORDS.count else -1
+    return index if index >= 0 and client.ruleset.rows[index].path != CONTAINER else -1
 
 
 cdef bytes _foreseen_of_key(Downstream client, const char* frame, int index, CommandRow* row,
@@ -70,7 +65,7 @@ cdef bytes _foreseen_of_key(Downstream client, const char* frame, int index, Com
     rules.match(<const uint8_t*> frame + key.at, key.size, &found)
     if found.keyspace >= 0 and not rules.in_force(found.keyspace):
         return None
-    refusal = _judge_key(client, frame, 0, index, &found)
+    refusal = _judge_key(client, frame, &KEYS.items[0], index, 0, -1, &found)
     keyspace[0] = found.keyspace
     if refusal is not None:
         _tell_of_key(client, refusal, frame, 0, index)

@@ -15,7 +15,7 @@ from proxy.wire.edits cimport (
 from proxy.wire.frames cimport Octets, Words
 from proxy.wire.tables cimport (
     COLLECTION_RULE, GROWS_HASH, GROWS_HEAD, GROWS_NOTHING, GROWS_SET, GROWS_SIDE, GROWS_STREAM,
-    GROWS_TAIL, GROWS_ZSET, MAKES_FIRST, MAKES_SECOND, CommandRow, KeyspaceRow, Ruleset,
+    GROWS_TAIL, GROWS_WHOLE, GROWS_ZSET, MAKES_CARRIED, MAKES_SECOND, CommandRow, KeyspaceRow, Ruleset,
 )
 from proxy.wire.times cimport HEAD_GREW, NOTHING_FOLLOWS, TRIM_FOLLOWS
 
@@ -26,10 +26,17 @@ cdef const char* HASH_SCRIPT = (
     "local n=redis.call('HLEN',KEYS[1])-ARGV[1] while n>0 do local m=math.min(n,1000) "
     "redis.call('HDEL',KEYS[1],unpack(redis.call('HRANDFIELD',KEYS[1],m))) n=n-m end return n")
 
-
-cdef bint is_script(CommandRow* row) noexcept:
-    """Whether the trim behind a command is a script, whose errors may quote a node's."""
-    return row.grows == GROWS_SET or row.grows == GROWS_HASH
+# What came as a whole may be of any type. Its number is negative where the lowest are kept, or of a
+# list the oldest; which end of that is the older nobody has seen, and it is taken for one of LPUSH.
+cdef const char* WHOLE_SCRIPT = (
+    "local k,m=KEYS[1],tonumber(ARGV[1]) local n,low=math.abs(m),m<0 "
+    "local t=redis.call('TYPE',k).ok if t=='zset' then "
+    "redis.call('ZREMRANGEBYRANK',k,low and n or 0,low and -1 or -n-1) elseif t=='list' then "
+    "redis.call('LTRIM',k,low and -n or 0,low and -1 or n-1) elseif t=='stream' then "
+    "redis.call('XTRIM',k,'MAXLEN',n) elseif t=='set' then local o=redis.call('SCARD',k)-n "
+    "if o>0 then redis.call('SPOP',k,o) end elseif t=='hash' then local o=redis.call('HLEN',k)-n "
+    "while o>0 do local p=math.min(o,1000) "
+    "redis.call('HDEL',k,unpack(redis.call('HRANDFIELD',k,p))) o=o-p end end")
 
 
 cdef int judge_growth(Ruleset rules, const char* frame, const Words* words, CommandRow* row,
@@ -45,7 +52,7 @@ cdef int judge_growth(Ruleset rules, const char* frame, const Words* words, Comm
 
 cdef int growth_follows(const char* frame, const Words* words, CommandRow* row, int place) noexcept:
     """Whether a command adds to its key at a place, counted from 0, and for a list at which end."""
-    cdef bint second = row.makes == MAKES_SECOND
+    cdef bint second = row.makes == MAKES_SECOND or row.makes == MAKES_CARRIED
     if row.grows == GROWS_NOTHING or place != <int> second:
         return NOTHING_FOLLOWS
     if row.grows == GROWS_HEAD or (row.grows == GROWS_SIDE and words.count > 4
@@ -96,6 +103,8 @@ cdef Py_ssize_t put_trim(Octets* out, const char* key, Py_ssize_t size, CommandR
         return (put_head(out, 5) + put_word(out, "XTRIM", 5) + put_word(out, key, size)
                 + put_word(out, "MAXLEN", 6) + put_word(out, "=" if space.exact else "~", 1)
                 + put_number(out, most))
+    if row.grows == GROWS_WHOLE:
+        return _put_script(out, WHOLE_SCRIPT, key, size, -most if space.keeps_low else most)
     if row.grows == GROWS_SET or row.grows == GROWS_HASH:
         return _put_script(out, SET_SCRIPT if row.grows == GROWS_SET else HASH_SCRIPT, key, size, most)
     # The end that grew holds the newest, and is kept unless the oldest are.

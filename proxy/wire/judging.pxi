@@ -7,11 +7,12 @@ cdef enum:
 cdef int _judge(Downstream client, const char* frame, Py_ssize_t size, double now) except -1:
     """Decide on one command: answer it, forward it, make it a Request, or wait."""
     cdef Ruleset rules = client.ruleset
-    cdef int index = rules.find(frame + WORDS.items[0].at, WORDS.items[0].size)
+    cdef int index = _row_of(client, frame)
     cdef CommandRow* row
     cdef bytes plain, refusal
-    if index >= 0 and rules.rows[index].path == CONTAINER and WORDS.count > 1:
-        index = _subcommand(client, frame, index)
+    if index < 0 and _speaks_http(frame):
+        _fail(client, SPEAKS_HTTP)
+        return TAKEN
     if client.role < 0 and (index < 0 or not rules.rows[index].unauthenticated):
         return _reply(client, rules.errors.noauth, -1, rules.counters.families - 1)
     if index < 0:
@@ -23,16 +24,12 @@ cdef int _judge(Downstream client, const char* frame, Py_ssize_t size, double no
         frame = <char*> plain
         size = len(plain)
     if not _arity_fits(row):
-        if row.path == LOCAL and row.kind != KEYS_RENDERED and (client.capture or (client.serial and _is_exec(row))):
-            # Whoever captures says what becomes of what it has captured; and an EXEC with words
-            # too many ends the watches of its client.
-            return _ask(client, frame, size, index, now)
-        return _reply(client, rules.commands[index].arity_error, -1, row.family)
+        return _refuse_command(client, frame, size, index, rules.commands[index].arity_error, now)
     if client.allowed != NULL and not client.allowed[index]:
         _tell(client, "command", rules.commands[index].name, len(rules.commands[index].name))
-        return _reply(client, rules.commands[index].denied_error, -1, row.family)
+        return _refuse_command(client, frame, size, index, rules.commands[index].denied_error, now)
     if row.path == PATH_REFUSED:
-        return _reply(client, rules.commands[index].refused_error, -1, row.family)
+        return _refuse_command(client, frame, size, index, rules.commands[index].refused_error, now)
     if client.limits is not None and client.limits.concern(index):
         refusal = client.limits.refusal(frame, &WORDS, index)
         if refusal is not None:
@@ -95,8 +92,19 @@ cdef int _offered(Ruleset rules, const char* frame, int index):
         called if rules.rows[index].runs == RUNS_BODIES else called.lower(), -1)
 
 
-cdef bint _is_exec(CommandRow* row) noexcept:
-    return row.size == 4 and memcmp(row.name, <const char*> "exec", 4) == 0
+cdef int _refuse_command(Downstream client, const char* frame, Py_ssize_t size, int index,
+                         bytes line, double now) except -1:
+    """Refuse a command for what it is; an EXEC goes to its handler, because it ends all the same."""
+    if _ends_something(client, &client.ruleset.rows[index]):
+        _ask(client, frame, size, index, now)
+        client.found.refusal = line
+        return ASKED
+    return _reply(client, line, -1, client.ruleset.rows[index].family)
+
+
+cdef bint _ends_something(Downstream client, CommandRow* row) noexcept:
+    """Whether a command is an EXEC that ends a transaction or watches, refused or not."""
+    return row.ends and (client.capture or client.serial)
 
 
 cdef bytes _plain(Downstream client, const char* frame, Py_ssize_t size, int index):
@@ -104,6 +112,17 @@ cdef bytes _plain(Downstream client, const char* frame, Py_ssize_t size, int ind
     cdef Word* word = &WORDS.items[0]
     cdef bytes name = client.ruleset.commands[index].name.partition(b"|")[0]
     return b"%b$%d\r\n%b%b" % (frame[:word.head], len(name), name, frame[word.at + word.size:size])
+
+
+cdef int _row_of(Downstream client, const char* frame) noexcept:
+    """Return the row of the command being judged, -1 where there is none."""
+    cdef int index = client.ruleset.find(frame + WORDS.items[0].at, WORDS.items[0].size)
+    if index < 0:
+        return -1
+    if client.ruleset.rows[index].path == CONTAINER and WORDS.count > 1:
+        return _subcommand(client, frame, index)
+    # A sub-command has two words: its row's name is nobody's first.
+    return -1 if client.ruleset.rows[index].nested else index
 
 
 cdef int _subcommand(Downstream client, const char* frame, int index) noexcept:
@@ -144,7 +163,7 @@ cdef int _route(Downstream client, const char* frame, Py_ssize_t size, int index
         return _reply(client, rules.errors.bad_numkeys if status == KEYS_BAD_COUNT
                            else rules.errors.syntax, -1, row.family)
     for i in range(KEYS.count):
-        refusal = _judge_key(client, frame, i, index, &found)
+        refusal = _judge_key(client, frame, &KEYS.items[i], index, i, KEYS.items[0].keyspace, &found)
         if refusal is not None:
             _tell_of_key(client, refusal, frame, i, index)
             return _reply(client, refusal, found.keyspace, row.family)
@@ -201,8 +220,7 @@ cdef int _ask_if_room(Downstream client, const char* frame, Py_ssize_t size, int
     cdef Word* word
     cdef Py_ssize_t i
     cdef int verdict
-    # Who is refused may still say who else it is, and leave.
-    if row.unauthenticated or not (client.ruleset.rates or row.takes):
+    if row.free or not (client.ruleset.rates or row.takes):
         return _ask(client, frame, size, index, now)
     if row.kind == KEYS_NONE or _find_keys(frame, row) not in (0, KEYS_BLOCKING):
         KEYS.count = 0
@@ -223,7 +241,7 @@ cdef bint _all_fine(Downstream client, const char* frame, int index):
     cdef Match found
     cdef Py_ssize_t i
     for i in range(KEYS.count):
-        if _judge_key(client, frame, i, index, &found) is not None:
+        if _judge_key(client, frame, &KEYS.items[i], index, i, KEYS.items[0].keyspace, &found) is not None:
             return False
     return KEYS.count > 0
 
@@ -234,15 +252,16 @@ cdef int _cluster_of(Downstream client, int keyspace) noexcept:
     return client.default_cluster if client.default_cluster >= 0 else client.ruleset.default_cluster
 
 
-cdef bytes _judge_key(Downstream client, const char* frame, Py_ssize_t place, int command,
-                      Match* found):
-    """Return the error line for a key that a rule refuses, or None; note where its tag goes."""
+cdef bytes _judge_key(Downstream client, const char* frame, KeyPlace* mark, int command, int place,
+                      int source, Match* found):
+    """Return the error line for a key that a rule refuses, or None; note where its tag goes.
+
+    place counts the command's keys from 0; source is the keyspace of its first, unless this is it.
+    """
     cdef Ruleset rules = client.ruleset
-    cdef KeyPlace* mark = &KEYS.items[place]
     cdef Word* word = &WORDS.items[mark.word]
     cdef const uint8_t* key = <const uint8_t*> frame + word.at
     cdef KeyspaceRow* space
-    cdef CommandRow* row
     mark.tag = NO_TAG
     mark.duties = 0
     if (key[0] == c"s" and word.size >= OWN_BYTES
@@ -264,7 +283,7 @@ cdef bytes _judge_key(Downstream client, const char* frame, Py_ssize_t place, in
             return rules.errors.unmatched
         if word.size > rules.max_key_bytes or not _allowed(key, word.size, NULL):
             return rules.errors.bad_key
-        return None
+        return _passes_for_another(client, key, word.size, found)
     space = &rules.spaces[found.keyspace]
     mark.duties = space.duties[command]
     if mark.duties & COMMANDS_DUTY and rules.refuses(found.keyspace, COMMANDS_RULE):
@@ -273,19 +292,40 @@ cdef bytes _judge_key(Downstream client, const char* frame, Py_ssize_t place, in
             and rules.refuses(found.keyspace, KEY_RULE)):
         return rules.keyspaces[found.keyspace].key_error
     if mark.duties & TYPE_DUTY:
-        row = &rules.rows[command]
-        if (not space.type_bit & (row.other_types if place else row.first_types)
+        if (_is_of_another_type(rules, &rules.rows[command], space, place, source)
                 and rules.refuses(found.keyspace, TYPE_RULE)):
             return rules.errors.wrong_type
-    if space.tag != NO_TAG:
-        # A brace of the client's own would move the tag that is put in.
-        if memchr(key, c"{", word.size) != NULL or memchr(key, c"}", word.size) != NULL:
-            return rules.keyspaces[found.keyspace].brace_error
-        mark.tag = space.tag
-        if space.tag >= 0:
-            mark.at = found.at[space.tag]
-            mark.end = found.end[space.tag]
+    if space.tag == NO_TAG:
+        return _passes_for_another(client, key, word.size, found)
+    # A brace of the client's own would move the tag that is put in.
+    if memchr(key, c"{", word.size) != NULL or memchr(key, c"}", word.size) != NULL:
+        return rules.keyspaces[found.keyspace].brace_error
+    mark.tag = space.tag
+    if space.tag >= 0:
+        mark.at = found.at[space.tag]
+        mark.end = found.end[space.tag]
     return None
+
+
+cdef inline bytes _passes_for_another(Downstream client, const uint8_t* key, Py_ssize_t size, Match* found):
+    """Return the error line for a key that is how nodes name one of another keyspace, or None."""
+    cdef Ruleset rules = client.ruleset
+    cdef int keyspace
+    if not rules.tagged or memchr(key, c"{", size) == NULL:
+        return None
+    keyspace = rules.keyspace_of_name(key, size)
+    if keyspace < 0 or _cluster_of(client, keyspace) != _cluster_of(client, found.keyspace):
+        return None
+    return rules.keyspaces[keyspace].brace_error
+
+
+cdef bint _is_of_another_type(Ruleset rules, CommandRow* row, KeyspaceRow* space, int place,
+                              int source) noexcept:
+    """Whether a command is for another type than a keyspace's, or carries one of another there."""
+    if not space.type_bit & (row.other_types if place else row.first_types):
+        return True
+    return (row.makes == MAKES_CARRIED and place > 0 and source >= 0
+            and not space.type_bit & rules.spaces[source].type_bit)
 
 
 cdef bytes _judge_bounds(Downstream client, const char* frame, int index):

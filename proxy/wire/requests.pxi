@@ -12,15 +12,6 @@ cdef class Request:
         return [_text(frame, i) for i in range(WORDS.count)]
 
     @property
-    def arity_error(self):
-        """Return the error line where it has too few words or too many, which capture lets pass."""
-        _collect(self.command)
-        # Of a script's command only what fits becomes a Request, in the words of its run.
-        if self.row < 0 or self.ruleset.rows[self.row].kind == KEYS_RENDERED or _arity_fits(&self.ruleset.rows[self.row]):
-            return None
-        return self.ruleset.commands[self.row].arity_error
-
-    @property
     def keys(self):
         """Return the positions of the keys among the arguments; none where that is not certain."""
         if self.row < 0:

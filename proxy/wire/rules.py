@@ -119,6 +119,7 @@ class Grows(IntEnum):
     STREAM = 5
     SET = 6
     HASH = 7
+    WHOLE = 8  # of any type, by all that it holds
 
 
 class Found(IntEnum):
@@ -178,6 +179,7 @@ class Command(NamedTuple):
     write: bool  # may change data
     repeatable: bool  # running it twice is the same as once, seen by the client too: plain reads
     unauthenticated: bool  # allowed before AUTH
+    free: bool  # costs nothing in limits
     names_in_reply: bool  # the reply carries key names, so a renamed key is a Request
     pause: Pause  # from which kind of CLIENT PAUSE on it waits
     family: int  # index into Ruleset.families, for the counters

@@ -86,6 +86,7 @@ cdef enum:
     GROWS_STREAM = 5
     GROWS_SET = 6
     GROWS_HASH = 7
+    GROWS_WHOLE = 8
     # rules.Missing
     MISSING_ALLOW = 0
     MISSING_APPLY = 1
@@ -140,6 +141,9 @@ cdef struct CommandRow:
     bint write
     bint repeatable
     bint unauthenticated
+    bint free                      # of limits
+    bint ends                      # EXEC: also where it is refused
+    bint nested                    # a sub-command
     bint names_in_reply
     bint alias                     # clients know it by another name than nodes do
     int pause                      # rules.Pause
@@ -231,6 +235,7 @@ cdef class Ruleset:
     cdef readonly Counters amended   # by keyspace and how
     cdef readonly int default_cluster
     cdef readonly bint reject_unmatched
+    cdef bint tagged               # whether nodes know keys of any keyspace by other names
     cdef readonly bint split_unmatched
     cdef readonly Py_ssize_t max_key_bytes
     cdef readonly tuple flushable
@@ -253,6 +258,7 @@ cdef class Ruleset:
     cdef bint applies(self, int keyspace, int rule) noexcept
     cdef bint in_force(self, int keyspace) noexcept
     cdef bytes name_for_node(self, const uint8_t* key, Py_ssize_t size, Match* found)
+    cdef int keyspace_of_name(self, const uint8_t* name, Py_ssize_t size) except -2
     cdef int slot_for(self, const uint8_t* key, Py_ssize_t size, Match* found) noexcept
 
 

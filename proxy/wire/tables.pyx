@@ -14,6 +14,8 @@ from libc.stdint cimport int16_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memchr, memcmp, memcpy, memset
 
+from cpython.bytes cimport PyBytes_FromStringAndSize
+
 from proxy.wire.bounds cimport ArgumentBounds
 from proxy.wire.limits import Rate
 from proxy.wire.patterns cimport Match, Patterns, rest
@@ -289,6 +291,7 @@ cdef class Ruleset:
         self._lay_out_commands()
         self._lay_out_scripts()
         self._lay_out_keyspaces()
+        self.tagged = any([space.hash_tag is not None for space in self.keyspaces])
         self.patterns = Patterns(self.keyspaces)
         self._lay_out_roles()
 
@@ -330,6 +333,9 @@ cdef class Ruleset:
             row.write = command.write
             row.repeatable = command.repeatable
             row.unauthenticated = command.unauthenticated
+            row.free = command.free
+            row.ends = command.name == b"exec"
+            row.nested = b"|" in command.name
             row.names_in_reply = command.names_in_reply
             row.alias = bool(command.alias)
             row.pause = command.pause
@@ -498,6 +504,39 @@ cdef class Ruleset:
             return b"{" + self.keyspaces[found.keyspace].hash_tag + b"}" + text
         return (text[:found.at[tag]] + b"{" + text[found.at[tag]:found.end[tag]] + b"}"
                 + text[found.end[tag]:])
+
+    cdef int keyspace_of_name(self, const uint8_t* name, Py_ssize_t size) except -2:
+        """Return the keyspace that gives a key this name at nodes by its hash tag, or -1."""
+        cdef const uint8_t* opened = <const uint8_t*> memchr(name, c"{", size)
+        cdef const uint8_t* closed = NULL
+        cdef const uint8_t* end = name + size
+        cdef Match found
+        cdef bytes text
+        cdef char* plain
+        cdef int tag
+        if opened != NULL:
+            closed = <const uint8_t*> memchr(opened, c"}", end - opened)
+        if closed == NULL:
+            return -1
+        if opened == name:
+            # A word is put in front of the whole.
+            self.match(closed + 1, end - closed - 1, &found)
+            if found.keyspace >= 0 and self.spaces[found.keyspace].tag == LITERAL_TAG:
+                text = self.keyspaces[found.keyspace].hash_tag
+                if (len(text) == closed - opened - 1
+                        and memcmp(<char*> text, opened + 1, len(text)) == 0):
+                    return found.keyspace
+        # Braces are put around a segment.
+        text = PyBytes_FromStringAndSize(NULL, size - 2)
+        plain = <char*> text
+        memcpy(plain, name, opened - name)
+        memcpy(plain + (opened - name), opened + 1, closed - opened - 1)
+        memcpy(plain + (closed - name - 1), closed + 1, end - closed - 1)
+        self.match(<const uint8_t*> plain, size - 2, &found)
+        tag = self.spaces[found.keyspace].tag if found.keyspace >= 0 else NO_TAG
+        if tag >= 0 and found.at[tag] == opened - name and found.end[tag] == closed - name - 1:
+            return found.keyspace
+        return -1
 
     def find_command(self, bytes name):
         return self.find(name, len(name))

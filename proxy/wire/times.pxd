@@ -1,6 +1,4 @@
 # cython: language_level=3
-from libc.stdint cimport int64_t
-
 from proxy.wire.edits cimport Edit
 from proxy.wire.frames cimport Octets, Words
 from proxy.wire.tables cimport CommandRow, KeyspaceRow, Ruleset
@@ -12,6 +10,7 @@ cdef enum:
     REFRESH_FOLLOWS = 2    # the default time, whatever the key has
     TRIM_FOLLOWS = 4
     HEAD_GREW = 8          # of a list, for the trim
+    LONGEST_FOLLOWS = 16   # the longest time, where the key has a longer one
     REFUSED_FOR_TIME = -1
 
 cdef int judge_time(Ruleset rules, const char* frame, const Words* words, CommandRow* row,
@@ -19,6 +18,5 @@ cdef int judge_time(Ruleset rules, const char* frame, const Words* words, Comman
 cdef bint makes(CommandRow* row, int place) noexcept
 cdef bint may_be_without(CommandRow* row, int place, bint apart) noexcept
 cdef int time_follows(KeyspaceRow* space, CommandRow* row, int place, bint said) noexcept
-cdef int64_t default_time(KeyspaceRow* space) noexcept
-cdef Py_ssize_t put_expiry(Octets* out, const char* key, Py_ssize_t size, int64_t millis,
-                           bint refresh) except -1
+cdef Py_ssize_t put_expiry(Octets* out, const char* key, Py_ssize_t size, KeyspaceRow* space,
+                           int follows) except -1

@@ -45,10 +45,13 @@ cdef int64_t _wall() noexcept:
 
 
 cdef int64_t default_time(KeyspaceRow* space) noexcept:
-    """The default in milliseconds, less a random part of the jitter."""
+    """The default in milliseconds, less a random part of the jitter, and no less than the shortest."""
+    cdef double most
     if space.jitter <= 0:
         return space.default_ms
-    return max(1, space.default_ms - <int64_t> (space.default_ms * space.jitter * (chance() / 4294967296.0)))
+    # Of what is left above the shortest time a part is taken, so that few end at that very time.
+    most = min(space.default_ms * space.jitter, <double> (space.default_ms - space.shortest_ms))
+    return max(1, space.default_ms - <int64_t> (most * (chance() / 4294967296.0)))
 
 
 cdef bint makes(CommandRow* row, int place) noexcept:
@@ -70,17 +73,25 @@ cdef bint may_be_without(CommandRow* row, int place, bint apart) noexcept:
 
 cdef int time_follows(KeyspaceRow* space, CommandRow* row, int place, bint said) noexcept:
     """What goes behind a command for its key, where it did not say the key's time itself."""
+    cdef int follows = NOTHING_FOLLOWS
     if said:
         return NOTHING_FOLLOWS
     if row.touches and space.refresh != REFRESH_NEVER:
         if space.refresh == REFRESH_ON_READ:
             return REFRESH_FOLLOWS
-        # GETEX counts as a write for nodes, because it may set a time.
-        if row.write and row.time != TIME_GETEX and (row.makes == MAKES_NOTHING or makes(row, place)):
+        if _changes(row) and (row.makes == MAKES_NOTHING or makes(row, place)):
             return REFRESH_FOLLOWS
-    if space.missing == MISSING_APPLY and makes(row, place):
-        return EXPIRY_FOLLOWS
-    return NOTHING_FOLLOWS
+    if not makes(row, place):
+        return NOTHING_FOLLOWS
+    if row.makes == MAKES_CARRIED and space.longest_ms:
+        follows = LONGEST_FOLLOWS
+    return follows | EXPIRY_FOLLOWS if space.missing == MISSING_APPLY else follows
+
+
+cdef bint _changes(CommandRow* row) noexcept:
+    """Whether a command changes data: GETEX and HGETEX are writes because they may set a time."""
+    return row.write and row.time != TIME_GETEX and not (
+        row.time == TIME_FIELDS and row.makes == MAKES_NOTHING)
 
 
 cdef int judge_time(Ruleset rules, const char* frame, const Words* words, CommandRow* row,
@@ -270,11 +281,16 @@ cdef int _unit_of(const char* frame, const Words* words, Py_ssize_t index) noexc
     return TIME_UNIX_MILLIS if word_is(frame, words, index, "PXAT") else 0
 
 
-cdef Py_ssize_t put_expiry(Octets* out, const char* key, Py_ssize_t size, int64_t millis,
-                           bint refresh) except -1:
-    """Append PEXPIRE key millis, with NX unless it starts the time anew; return the bytes."""
-    cdef Py_ssize_t written = put_head(out, 3 if refresh else 4)
+cdef Py_ssize_t put_expiry(Octets* out, const char* key, Py_ssize_t size, KeyspaceRow* space,
+                           int follows) except -1:
+    """Append the PEXPIRE that follows a command for a key; return the bytes."""
+    cdef bint cuts = follows & LONGEST_FOLLOWS != 0
+    cdef bint refreshes = follows & REFRESH_FOLLOWS != 0
+    cdef Py_ssize_t written = put_head(out, 5 if cuts else 3 if refreshes else 4)
     written += put_word(out, "PEXPIRE", 7)
     written += put_word(out, key, size)
-    written += put_number(out, millis)
-    return written if refresh else written + put_word(out, "NX", 2)
+    written += put_number(out, space.longest_ms if cuts else default_time(space))
+    if cuts:
+        # To LT alone a key without a time has the longest of all.
+        return written + put_word(out, "XX", 2) + put_word(out, "LT", 2)
+    return written if refreshes else written + put_word(out, "NX", 2)

@@ -47,8 +47,8 @@ class LockDesk(Desk):
 
 
 async def told(client: Client, *words: str) -> Any:
-    """Send a command and return its reply as a Python value."""
-    client.send(*(word.encode() for word in words))
+    """Send a command and return its reply as a Python value; half letters stand for bytes."""
+    client.send(*(word.encode(errors="surrogateescape") for word in words))
     return parsed(await client.reply())
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from proxy import errors
 from proxy.embedded.sidecar import Sidecar
-from proxy.handlers.blocking import _block_at, _last_id, _number
+from proxy.handlers.blocking import _last_id, _number, block_at
 from tests.conftest import Clusters, StartProxy
 from tests.fakenode import Answer, key_slot
 from tests.front import Front, front
@@ -112,7 +112,7 @@ async def test_a_node_that_does_not_answer_in_time(monkeypatch: pytest.MonkeyPat
 )
 def test_where_block_stands(words: bytes, at: int) -> None:
     """As an option, the last one; not as a name of anything."""
-    assert _block_at(words.split()) == at
+    assert block_at(words.split()) == at
 
 
 def test_timeouts_and_ids() -> None:

@@ -12,17 +12,15 @@ def claim(seconds: float = 30) -> Claim:
 
 
 def test_a_doubt_is_of_one_owner_and_ends() -> None:
-    """Who may hold a lock without knowing is believed, until it is told or the lock is over."""
+    """Who may hold a lock without knowing is believed once, until the lock is over."""
     doubts = Doubts()
     doubts.note(b"a", claim())
-    assert doubts.session(b"a", "me") == "mine"
-    assert doubts.session(b"a", "you") is None
-    assert doubts.session(b"b", "me") is None
-    doubts.settle(b"a")
-    doubts.settle(b"b")
-    assert doubts.session(b"a", "me") is None
+    assert doubts.taken(b"a", "you") is None
+    assert doubts.taken(b"b", "me") is None
+    assert doubts.taken(b"a", "me") == "mine"
+    assert doubts.taken(b"a", "me") is None
     doubts.note(b"a", claim(0))
-    assert doubts.session(b"a", "me") is None
+    assert doubts.taken(b"a", "me") is None
 
 
 def test_doubts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,4 +29,4 @@ def test_doubts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     doubts = Doubts()
     for key in (b"a", b"b", b"c"):
         doubts.note(key, claim())
-    assert [doubts.session(key, "me") for key in (b"a", b"b", b"c")] == [None, "mine", "mine"]
+    assert [doubts.taken(key, "me") for key in (b"a", b"b", b"c")] == [None, "mine", "mine"]

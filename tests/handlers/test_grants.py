@@ -221,7 +221,7 @@ async def test_what_was_lost_is_unknown_however_it_goes_on(
         await grants.take(counter.plan, [KEY], Claim("u1", 30))
     assert caught.value.sent
     # Asked with others again the lock is in other hands, and asked alone there is no room.
-    left = [dict.fromkeys(("numbers", "outcomes", "tokens", "lefts"))]
+    left = [dict.fromkeys(("numbers", "outcomes", "tokens", "lefts", "stamps"))]
     grants = Grants(
         cast(Postgres, Fails(lost, left, OriginBusy("no room"))),
         counter.mirrored.mirror, LockMetrics(CollectorRegistry()),
@@ -280,6 +280,20 @@ async def test_a_client_that_has_gone_keeps_what_it_had(counter: Counter) -> Non
     again = await counter.grants.take(counter.plan, first, claim)
     await counter.grants.vanish(counter.plan, first, claim, again)
     assert await counter.grants.held(counter.plan, first[0]) is not None
+
+
+@pytest.mark.parametrize("names", [["s1"], ["s2", "s3"]])
+async def test_who_asks_again_elsewhere_keeps_what_it_is_told(
+    counter: Counter, names: list[str]
+) -> None:
+    """A connection that is lost gives up nothing that its owner was granted again on another."""
+    keys, claim = [f"seat_lock:e1:{name}".encode() for name in names], Claim("u1", 30)
+    first = await counter.grants.take(counter.plan, keys, claim)
+    again = await counter.grants.take(counter.plan, keys, claim)
+    assert (again.outcome, again.tokens) == ("extended", first.tokens)
+    await counter.grants.vanish(counter.plan, keys, claim, first)
+    held = [await counter.grants.held(counter.plan, key) for key in keys]
+    assert [row and row.token for row in held] == list(again.tokens)
 
 
 async def test_only_its_own_grant_is_extended(counter: Counter) -> None:

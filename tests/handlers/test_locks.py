@@ -1,5 +1,6 @@
 """What clients send about locks, word by word."""
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
@@ -163,6 +164,17 @@ async def test_one_word_for_all_is_no_proof(desk: LockDesk, client: Client) -> N
     assert await told(other, "SET", "mutex:a", "1", "NX") == b"OK"
     assert await told(other, "SET", "mutex:a", "1", "NX") is None
     assert await told(other, "DEL", "mutex:a") == 1
+
+
+async def test_a_doubt_is_settled_by_one_of_a_crowd(desk: LockDesk, client: Client) -> None:
+    """Of all who ask at once with the same word, after one heard that nobody knows, one has it."""
+    assert await told(client, "SETNX", "mutex:a", "1") == 1
+    row = await desk.grants.row(desk.plan("mutex"), b"mutex:a")
+    assert row is not None
+    desk.grants.doubts.note(b"mutex:a", Claim("1", 30, session=row.session))
+    crowd = [desk.connect() for _ in range(8)]
+    heard = await asyncio.gather(*(told(each, "SETNX", "mutex:a", "1") for each in crowd))
+    assert sorted(heard) == [0] * 7 + [1]
 
 
 async def test_who_a_value_names(desk: LockDesk) -> None:

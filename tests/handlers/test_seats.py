@@ -11,7 +11,7 @@ from proxy.handlers.owners import LONGEST_NAME
 from proxy.handlers.seats import MOST
 from tests.handlers.desk import Client
 from tests.handlers.lock_desk import LockDesk, lock_desk, told
-from tests.integration.holds import RULES
+from tests.integration.holds import RULES, held_by
 
 pytestmark = pytest.mark.integration
 
@@ -192,6 +192,14 @@ async def test_names_that_are_too_long(client: Client) -> None:
     ):  # fmt: skip
         assert "too long" in str(reply := await told(client, *words)), (words[0], reply)
     assert await told(client, "SETNX", "mutex:a", long[1:]) == 1
+
+
+async def test_names_that_are_no_text(client: Client) -> None:
+    """What PostgreSQL has no letters for is refused, whatever is asked, also of a table's lock."""
+    for name in ("mutex:\udcff", "seat_lock:e1:\udcff"):
+        for words in (("GET", name), ("DEL", name), ("TTL", name), ("SETNX", name, held_by("u"))):
+            reply = await told(client, *words)
+            assert "is text" in str(reply), (words, reply)
 
 
 async def test_maps_for_who_speaks_of_maps(client: Client) -> None:

@@ -5,10 +5,11 @@ import asyncio
 import pytest
 
 from proxy import errors, wire
+from proxy.commands import ROWS
 from proxy.handlers import transactions
 from proxy.wire import rules
 from tests.fakenode import FakeNode
-from tests.handlers.desk import Client, Desk
+from tests.handlers.desk import Client, Desk, ruleset
 from tests.upstream.stand import Stand, cluster_config
 
 OK = b"+OK\r\n"
@@ -48,6 +49,70 @@ async def test_exec_with_words_ends_the_transaction() -> None:
         "EXECABORT Transaction discarded because of: wrong number of arguments for 'exec' command"
     )
     assert client.ask(b"EXEC") == errors.EXEC_WITHOUT_MULTI
+    assert nothing_sent(desk)
+
+
+@pytest.mark.parametrize("watching", [False, True])
+async def test_a_denied_exec_ends_the_transaction(watching: bool) -> None:
+    """Whoever may not EXEC is told so in Redis' words, and no command is queued any more."""
+    desk = Desk(denied=[b"exec"])
+    client = multi(desk)
+    client.session.downstream.serial = watching
+    client.ask(b"SET", b"a", b"1")
+    told = client.ask(b"EXEC")
+    assert told == b"-EXECABORT Transaction discarded because of: " + errors.no_command(b"exec")[1:]
+    assert "transaction" not in client.session.holdings
+    assert client.ask(b"PING") == b"+PONG\r\n"
+    assert client.ask(b"EXEC") == told
+    assert nothing_sent(desk)
+
+
+async def test_a_refused_exec_of_any_size_and_name_ends_the_transaction() -> None:
+    """Also one that is large enough to be refused before it is whole, and one that is renamed."""
+    desk = Desk()
+    rows = [row._replace(alias=b"run" if row.name == b"exec" else b"") for row in ROWS]
+    desk.server.router.ruleset = with_rows(desk, rows)
+    client = multi(desk)
+    client.ask(b"SET", b"a", b"1")
+    data = wire.pack([b"RUN", bytes(300_000)])
+    for start in range(0, len(data), 60_000):
+        client.session.get_buffer(-1)[:60_000] = data[start : start + 60_000].ljust(60_000)
+        client.session.buffer_updated(len(data[start : start + 60_000]))
+        desk.settle()
+    assert client.take().startswith(b"-EXECABORT Transaction discarded because of: wrong number")
+    assert client.ask(b"PING") == b"+PONG\r\n"
+
+
+def with_rows(desk: Desk, rows: list[rules.Command]) -> wire.Ruleset:
+    """Return the desk's rules with other rows of commands."""
+    old = desk.server.router.ruleset
+    return wire.Ruleset(
+        commands=rows, keyspaces=old.keyspaces, roles=old.roles, families=old.families,
+        errors=old.errors, default_cluster=0, reject_unmatched=False, max_key_bytes=1024,
+    )  # fmt: skip
+
+
+async def test_new_rules_end_a_transaction() -> None:
+    """What was queued was judged by rules that are over: EXEC discards it, and says why."""
+    desk = Desk()
+    client = multi(desk)
+    assert client.ask(b"SET", b"a", b"1") == QUEUED
+    desk.server.router.ruleset = ruleset(denied=[b"incr"])
+    assert client.ask(b"INCR", b"a") == errors.no_command(b"incr")
+    assert client.ask(b"SET", b"a", b"2") == QUEUED
+    assert client.ask(b"EXEC") == errors.TRANSACTION_OUTLIVED
+    assert nothing_sent(desk)
+    assert client.ask(b"MULTI") == OK
+    assert client.ask(b"EXEC") == b"*0\r\n"
+
+
+async def test_new_rules_before_exec_end_a_transaction() -> None:
+    """It makes no difference whether anything is queued after them."""
+    desk = Desk()
+    client = multi(desk)
+    assert client.ask(b"SET", b"a", b"1") == QUEUED
+    desk.server.router.ruleset = ruleset()
+    assert client.ask(b"EXEC") == errors.TRANSACTION_OUTLIVED
     assert nothing_sent(desk)
 
 

@@ -10,8 +10,9 @@ from proxy.embedded.sidecar import Sidecar
 from proxy.handlers.watch import Watch
 from tests.conftest import Clusters
 from tests.fakenode import Answer
-from tests.front import Front, front
+from tests.front import TIMEOUT, Front, front
 from tests.integration.rig import Caller, is_error, wait_for
+from tests.quiet import Stopwatch
 from tests.replies import pack
 
 UNIT = pack("MULTI") + pack("SET", "k", "v") + pack("EXEC")
@@ -168,6 +169,21 @@ async def test_a_node_that_refuses() -> None:
         caller = await made.connect()
         assert str(await caller.call("WATCH", "k")) == "NOPERM no"
         assert not made.session.holdings
+
+
+async def test_a_node_that_is_away() -> None:
+    """It is said at once, in the words of every other command, and nothing is watched."""
+    async with house() as made:
+        caller = await made.connect()
+        await made.node.stop()
+        await wait_for(lambda: not made.stand.cluster.available, "the loss")
+        watch = Stopwatch()
+        assert str(await caller.call("WATCH", "k")).encode() == errors.CLUSTERDOWN[1:-2]
+        assert watch.spent < TIMEOUT / 2
+        assert not made.session.holdings
+        await made.node.start()
+        await wait_for(lambda: made.stand.cluster.available, "the return")
+        assert await caller.call("WATCH", "k") == b"OK"
 
 
 # From here on over real clusters.

@@ -307,7 +307,7 @@ class Differential:
                 left -= depth
                 pipeline = [case.command() for _ in range(depth)]
                 if not self.compare(number, chance, pipeline, proxy, plain):
-                    self.clean(plain)
+                    self.clean()
                     return
             for wire in (proxy, plain):
                 wire.ask("UNLINK", *case.keys)
@@ -380,9 +380,12 @@ class Differential:
         except (OSError, Malformed) as error:
             return f"({type(error).__name__}: {error})".encode()
 
-    def clean(self, plain: Wire) -> None:
-        """Empty both sides, which do not hold the same any more."""
-        plain.ask("FLUSHALL")
+    def clean(self) -> None:
+        """Empty both sides, which do not hold the same any more.
+
+        The case's own connections may be in a transaction, which would queue that.
+        """
+        self.aside.ask("FLUSHALL")
         for port in self.nodes:
             node = Wire(port)
             node.ask("FLUSHALL")

@@ -103,6 +103,8 @@ ROWS = [
     Row("PEXPIRE @1 9223372036854775807", ENDLESS, "SET @1 a"),
     Row("PERSIST @1", DEFAULT, "SET @1 a PX 50000", reply=1), Row("PERSIST @1", ABSENT, reply=0),
     # Copies
+    Row("RENAME @2 @1", LONGEST, "SET @2 a PX 5000000"),
+    Row("COPY @2 @1", LONGEST, "SET @2 a PX 5000000"),
     Row("RENAME @2 @1", OWN, "SET @2 a PX 50000"), Row("RENAME @2 @1", DEFAULT, "SET @2 a"),
     Row("RENAMENX @2 @1", DEFAULT, "SET @2 a"), Row("COPY @2 @1", DEFAULT, "SET @2 a"),
     Row("COPY @2 @1 REPLACE", OWN, "SET @2 a PX 50000;SET @1 b"),
@@ -322,6 +324,11 @@ async def test_keys_may_live_for_ever(ground: Ground) -> None:
     for command, left in rows:
         assert not is_error(await caller.call(*spelled(command, keys)))
         assert about(await ground.left(nodes["@2" in command]), left), command
+    for options, left in ((), ENDLESS), (("PX", 5_000_000), LONGEST):
+        for command in ("COPY @3 @1 REPLACE", "RENAME @3 @1"):
+            await ground.link(nodes[0]).call("SET", nodes[2], "v", *options)
+            assert not is_error(await caller.call(*spelled(command, keys)))
+            assert about(await ground.left(nodes[0]), left), command
 
 
 async def restarts(ground: Ground, space: str, before: str, command: str) -> bool:
@@ -463,6 +470,57 @@ async def test_a_collection_holds_no_more_than_it_may(ground: Ground, protocol: 
             found = await ground.link(nodes[0]).call(*spelled(question, nodes))
             held = b"".join(found) if isinstance(found, list) else found
             assert held == expected, (space, commands, queued, found)
+
+
+# A key of five, where nobody counts, and what comes of it in a keyspace that holds three.
+CARRIED = [
+    ("best", "ZADD @1 1 a 2 b 3 c 4 d 5 e", "ZRANGE @1 0 -1", b"cde"),
+    ("worst", "ZADD @1 1 a 2 b 3 c 4 d 5 e", "ZRANGE @1 0 -1", b"abc"),
+    ("newest", "RPUSH @1 a b c d e", "LRANGE @1 0 -1", b"abc"),
+    ("oldest", "RPUSH @1 a b c d e", "LRANGE @1 0 -1", b"cde"),
+    ("events", "XADD @1 1 a v;XADD @1 2 a v;XADD @1 3 a v;XADD @1 4 a v", "XLEN @1", 3),
+    ("members", "SADD @1 a b c d e", "SCARD @1", 3),
+    ("fields", "HSET @1 a 1 b 2 c 3 d 4 e 5", "HLEN @1", 3),
+]
+
+
+@pytest.mark.parametrize("command", ["RENAME", "COPY", "RESTORE"])
+async def test_what_comes_as_a_whole_is_cut(ground: Ground, command: str) -> None:
+    """A collection that is renamed, copied or restored into a keyspace keeps its limit there."""
+    caller = await Caller.open(ground.sidecar.port)
+    for space, made, question, expected in CARRIED:
+        for queued in (False, True):
+            keys, nodes = ground.names(space)
+            _, bare = ground.names("bare")
+            source = bare[0].replace(bare[0].split(b":")[1], nodes[0].split(b":")[1])
+            link = ground.link(source)
+            for text in made.split(";"):
+                await link.call(*spelled(text, [source]))
+            words: list[Word] = [command, source, keys[0]]
+            if command == "RESTORE":
+                words = [command, keys[0], 0, await link.call("DUMP", source)]
+            pipeline = [["MULTI"], words, ["EXEC"]] if queued else [words]
+            assert not any(map(is_error, await caller.pipeline(pipeline)))
+            await caller.call(*spelled(question, keys))
+            found = await link.call(*spelled(question, nodes))
+            held = b"".join(found) if isinstance(found, list) else found
+            assert held == expected, (space, queued, found)
+
+
+async def test_no_collection_becomes_one_of_another_type(ground: Ground) -> None:
+    """SORT may store no list where sorted sets are, nor may a list be renamed or copied there."""
+    caller = await Caller.open(ground.sidecar.port)
+    lists, _ = ground.names("newest")
+    target = lists[0].replace(b"newest", b"best")
+    await caller.call("RPUSH", lists[0], 1, 2)
+    for words in (["SORT", lists[0], "STORE", target], ["COPY", lists[0], target],
+                  ["RENAME", lists[0], target], ["RENAMENX", lists[0], target]):  # fmt: skip
+        for queued in (False, True):
+            pipeline = [["MULTI"], words, ["EXEC"]] if queued else [words]
+            replies = await caller.pipeline(pipeline)
+            assert str(replies[queued]).startswith("WRONGTYPE"), (words, replies)
+    assert await ground.link(target).call("EXISTS", target) == 0
+    assert await caller.call("SORT", lists[0], "STORE", lists[1]) == 2
 
 
 async def test_a_stream_may_be_trimmed_roughly(ground: Ground) -> None:

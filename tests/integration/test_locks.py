@@ -215,7 +215,11 @@ async def test_scripts_of_libraries_release(stage: Hall) -> None:
     await one.call("SET", KEY, mine, "NX", "EX", 30)
     assert await other.call("EVAL", RELEASE, 1, KEY, theirs) == 0
     sha = await other.call("SCRIPT", "LOAD", RELEASE)
+    beside = await other.call("EVAL", RELEASE, 2, KEY, f"{{{KEY}}}", mine)
+    assert is_error(beside), beside
     assert await other.call("EVALSHA", sha, 1, KEY, mine) == 1
+    await one.call("SET", KEY, mine, "NX", "EX", 30)
+    assert await other.call("EVAL", RELEASE, 2, KEY, KEY, mine) == 1
     assert str(await other.call("EVALSHA", "f" * 40, 1, KEY, mine)).startswith("NOSCRIPT")
     assert (await stage.row("s1"))["status"] == "available"
 

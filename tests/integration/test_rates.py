@@ -76,6 +76,20 @@ async def test_the_seven_limits(
     caller.close()
 
 
+async def test_a_full_limit_leaves_no_transaction_open(
+    empty_clusters: Clusters, proxy_process: StartProxy, tmp_path: Path
+) -> None:
+    """A client's pool gets no connection back that queues what its next user sends."""
+    text = "roles: {default: {rate: [{per: user, limit: 10/min, algorithm: window}]}}"
+    sidecar = await with_rules(proxy_process, tmp_path, text)
+    caller = await Caller.open(sidecar.port)
+    sent = [("MULTI",), *[("SET", f"{{z}}{n}", n) for n in range(9)], ("EXEC",)]
+    assert (await caller.pipeline(sent))[-1] == [b"OK"] * 9
+    assert "RATELIMITED" in str(await caller.call("GET", "{z}1"))
+    assert str(await caller.call("EXEC")) == "ERR EXEC without MULTI"
+    caller.close()
+
+
 SHARED = """
 keyspaces:
   even: {key: "even:{x}", rate: [{per: global, limit: 1000/s, scope: shared}]}

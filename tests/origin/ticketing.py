@@ -29,6 +29,7 @@ class Taken(NamedTuple):
     holder: str | None
     has: int
     fresh: Sequence[int] | None
+    stamps: Sequence[str] | None
 
 
 class Asker:
@@ -84,7 +85,7 @@ class Asker:
         proof = None if token is None else str(token)
         (row,) = await self._rows(
             self.locking.calls.release, names, [owner] * len(names), [proof] * len(names),
-            str(self.locking.offer), str(self.locking.most), "t",
+            [None] * len(names), str(self.locking.offer), str(self.locking.most), "t",
         )  # fmt: skip
         return row["numbers"], row["tokens"]
 

@@ -24,6 +24,15 @@ def test_only_commands_of_another_type_are_looked_at() -> None:
     assert flags(b"zunionstore", type="set") == Duty.TYPE
 
 
+def test_what_is_carried_is_looked_at() -> None:
+    """RENAME and COPY bring a type, a time and members along that their new keyspace may bound."""
+    for name in (b"rename", b"renamenx", b"copy"):
+        assert flags(name, type="hash") == Duty.TYPE
+        assert flags(name, ttl={"max": "5s"}) == Duty.TTL
+        assert flags(name, collection={"max_items": 5}) == Duty.COLLECTION
+    assert flags(b"restore", collection={"max_items": 5}) == Duty.COLLECTION
+
+
 def test_only_commands_with_values_are_measured() -> None:
     """A limit on values concerns those who carry one."""
     assert flags(b"set", value={"max_bytes": 10}) == Duty.VALUE

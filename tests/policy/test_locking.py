@@ -42,8 +42,8 @@ def test_keys_are_arrays_with_the_types_of_their_segments(tmp_path: Path) -> Non
         "$3::text::text, "
     )
     assert calls.release.text.endswith(
-        "$3::text[]::text[], $4::text[]::bigint[], $5::text::float8, $6::text::integer,"
-        " $7::text::boolean)"
+        "$3::text[]::text[], $4::text[]::bigint[], $5::text[]::text[], $6::text::float8,"
+        " $7::text::integer, $8::text::boolean)"
     )
     assert calls.sweep.text.endswith('seat_lock"($1::text::float8, $2::text::integer)')
     assert '"event" = $1::text::bigint AND "seat" = $2::text::text' in calls.held.text

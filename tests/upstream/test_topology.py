@@ -4,14 +4,12 @@ import asyncio
 import contextlib
 import itertools
 import resource
-import ssl
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
-import trustme
 from redis._parsers.helpers import parse_cluster_nodes
 
 from proxy.config import TLS
@@ -19,13 +17,12 @@ from proxy.embedded.node import NodeOptions, TLSFiles
 from proxy.embedded.process import temporary_directory
 from proxy.embedded.programs import Program
 from proxy.embedded.sentinel import Monitored
-from proxy.errors import StartError
+from proxy.upstream.tls import ClientTLS
 from proxy.upstream.topology import (
     PACE,
     PERIOD,
     SLOTS,
     URGENT_PACE,
-    ClientTLS,
     ClusterTopology,
     Member,
     Refresher,
@@ -36,9 +33,10 @@ from proxy.upstream.topology import (
     topology_for,
 )
 from tests.conftest import Clusters, StartCluster
-from tests.fakenode import Answer, FakeCluster, FakeConnection, FakeNode
+from tests.fakenode import Answer, FakeCluster, FakeNode
 from tests.integration.rig import wait_for
 from tests.quiet import Stopwatch
+from tests.replies import pack
 from tests.upstream.stand import (
     Client,
     Stand,
@@ -215,6 +213,131 @@ async def test_seeds_are_asked_when_everybody_known_is_gone() -> None:
     await cluster.stop()
 
 
+PRIMARY, REPLICA = 3, 4  # where they stand among the nodes of `Watched`
+
+
+class Watched:
+    """Three scripted Sentinels, a primary and a replica."""
+
+    def __init__(self) -> None:
+        self.nodes = [FakeNode() for _ in range(5)]
+        self.sentinels = self.nodes[:3]
+        self.config = cluster_config(
+            self.sentinels, "sentinel", timeout=5.0, primary_name="main",
+            username="app", password=secret("pw"),
+        )  # fmt: skip
+
+    async def start(self) -> None:
+        for node in self.nodes:
+            await node.start()
+        self.config = replace(self.config, nodes=cluster_config(self.sentinels).nodes)
+        self.nodes[REPLICA].answers["HELLO"] = pack("role", "replica")
+        for sentinel in self.sentinels:
+            self.names(sentinel, PRIMARY)
+
+    async def stop(self) -> None:
+        for node in self.nodes:
+            await node.stop()
+
+    def names(self, sentinel: FakeNode, index: int, epoch: int = 1, flags: str = "master") -> None:
+        """Let a Sentinel take a node for the primary."""
+        port = self.nodes[index].port
+        sentinel.answers["SENTINEL"] = b"*1\r\n" + pack(
+            "name", "main", "ip", "127.0.0.1", "port", port, "flags", flags, "config-epoch", epoch
+        )
+
+    async def found(self) -> int:
+        """Return which node becomes the topology."""
+        view = await topology_for(self.config, ClientTLS(self.config)).fetch(())
+        (member,) = view.members
+        return [node.port for node in self.nodes].index(member.port)
+
+
+@pytest.fixture
+async def watched() -> AsyncIterator[Watched]:
+    servers = Watched()
+    await servers.start()
+    yield servers
+    await servers.stop()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"-NOPERM no\r\n", b"*0\r\n", b"+nonsense\r\n", Answer(b"", close="reset"), Answer(b"", 60.0)],
+)
+async def test_one_sentinel_that_is_of_no_use(watched: Watched, answer: bytes | Answer) -> None:
+    """Refusing, ignorant, lying, lost or hung, it takes nothing away but its vote, and no time."""
+    watched.sentinels[0].answers["SENTINEL"] = answer
+    watch = Stopwatch()
+    assert await watched.found() == PRIMARY
+    assert watch.spent < 2.0
+
+
+async def test_most_sentinels_are_believed(watched: Watched) -> None:
+    """One that is stale is outvoted, wherever it stands and whatever its epoch; a node that is down
+    is named by nobody."""
+    for stale in watched.sentinels:
+        watched.names(stale, REPLICA, epoch=9)
+        assert await watched.found() == PRIMARY
+        watched.names(stale, PRIMARY)
+    watched.names(watched.sentinels[0], REPLICA, flags="master,s_down")
+    watched.names(watched.sentinels[1], REPLICA, flags="master,o_down")
+    assert await watched.found() == PRIMARY
+
+
+async def test_as_many_sentinels_name_one_as_another(watched: Watched) -> None:
+    """The later failover is believed, and of equals the Sentinel that is configured first."""
+    watched.sentinels[2].answers["SENTINEL"] = b"-NOPERM no\r\n"
+    watched.nodes[REPLICA].answers.clear()
+    watched.names(watched.sentinels[1], REPLICA)
+    assert await watched.found() == PRIMARY
+    watched.names(watched.sentinels[1], REPLICA, epoch=2)
+    assert await watched.found() == REPLICA
+
+
+async def test_no_sentinel_names_a_primary(watched: Watched) -> None:
+    """The reason tells of each Sentinel why."""
+    first, second, third = watched.sentinels
+    first.answers["SENTINEL"] = b"-NOPERM no rights\r\n"
+    second.answers["SENTINEL"] = b"*0\r\n"
+    watched.names(third, PRIMARY, flags="master,s_down")
+    with pytest.raises(TopologyError) as raised:
+        await watched.found()
+    assert str(raised.value) == (
+        f"no Sentinel names a primary: 127.0.0.1:{first.port}: no rights; "
+        f"127.0.0.1:{second.port}: it does not know main; "
+        f"127.0.0.1:{third.port}: main is down"
+    )
+
+
+async def test_a_primary_by_its_own_word(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What says that it is none does not replace what is known, with one log line, until it is."""
+    named = watched.nodes[REPLICA]
+    async with standing(watched.config) as stand:
+        known = list(stand.cluster.nodes)
+        for sentinel in watched.sentinels:
+            watched.names(sentinel, REPLICA)
+        stand.cluster.refresher.hint()
+        await wait_for(lambda: len(named.received("HELLO")) >= 3, "three attempts", 5.0)
+        assert named.received("AUTH")[0] == [b"AUTH", b"app", b"pw"]
+        assert list(stand.cluster.nodes) == known
+        assert await stand.client().ask(b"SET", b"k", b"v") == b"OK"
+        named.answers.clear()
+        await wait_for(lambda: list(stand.cluster.nodes) != known, "the promotion", 5.0)
+        assert await stand.client().ask(b"SET", b"k", b"w") == b"OK"
+    assert named.values == {b"k": b"w"}
+    assert caplog.text.count("topology_unknown") == 1
+
+
+async def test_a_primary_that_does_not_answer(watched: Watched) -> None:
+    """It is not the topology, and the reason names it."""
+    await watched.nodes[PRIMARY].stop()
+    with pytest.raises(TopologyError, match=f"{watched.nodes[PRIMARY].port}, which Sentinels name"):
+        await watched.found()
+
+
 class Script:
     """A topology that says what a test wants."""
 
@@ -385,98 +508,6 @@ async def test_the_first_view_after_a_failover_is_enough() -> None:
         await wait_for(lambda: stand.cluster.available, "the new owner")
         assert watch.spent <= URGENT_PACE + 0.2
         assert await stand.client().ask(b"SET", key, b"w") == b"OK"
-
-
-@pytest.mark.parametrize(
-    ("names", "hostname", "server_name", "fine"),
-    [
-        (["127.0.0.1"], None, None, True),
-        (["redis.internal"], None, None, False),
-        (["redis.internal"], None, "redis.internal", True),
-        (["redis.internal"], "redis.internal", None, True),
-        (["redis.internal"], "other.internal", None, False),
-    ],
-)
-async def test_control_connections_check_the_name_too(
-    tmp_path: Path, names: list[str], hostname: str | None, server_name: str | None, fine: bool
-) -> None:
-    """The topology, and the password, go only to nodes whose certificate has the right name."""
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert(*names).configure_cert(context)
-    cluster = FakeCluster(1)
-    (node,) = cluster.nodes
-    server = await asyncio.get_running_loop().create_server(
-        lambda: FakeConnection(node), "127.0.0.1", 0, ssl=context
-    )
-    node.port = server.sockets[0].getsockname()[1]
-    config = cluster_config(
-        [node], tls=TLS(tmp_path / "ca.pem", server_name, None, None), password=secret("pw"),
-        timeout=2.0,
-    )  # fmt: skip
-    topology = ClusterTopology(config, ClientTLS(config))
-    known = [Member("127.0.0.1", node.port, node.identity, hostname)]
-    if fine:
-        assert len((await topology.fetch(known)).members) == 1
-    else:
-        with pytest.raises(TopologyError):
-            await topology.fetch(known)
-        assert node.commands == []
-    server.close()
-    await cluster.stop()
-
-
-async def test_certificates_are_renewed(tmp_path: Path) -> None:
-    """Files are taken for the next connection; what is broken changes nothing."""
-    ca, cert = tmp_path / "ca.pem", tmp_path / "cert.pem"
-    authorities = trustme.CA(), trustme.CA()
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.verify_mode = ssl.CERT_REQUIRED
-    for authority in authorities:
-        authority.configure_trust(context)
-    authorities[1].issue_cert("127.0.0.1").configure_cert(context)
-    shown: list[Any] = []
-
-    class Noting(FakeConnection):
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            shown.append(transport.get_extra_info("peercert")["serialNumber"])
-            super().connection_made(transport)
-
-    def issue(number: int) -> None:
-        own = authorities[number].issue_cert("proxy")
-        cert.write_bytes(b"".join(
-            part.bytes() for part in (own.private_key_pem, *own.cert_chain_pems)
-        ))  # fmt: skip
-        authorities[number].cert_pem.write_to_path(str(ca))
-
-    issue(0)
-    cluster = FakeCluster(1)
-    (node,) = cluster.nodes
-    server = await asyncio.get_running_loop().create_server(
-        lambda: Noting(node), "127.0.0.1", 0, ssl=context
-    )
-    node.port = server.sockets[0].getsockname()[1]
-    config = cluster_config([node], tls=TLS(ca, None, cert, cert), timeout=2.0)
-    tls = ClientTLS(config)
-    topology = ClusterTopology(config, tls)
-    known = [Member("127.0.0.1", node.port, node.identity)]
-    with pytest.raises(TopologyError):
-        await topology.fetch(known)
-    issue(1)
-    tls.check()
-    tls.renew()
-    assert len((await topology.fetch(known)).members) == 1
-    cert.write_text("nothing")
-    with pytest.raises(StartError, match="certificates of cluster cache cannot be taken"):
-        tls.check()
-    assert len((await topology.fetch(known)).members) == 1
-    issue(1)
-    tls.renew()
-    assert len((await topology.fetch(known)).members) == 1
-    assert len(set(shown)) == 2
-    server.close()
-    await cluster.stop()
 
 
 @pytest.mark.integration

@@ -77,7 +77,7 @@ def keys_of(row: Row, words: list[bytes]) -> list[int] | None:
 
 def row_of(words: list[bytes]) -> Row | None:
     name = words[0].lower()
-    row = COMMANDS[INDEX[name]] if name in INDEX else None
+    row = COMMANDS[INDEX[name]] if name in INDEX and b"|" not in name else None
     if row is not None and row.path is Path.CONTAINER and len(words) > 1:
         name += b"|" + words[1].lower()
         row = COMMANDS[INDEX[name]] if name in INDEX else None
@@ -123,7 +123,11 @@ calls = st.builds(
     st.sampled_from(BUSY),
     st.integers(0, 2**32),
 )
-pipelines = st.lists(calls | st.just([b"nonsense", b"x"]), min_size=1, max_size=30)
+pipelines = st.lists(
+    calls | st.sampled_from([[b"nonsense", b"x"], [b"object|freq", b"x", b"b"]]),
+    min_size=1,
+    max_size=30,
+)
 
 
 class Play:
@@ -267,21 +271,30 @@ def test_a_silent_client_can_be_given_new_rules() -> None:
     assert client.role == 0
 
 
-def test_a_bound_client_keeps_its_rules() -> None:
-    """While a client is bound, its commands are judged by the rules of when it was."""
+def test_new_rules_spoil_what_is_captured() -> None:
+    """A client that captures takes new rules as any other, and what it has captured is marked."""
     stage = Stage()
     client = stage.client()
-    before, client.bound = stage.router.ruleset, True
-    stage.router.ruleset = ruleset(roles=())
+    client.capture = True
     client.adopt()
-    client.receive_data(model.frame([b"GET", b"k"]), 1.0)
-    assert client.ruleset is before
-    assert stage.upstreams[0].pending == 1
-    client.bound = False
-    stage.upstreams[0].data_to_send(1.0)
-    stage.upstreams[0].receive_data(b"+OK\r\n", 1.0)
-    client.receive_data(model.frame([b"GET", b"k"]), 1.0)
-    assert client.data_to_send() == b"+OK\r\n-NOAUTH Authentication required.\r\n"
+    assert not client.spoiled
+    stage.router.ruleset = ruleset()
+    client.adopt()
+    assert client.ruleset is stage.router.ruleset
+    assert client.spoiled
+
+
+@pytest.mark.parametrize("name", [b"CLIENT|SETNAME", b"config|get", b"OBJECT|ENCODING"])
+def test_a_sub_command_is_two_words(name: bytes) -> None:
+    """The name of its row, sent as one word, is no command."""
+    client = Stage(SEEN).client()
+    request = client.receive_data(model.frame([name, b"x", b"hello"]), 1.0)
+    assert request is not None
+    assert request.row == -1
+    client.answer(request, b"-ERR\r\n")
+    request = client.receive_data(model.frame([*name.split(b"|"), b"hello"]), 1.0)
+    assert request is not None
+    assert request.name == name.lower()
 
 
 def test_an_idle_client_keeps_no_buffer() -> None:

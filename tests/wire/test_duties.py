@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from proxy import errors, wire
-from proxy.commands import ROWS
+from proxy.commands import INDEX, ROWS
 from proxy.effects import TYPE_BITS
 from proxy.wire.rules import RULES, Duty, Rule, Segment
 from tests.wire.stage import Stage, keyspace, ruleset
@@ -48,6 +48,46 @@ def answered(ruling: wire.Ruleset, command: str) -> bytes:
 def test_a_command_of_another_type_is_refused(kind: str, command: str) -> None:
     """What a key's type forbids is refused in Redis' words before a byte leaves."""
     assert answered(rules(kind), command) == errors.DATA_PLANE.wrong_type
+
+
+def two_types() -> wire.Ruleset:
+    """Return two keyspaces of one type each, z:{id} and l:{id}, and u:{id} without a type."""
+    return ruleset(
+        keyspaces=[
+            keyspace(
+                name,
+                [f"{name}:".encode(), Segment("id", "text")],
+                duties=bytes([Duty.TYPE] * len(ROWS)),
+                **({"type_bit": TYPE_BITS[kind]} if kind else {}),
+            )
+            for name, kind in (("z", "zset"), ("l", "list"), ("u", None))
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "passes"),
+    [
+        ("RENAME l:{1} z:{1}", False), ("RENAMENX z:{1} l:{1}", False),
+        ("RENAME l:{1} l:{1}2", True), ("RENAME u:{1} z:{1}", True), ("RENAME l:{1} u:{1}", True),
+        ("RENAME {1} z:{1}", True), ("RENAME l:{1} {1}", True),
+    ],
+)  # fmt: skip
+def test_no_key_is_carried_to_another_type(command: str, passes: bool) -> None:
+    """Between two keyspaces that say their types nothing is renamed unless they are the same."""
+    assert answered(two_types(), command) == (b"" if passes else errors.DATA_PLANE.wrong_type)
+
+
+def test_a_handler_is_told_of_the_type_of_each_place() -> None:
+    """SORT reads a sorted set and stores a list; COPY leaves a key's type as it is."""
+    client = Stage(two_types()).client()
+    sort, copy = INDEX[b"sort"], INDEX[b"copy"]
+    wrong = errors.DATA_PLANE.wrong_type
+    assert isinstance(client.locate(b"z:1", sort, place=0), wire.Location)
+    assert client.locate(b"z:1", sort, place=1) == wrong
+    assert isinstance(client.locate(b"l:1", sort, place=1), wire.Location)
+    assert client.locate(b"z:1", copy, place=1, source=1) == wrong
+    assert isinstance(client.locate(b"z:1", copy, place=1, source=0), wire.Location)
 
 
 @pytest.mark.parametrize(

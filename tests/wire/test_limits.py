@@ -254,6 +254,30 @@ def test_a_command_of_many_keys_is_charged_for_each() -> None:
     assert refused(scene.client(), b"GET", b"k:a:4").startswith(b"-RATELIMITED")
 
 
+@pytest.mark.parametrize(
+    "keys", ["k:a:1 other:1 k:a:2", "other:1 k:a:1 k:a:2", "k:a:1 k:a:2 x k:b:1"]
+)
+def test_a_keyspace_is_used_once_by_a_command(keys: str) -> None:
+    """In limits per keyspace a command counts once for each, however its keys are ordered."""
+    scene = stage(row(per=Per.KEYSPACE, amount=2))
+    for _ in range(2):
+        assert refused(scene.client(), b"MGET", *keys.encode().split()) == b""
+    assert refused(scene.client(), b"MGET", *keys.encode().split()).startswith(b"-RATELIMITED")
+    (limit,) = scene.router.ruleset.rates
+    assert limit.statistics()[:2] == (2, 1)
+
+
+@pytest.mark.parametrize("name", [b"EXEC", b"DISCARD", b"UNWATCH", b"QUIT", b"RESET"])
+def test_what_ends_costs_nothing(name: bytes) -> None:
+    """Whoever has no room left may still end a transaction, its watches and its connection."""
+    scene = stage(user=row(per=Per.USER, amount=1))
+    client = scene.client()
+    assert refused(client, name) == b""
+    assert refused(client, b"PING") == b""
+    assert refused(client, b"PING").startswith(b"-RATELIMITED")
+    assert refused(client, name) == b""
+
+
 def test_only_some_commands_count() -> None:
     """A limit of some commands lets the others through, and they take nothing from it."""
     flags = bytes(index == INDEX[b"incr"] for index in range(len(ROWS)))

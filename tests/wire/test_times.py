@@ -53,7 +53,12 @@ def pack(command: str) -> bytes:
         ("HGETEX k:1 EX 5000 FIELDS 1 f", ["HGETEX k:1 PX 1000000 FIELDS 1 f"]),
         ("PERSIST k:1", ["PEXPIRE k:1 100000"]),
         ("GETEX k:1 PERSIST", ["GETEX k:1 PX 100000"]),
-        ("RESTORE k:1 0 x REPLACE", ["RESTORE k:1 100000 x REPLACE"]),
+        ("RESTORE k:1 0 x REPLACE", ["RESTORE k:1 100000 x REPLACE", "EVAL"]),
+        (
+            "RENAME {1} k:{1}",
+            ["RENAME {1} k:{1}", "PEXPIRE k:{1} 100000 NX", "PEXPIRE k:{1} 1000000 XX LT", "EVAL"],
+        ),
+        ("RENAME k:{1} {1}", ["RENAME k:{1} {1}"]),
         ("SET k:1 v EX 05", ["SET k:1 v EX 05", "PEXPIRE k:1 100000 NX"]),
         ("SET other v", ["SET other v"]),
         ("HSET k:1 f v", ["HSET k:1 f v", "PEXPIRE k:1 100000 NX", "EVAL"]),
@@ -168,6 +173,35 @@ def test_jitter_shortens_the_default() -> None:
         stage.upstreams[0].receive_data(b"+OK\r\n", 1.0)
     assert 800 <= min(times) < 850
     assert 950 < max(times) <= 1000
+
+
+def test_jitter_leaves_the_shortest_time() -> None:
+    """What jitter takes off is a part of what is above the shortest time, so few end at that."""
+    stage = Stage(rules(Lifetime(1000, 900, 0, 1.0, Missing.APPLY)))
+    client = stage.client()
+    times = []
+    for _ in range(100):
+        client.receive_data(pack("SET k:1 v"), 1.0)
+        times += [int(command.split()[-1]) for command in sent(stage)]
+        stage.upstreams[0].receive_data(b"+OK\r\n", 1.0)
+    assert 900 <= min(times) < 925
+    assert 975 < max(times) <= 1000
+    assert times.count(900) < 10
+
+
+@pytest.mark.parametrize("command", ["GETEX k:1", "HGETEX k:1 FIELDS 1 f", "GET k:1"])
+def test_a_look_that_may_set_a_time_is_no_write(command: str) -> None:
+    """Under `on_write` GETEX and HGETEX start nothing anew, though nodes take them for writes."""
+    stage = Stage(rules(PLAIN._replace(refresh=Refresh.ON_WRITE)))
+    assert stage.client().receive_data(pack(command), 1.0) is None
+    assert sent(stage) == [command]
+
+
+def test_a_time_that_is_carried_is_cut_and_none_is_given() -> None:
+    """Where keys may live for ever, one that is renamed gets no time, but its own has an end."""
+    stage = Stage(rules(Lifetime(0, 0, 1000)))
+    stage.client().receive_data(pack("RENAME {1} k:{1}"), 1.0)
+    assert sent(stage)[:2] == ["RENAME {1} k:{1}", "PEXPIRE k:{1} 1000 XX LT"]
 
 
 def test_what_would_have_no_time_is_refused_at_once() -> None:
