@@ -153,8 +153,9 @@ async def test_over_the_total_the_largest_request_goes(caplog: pytest.LogCapture
     assert events(caplog, "input") == ["input_over_limit", "input_within_limit"]
 
 
-async def test_what_is_whole_counts_no_longer() -> None:
+async def test_what_is_whole_counts_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Large requests one after the other, and on several connections, come to no more than one."""
+    monkeypatch.setattr("proxy.server.ROUND", 1000.0)
     async with front(input_total_bytes=5 << 20) as house:
         callers = [await house.connect() for _ in range(4)]
         for caller in callers * 3:
