@@ -39,7 +39,7 @@ CLUSTERS = ("locks", "cache")
 
 def make_command(name: bytes, family: int) -> Command:
     return Command(
-        name, -2, Path.FORWARD, Keys(KeyKind.RANGE, 1, 1, 1), False, True, False, False,
+        name, -2, Path.FORWARD, Keys(KeyKind.RANGE, 1, 1, 1), False, True, False, False, False,
         Pause.NEVER, family, b"-ERR arity\r\n", b"-ERR refused\r\n",
     )  # fmt: skip
 
