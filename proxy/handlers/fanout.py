@@ -1,7 +1,8 @@
 """Commands that split over slots: MGET MSET DEL UNLINK EXISTS TOUCH.
 
 A handler gets a Request only when the keys do not share a slot. It makes one sub-command per slot
-and queues them all before it returns, in the client's order; only the reply waits.
+and queues them all before its client's next command is taken; only the reply waits. Of many keys
+it does some hundred in a turn of the loop and holds its client meanwhile: others need not wait.
 
 Always true: a part is answered exactly once, by its node, its deadline or its loss; the reply is
 made when the last part is in. It is not atomic: what an error says is how many parts took effect.
@@ -9,12 +10,21 @@ One object with a counter serves all parts, because this is the path of every MG
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Generator
 from functools import partial
+from typing import TypeVar, cast
 
 from proxy import errors, resp, wire
 from proxy.handlers import Handler, Session
 from proxy.handlers.targets import followed, written_by
+
+# Keys, or parts, after which others get their turn: about five milliseconds.
+IN_A_TURN = 500
+
+_T = TypeVar("_T")
+# Work that yields where the loop may do something else, and returns what it comes to.
+Turns = Generator[None, None, _T]
 
 
 class Part:
@@ -118,27 +128,63 @@ class Positions(Merge):
 
 def divided(session: Session, request: wire.Request) -> tuple[list[Part], Merge] | bytes:
     """Return a command's parts and what makes one reply of theirs, or the error line."""
-    step, merge = _KINDS[request.name]
-    parts = split(session, request, step)
-    return parts if isinstance(parts, bytes) else (parts, merge(parts))
+    turns = _divide(session, request)
+    while True:
+        try:
+            next(turns)
+        except StopIteration as end:
+            return cast("tuple[list[Part], Merge] | bytes", end.value)
 
 
 def run(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
     """Queue every part; return the reply that waits for the last of them."""
-    found = divided(session, request)
+    turns = _send(session, request)
+    try:
+        next(turns)
+    except StopIteration as end:
+        return cast("bytes | Awaitable[bytes]", end.value)
+    # What the client asks for next must not overtake the parts that are still to come.
+    session.downstream.hold()
+    return _by_turns(session, turns)
+
+
+async def _by_turns(session: Session, turns: Turns[bytes | Awaitable[bytes]]) -> bytes:
+    try:
+        while True:
+            await asyncio.sleep(0)
+            next(turns)
+    except StopIteration as end:
+        reply: bytes | Awaitable[bytes] = end.value
+    finally:
+        session.downstream.release()
+    return reply if isinstance(reply, bytes) else await reply
+
+
+def _send(session: Session, request: wire.Request) -> Turns[bytes | Awaitable[bytes]]:
+    found = yield from _divide(session, request)
     if isinstance(found, bytes):
         return found
     parts, merge = found
-    downstream, row, received = session.downstream, request.row, request.received
-    for part in parts:
+    downstream, row, now = session.downstream, request.row, time.monotonic()
+    for number, part in enumerate(parts, 1):
         take = partial(merge.take, part)
-        downstream.submit(part.location, part.packed(), row, received, take)
+        downstream.submit(part.location, part.packed(), row, now, take)
         if part.followers:
-            downstream.follow(part.location, part.followers, received)
+            downstream.follow(part.location, part.followers, now)
+        if number % IN_A_TURN == 0:
+            yield
+            # A node has its time from when it is asked.
+            now = time.monotonic()
     return merge.future
 
 
-def split(session: Session, request: wire.Request, step: int) -> list[Part] | bytes:
+def _divide(session: Session, request: wire.Request) -> Turns[tuple[list[Part], Merge] | bytes]:
+    step, merge = _KINDS[request.name]
+    parts = yield from _split(session, request, step)
+    return parts if isinstance(parts, bytes) else (parts, merge(parts))
+
+
+def _split(session: Session, request: wire.Request, step: int) -> Turns[list[Part] | bytes]:
     """Return one part per slot, or the error line of the first key that may not be asked for.
 
     Places and not keys: the same key may be asked twice, and each place needs its reply.
@@ -148,7 +194,9 @@ def split(session: Session, request: wire.Request, step: int) -> list[Part] | by
     targets = {} if session.server.reads is None else written_by(request)
     parts: dict[int, Part] = {}
     cluster = -1
-    for position in range(1, len(words), step):
+    for number, position in enumerate(range(1, len(words), step)):
+        if number and number % IN_A_TURN == 0:
+            yield
         location = locate(words[position], row)
         if isinstance(location, bytes):
             return location

@@ -1,8 +1,11 @@
 """Commands that split over slots."""
 
+import asyncio
+
 import pytest
 
 from proxy import errors
+from proxy.handlers.fanout import IN_A_TURN
 from tests.handlers.desk import Desk
 
 # Keys of the default cluster: a (slot 15495) and c (7365) live apart, b is at c's node (3300).
@@ -129,3 +132,36 @@ async def test_a_client_that_is_gone_leaves_nothing_behind() -> None:
     desk.node(0).answer(b"*1\r\n$1\r\n2\r\n")
     desk.node(1).answer(b"*1\r\n$1\r\n1\r\n")
     assert client.take() == b""
+
+
+async def test_many_keys_are_asked_in_turns() -> None:
+    """Between some hundred keys others get their turn; what follows is sent behind all parts."""
+    desk = Desk()
+    client = desk.connect()
+    keys = [b"key:%d" % number for number in range(3 * IN_A_TURN)]
+    client.send(b"MSET", *[word for key in keys for word in (key, b"1")])
+    client.send(b"GET", keys[-1])
+    asked: list[list[list[bytes]]] = [[], []]
+    turns = 0
+    async with asyncio.timeout(5):
+        while client.session.downstream.blocked:
+            news = [desk.node(number).commands() for number in range(2)]
+            assert sum(map(len, news)) <= IN_A_TURN
+            for commands, new in zip(asked, news, strict=True):
+                commands += new
+            turns += 1
+            await asyncio.sleep(0)
+            desk.settle()
+    for number, commands in enumerate(asked):
+        commands += desk.node(number).commands()
+    assert turns >= 4
+    ends = [commands.pop() for commands in asked if commands[-1][0] == b"GET"]
+    assert ends == [[b"GET", keys[-1]]]
+    parts = asked[0] + asked[1]
+    assert sorted(key for part in parts for key in part[1::2]) == sorted(keys)
+    assert {part[0] for part in parts} == {b"MSET"}
+    for number, commands in enumerate(asked):
+        desk.node(number).answer(*[b"+OK\r\n"] * len(commands))
+    last = next(number for number in range(2) if desk.node(number).upstream.pending)
+    desk.node(last).answer(b"$1\r\n1\r\n")
+    assert await client.reply() == b"+OK\r\n$1\r\n1\r\n"
