@@ -114,7 +114,9 @@ class Limits:
     unauthenticated: float
     output_bytes: int  # of one client
     output_total_bytes: int  # of all clients
-    output_seconds: float  # how long one client may stay above its limit
+    output_seconds: float  # how long a client above a limit may read nothing
+    input_total_bytes: int  # of all clients
+    input_seconds: float  # how long a request may stop in its midst
     blocked: int  # clients that wait, each on a connection of its own
     watching: int
     watch_idle: float

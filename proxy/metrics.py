@@ -54,8 +54,8 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 # Why a client was turned away at once, and why a connection ended.
 REFUSALS: Final = ("clients", "draining")
 CLOSINGS: Final = (
-    "client", "quit", "idle", "unauthenticated", "protocol", "output", "killed", "drain", "failed",
-    "gap", "rights",
+    "client", "quit", "idle", "unauthenticated", "protocol", "output", "input", "killed", "drain",
+    "failed", "gap", "rights",
 )  # fmt: skip
 
 # Why a command had to be sent again or given up: the kinds of `wire.Orphan`.

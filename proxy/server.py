@@ -4,7 +4,7 @@ Made by `app`, which starts, drains and stops it. Sessions and handlers see it a
 Always true:
   * at most `capacity` clients are connected, and that number leaves descriptors for nodes, the
     admin port and files, so running out of them cannot happen;
-  * clients that do not read cost at most the limits of the configuration, then the largest goes;
+  * what clients do not read, or only begin to send, is bounded in sum (`memory`);
   * draining answers every request that was received before a connection closes.
 """
 
@@ -36,6 +36,7 @@ from proxy.handlers.monitor import Monitors
 from proxy.handlers.reading import Reads
 from proxy.handlers.refusals import Refusals
 from proxy.handlers.shelf import LIBRARY_BYTES, MOST_LIBRARIES, Shelf
+from proxy.memory import Begun, Unread
 from proxy.metrics import Metrics
 from proxy.origin.behind import WriteBehind
 from proxy.origin.postgres import Postgres
@@ -121,9 +122,8 @@ class Server:
         self._number = 0
         self._received = self._rejected = 0
         self._forgotten = Counter[str]()  # what was counted when statistics were last reset
-        self._unread: dict[Session, int] = {}
-        self._unread_total = 0
-        self._over: dict[Session, float] = {}  # since when a client is seen above its limit
+        self.unread = Unread(config.limits)
+        self.begun = Begun(config.limits)
         self._unix_inode = 0
         self._strangers: set[Session] = set()
 
@@ -195,13 +195,8 @@ class Server:
                 self._strangers.discard(session)
             elif now - session.stranger_since > limits.unauthenticated:
                 session.close("unauthenticated")
-        for session in list(self._unread):
-            # Others may read slowly: what they still owe is known only here.
-            session.count_unread()
-            if self._unread.get(session, 0) <= limits.output_bytes:
-                self._over.pop(session, None)
-            elif now - self._over.setdefault(session, now) > limits.output_seconds:
-                session.close("output")
+        self.unread.look(now)
+        self.begun.look(now)
         if limits.idle:
             for session in list(self.sessions.values()):
                 # Who listens need not say anything, as in Redis.
@@ -296,8 +291,8 @@ class Server:
     def dismiss(self, session: Session, reason: str) -> None:
         self.sessions.pop(session.id, None)
         self._strangers.discard(session)
-        self.backlog(session, 0)
-        self._over.pop(session, None)
+        self.unread.count(session, 0)
+        self.begun.count(session, 0)
         self.metrics.clients.set(len(self.sessions))
         self.metrics.connections_closed.count(reason)
 
@@ -328,16 +323,6 @@ class Server:
         """Return whom a client counts as before AUTH, if it may do anything then."""
         default = self._users.get("default")
         return default.name if default is not None and default.enabled and default.nopass else None
-
-    def backlog(self, session: Session, size: int) -> None:
-        """Hear how many bytes a client leaves unread; over the total, the largest one is closed."""
-        self._unread_total += size - self._unread.pop(session, 0)
-        if size:
-            self._unread[session] = size
-        while self._unread_total > self.config.limits.output_total_bytes and self._unread:
-            largest = max(self._unread, key=self._unread.__getitem__)
-            self._unread_total -= self._unread.pop(largest)
-            largest.close("output")
 
     @property
     def slowlog(self) -> SlowLog:

@@ -21,6 +21,7 @@ from typing import Any, Protocol, cast
 from proxy import errors, handlers, log, sockets, wire
 from proxy.handlers import Holding, Mode, backed, bound
 from proxy.handlers.runs import Runs
+from proxy.memory import Begun, Unread
 from proxy.metrics import Metrics
 from proxy.wire.rules import Reason
 
@@ -49,6 +50,9 @@ _STRANGE = _RECEIVED[:STRANGER_BYTES]
 class Server(handlers.Server, Protocol):
     """The process, as a session sees it: what handlers see, and more."""
 
+    unread: Unread
+    begun: Begun
+
     @property
     def sessions(self) -> "Mapping[int, Session]": ...
     @property
@@ -67,9 +71,6 @@ class Server(handlers.Server, Protocol):
 
     def estrange(self, session: "Session") -> None:
         """Hear that a client has to authenticate, soon."""
-
-    def backlog(self, session: "Session", size: int) -> None:
-        """Hear how many bytes a client leaves unread."""
 
 
 class Session(asyncio.BufferedProtocol):
@@ -295,7 +296,7 @@ class Session(asyncio.BufferedProtocol):
         # Above the low mark the transport stays silent, however much is added.
         self._behind = self.downstream.paused or unsent + waiting > CAUGHT_UP
         held = self._kept.of(unsent)
-        self.server.backlog(self, held + waiting if self._behind else 0)
+        self.server.unread.count(self, held + waiting if self._behind else 0)
 
     # The way of a command.
 
@@ -315,6 +316,8 @@ class Session(asyncio.BufferedProtocol):
         if downstream.output_bytes > OUTPUT_LOW or downstream.role_name is None:
             # What is answered at once has no window: it is sent before more is read.
             self._send()
+        if downstream.held_bytes > RECEIVE_BYTES:
+            self.server.begun.count(self, downstream.held_bytes)
         if downstream.blocked and self._reading and self._holds_much():
             self._reading = False
             if self._transport is not None:
@@ -356,10 +359,9 @@ class Session(asyncio.BufferedProtocol):
     def _answer_told(self, request: wire.Request, reply: asyncio.Future[bytes]) -> None:
         if reply.cancelled():
             return
-        if (error := reply.exception()) is None:
-            self.downstream.answer(request, reply.result())
-        else:
-            self.downstream.answer(request, _failed(request, error))
+        error = reply.exception()
+        line = reply.result() if error is None else _failed(request, error)
+        self.downstream.answer(request, line)
 
     async def _answer_later(self, request: wire.Request, reply: Awaitable[bytes]) -> None:
         try:

@@ -326,24 +326,26 @@ class LimitsBlock(Strict):
     unauthenticated: PositiveDuration = Field(
         5.0, description="How long a stranger may stay without AUTH, where AUTH is needed."
     )
-    output_bytes: PositiveSize = Field(
-        8 << 20, description="Replies that one client may leave unread."
-    )
+    output_bytes: PositiveSize = Field(8 << 20, description="Replies one client may leave unread.")
     output_total_bytes: PositiveSize = Field(
-        96 << 20,
-        description="Replies that all clients together may leave unread; over it, the "
-        "client that leaves most is closed. The process takes up to twice as much for a moment.",
-    )
+        96 << 20, description="Replies that all clients together may leave unread; over it, who "
+        "reads nothing is closed, over the sum with input_total_bytes who leaves most, at once.",
+    )  # fmt: skip
     output_seconds: PositiveDuration = Field(
-        10.0, description="A client above output_bytes for this long is closed."
+        10.0, description="How long a client above output_bytes or the total may read nothing."
+    )
+    input_total_bytes: PositiveSize = Field(
+        640 << 20, description="Requests that are not whole, of all clients together, each beyond "
+        "64 KiB; over it, the largest is closed. More than the longest value that is to pass.",
+    )  # fmt: skip
+    input_seconds: PositiveDuration = Field(
+        60.0, description="How long a request of more than 64 KiB may stop in its midst."
     )
     blocked: int = Field(
         1000, ge=0, description="Clients that wait in BLPOP, XREAD BLOCK and the like; each has a "
         "connection to a node for itself, and WAIT one to every primary."
     )  # fmt: skip
-    watching: int = Field(
-        100, ge=0, description="Clients that WATCH, each on a connection of its own."
-    )
+    watching: int = Field(100, ge=0, description="Clients that WATCH, on connections of their own.")
     watch_idle: PositiveDuration = Field(
         60.0, description="How long after its WATCH a transaction may come; then EXEC answers null."
     )

@@ -40,6 +40,7 @@ class Front:
         settings: dict[str, Any] = {
             "clients": 100, "idle": 0.0, "unauthenticated": 5.0, "output_bytes": 8 << 20,
             "output_total_bytes": 256 << 20, "output_seconds": 10.0,
+            "input_total_bytes": 640 << 20, "input_seconds": 60.0,
             "blocked": 10, "watching": 10, "watch_idle": 60.0,
             "subscriptions": 100, "subscriptions_total": 1000,
         }  # fmt: skip

@@ -36,6 +36,7 @@ FLOORS: dict[str, float] = {
     "counts": 0.9,
     "commands": 1,
     "config": 1,
+    "memory": 1.5,  # what clients hold
     "metrics": 1,
     "tallies": 0.8,  # what metrics is made of, and rooms count with
     "trials": 1.5,

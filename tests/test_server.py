@@ -277,8 +277,8 @@ async def test_draining_lets_handlers_of_gone_clients_end() -> None:
 
 
 async def test_the_largest_unread_output_goes_first() -> None:
-    """Over the total, who leaves most unread is closed, and the others stay."""
-    async with front(output_total_bytes=44 << 20) as house:
+    """Beyond what may ever be left, who leaves most is closed at once, and the others stay."""
+    async with front(output_total_bytes=40 << 20, input_total_bytes=4 << 20) as house:
         sizes = {"small": 12 << 20, "large": 30 << 20, "last": 16 << 20}
         callers = {}
         for name, size in sizes.items():
@@ -286,23 +286,24 @@ async def test_the_largest_unread_output_goes_first() -> None:
             callers[name] = await house.connect(4096)
             callers[name].writer.transport.pause_reading()  # type: ignore[attr-defined]
             callers[name].writer.write(pack("GET", name))
-            waiting = len(house.server._unread) + 1
+            waiting = len(house.server.unread.sizes) + 1
             await wait_for(
-                lambda w=waiting: len(house.server._unread) == w or house.closed("output"), "output"
+                lambda w=waiting: len(house.server.unread.sizes) == w or house.closed("output"),
+                "output",
             )
         await wait_for(lambda: house.closed("output") == 1, "the end of one")
         await wait_for(lambda: len(house.server.sessions) == 2, "the others")
-        assert house.server._unread_total == sum(house.server._unread.values())
+        assert house.server.unread.total == sum(house.server.unread.sizes.values())
         for name in ("small", "last"):
             callers[name].writer.transport.resume_reading()  # type: ignore[attr-defined]
             assert len(await callers[name].next()) == sizes[name]
-        await wait_for(lambda: house.server._unread_total == 0, "an even account")
+        await wait_for(lambda: house.server.unread.total == 0, "an even account")
 
 
 async def test_clients_that_leave_little_each_count_together() -> None:
     """Twenty clients that each leave less than stops a client leave no more than the total."""
     total = 4 << 20
-    async with front(output_total_bytes=total) as house:
+    async with front(output_total_bytes=total // 2, input_total_bytes=total // 2) as house:
         house.node.values[b"k"] = b"x" * 900_000
         callers = [await house.connect(4096) for _ in range(20)]
         for caller in callers:
@@ -341,9 +342,9 @@ async def test_what_is_held_counts_and_not_what_is_left() -> None:
         await caller.reader.readexactly(size // 2)
         session.count_unread()
         assert session.unread_bytes <= size // 2
-        assert house.server._unread[session] > size
+        assert house.server.unread.sizes[session] > size
         await caller.reader.readexactly(size - size // 2)
-        await wait_for(lambda: house.server._unread_total == 0, "an even account")
+        await wait_for(lambda: house.server.unread.total == 0, "an even account")
 
 
 async def test_replies_behind_one_that_is_missing_count() -> None:
@@ -354,7 +355,9 @@ async def test_replies_behind_one_that_is_missing_count() -> None:
         await never.wait()
         return b"+OK\r\n"
 
-    async with front(output_total_bytes=4 << 20, handlers={b"lolwut": wait}) as house:
+    async with front(
+        output_total_bytes=3 << 20, input_total_bytes=1 << 20, handlers={b"lolwut": wait}
+    ) as house:
         house.node.values |= {b"small": b"x", b"large": b"x" * 200_000}
         caller = await house.connect()
         # Small replies open the window for the large ones.
@@ -368,22 +371,22 @@ async def test_replies_behind_one_that_is_missing_count() -> None:
 async def test_the_account_of_unread_output_never_drifts() -> None:
     """However clients grow, shrink and go, the total is the sum of what they owe."""
     chance = random.Random(7)
-    async with front(output_total_bytes=5000, clients=1000) as house:
+    async with front(output_total_bytes=4000, input_total_bytes=1000, clients=1000) as house:
         server = house.server
         sessions = [server._connect() for _ in range(50)]
         for _ in range(5000):
             session = chance.choice(sessions)
             match chance.randrange(4):
                 case 0:
-                    server.backlog(session, 0)
+                    server.unread.count(session, 0)
                 case 1:
                     server.dismiss(session, "client")
                 case _:
-                    server.backlog(session, chance.randrange(800))
-            assert server._unread_total == sum(server._unread.values()) <= 5000
+                    server.unread.count(session, chance.randrange(800))
+            assert server.unread.total == sum(server.unread.sizes.values()) <= 5000
         for session in sessions:
             server.dismiss(session, "client")
-        assert (server._unread_total, server._unread, server._over) == (0, {}, {})
+        assert (server.unread.total, server.unread.sizes, server.unread._seen) == (0, {}, {})
 
 
 async def test_silent_clients_are_given_new_rules(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,5 +427,5 @@ async def test_who_a_client_is_before_auth() -> None:
 )
 def test_descriptors_are_shared(room: int, expected: tuple[int, int]) -> None:
     """Clients and connections of their own never need more descriptors than there are."""
-    limits = Limits(10_000, 0.0, 5.0, 1, 1, 1.0, 1000, 100, 60.0, 1, 1)
+    limits = Limits(10_000, 0.0, 5.0, 1, 1, 1.0, 1, 1.0, 1000, 100, 60.0, 1, 1)
     assert shares(limits, room) == expected

@@ -160,9 +160,9 @@ async def test_a_reader_that_does_not_read_is_closed() -> None:
         caller = await house.connect(4096)
         caller.writer.transport.pause_reading()  # type: ignore[attr-defined]
         caller.writer.write(pack("GET", "k") * 3)
-        await wait_for(lambda: house.server._unread, "unread output")
+        await wait_for(lambda: house.server.unread.sizes, "unread output")
         await wait_for(lambda: house.closed("output") == 1, "the end")
-        assert house.server._unread_total == 0
+        assert house.server.unread.total == 0
 
 
 async def test_a_slow_reader_that_reads_is_not_closed() -> None:

@@ -55,8 +55,13 @@ def quit_(session: Session, request: wire.Request) -> bytes:
 
 
 def reset(session: Session, request: wire.Request) -> bytes:
+    silent = session.downstream.silence == 1
     session.reset()
-    return b"+RESET\r\n"
+    if not silent:
+        return b"+RESET\r\n"
+    # CLIENT REPLY OFF has silenced this command's own place before it was ended here.
+    session.push(b"+RESET\r\n")
+    return b""
 
 
 def select(session: Session, request: wire.Request) -> bytes:

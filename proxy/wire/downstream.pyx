@@ -9,7 +9,8 @@
     meanwhile, so the old one cannot live on under a client that never pauses. A transaction that
     meets a new `Ruleset` between MULTI and EXEC is spoiled;
   * parsing waits as well while the client has too much in flight, owes us room to send, or a slow
-    command holds it. What is not parsed is kept, and no more than one read of it.
+    command holds it. What is not parsed is kept: no more than one read beyond what the session
+    leaves off reading at, or a request of any size that is not whole.
 A command that needs Python becomes a `Request`; everything else is decided here, in `_judge`.
 
 The class is what others see of it. What it does lies in parts by what it is about, included below,
@@ -23,16 +24,17 @@ from libc.stdlib cimport realloc
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
+from posix.strings cimport strncasecmp
 
 cimport cython
 
 from proxy.wire.bounds cimport ArgumentBounds
-from proxy.wire.edits cimport Edit, edit_write, put_length
+from proxy.wire.edits cimport Edit, edit_write, put_head, put_length, put_word
 from proxy.wire.frames cimport (
-    COMPLETE, INCOMPLETE, Bounds, Octets, Progress, Word, Words, fault_line, octets_append,
-    octets_consume, octets_free, pack, pass_request, progress_reset, scan_request,
+    COMPLETE, INCOMPLETE, TOO_LONG_LINE, Bounds, Octets, Progress, Word, Words, fault_line,
+    octets_append, octets_consume, octets_fit, octets_free, pack, pass_request, progress_reset,
+    scan_request, split_line,
 )
-from proxy.wire.frames import split_inline
 from proxy.wire.growth cimport growth_follows, judge_growth, put_trim
 from proxy.wire.json_values cimport JSON_FINE, judge_json
 from proxy.wire.limits cimport (
@@ -62,7 +64,8 @@ from proxy.wire.upstream cimport Batch, Delivery, Pending, Sink, Upstream
 
 cdef enum:
     # A client's window. 128 commands fill a node's read buffer many times over; a MiB of replies
-    # expected keeps what one client that never reads can cost at a few MiB here and in the node.
+    # expected keeps what one client that never reads can cost at a few MiB here and in the node,
+    # or at what one reply and one request may have: the session's accounts hold those in bounds.
     MOST_PENDING = 128
     WINDOW_BYTES = 1024 * 1024
     # A new client's replies are taken for this large until some have come: four in flight.
@@ -194,6 +197,8 @@ cdef class Downstream(Sink):
                 octets_consume(&self.input, consumed)
                 if self.closing or (self.input.end == 0 and self.input.capacity > KEPT_CAPACITY):
                     octets_free(&self.input)
+                elif consumed:
+                    octets_fit(&self.input)
         finally:
             PyBuffer_Release(&view)
         if self.tail is not before and self.batch.clock is not None:
@@ -513,6 +518,8 @@ cdef class Downstream(Sink):
         cdef Pending following
         cdef list bound = [each for each in self.deferred or () if (<Request> each).reason == BOUND]
         self.closing = True
+        octets_free(&self.input)
+        octets_free(&self.output)
         while pending is not None:
             following = pending.next_of_client
             pending.next_of_client = None

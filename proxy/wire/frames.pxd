@@ -13,6 +13,7 @@ cdef enum:
     TOO_MANY_WORDS = -5
     TOO_LONG_WORD = -6
     TOO_LONG_LINE = -7
+    UNBALANCED = -8
 
 
 cdef struct Octets:
@@ -50,12 +51,15 @@ cdef struct Bounds:
 
 cdef int octets_append(Octets* octets, const char* data, Py_ssize_t size) except -1
 cdef void octets_consume(Octets* octets, Py_ssize_t size) noexcept nogil
+cdef void octets_fit(Octets* octets) noexcept nogil
 cdef void octets_free(Octets* octets) noexcept nogil
 
 cdef int scan_request(const char* data, Py_ssize_t size, const Bounds* bounds,
                       Progress* progress, Words* words) except? -100
 cdef int pass_request(const char* data, Py_ssize_t size, const Bounds* bounds,
                       Progress* progress) noexcept nogil
+cdef int split_line(const char* line, Py_ssize_t size, const Bounds* bounds, char* text,
+                    Words* words) except? -100
 cdef int scan_reply(const char* data, Py_ssize_t size, Progress* progress) noexcept nogil
 cdef void progress_reset(Progress* progress) noexcept nogil
 cpdef bytes fault_line(int status)

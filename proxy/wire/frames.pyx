@@ -22,6 +22,8 @@ cdef enum:
     # A command's words are collected in an array that grows by doubling from here.
     FIRST_WORDS = 64
     FIRST_OCTETS = 512
+    # What a queue may keep although it needs little of it: some reads of a client.
+    LARGE_OCTETS = 256 * 1024
 
 # More elements than any reply can hold in memory: stops the counter from wrapping.
 cdef int64_t MOST_ELEMENTS = 1_000_000_000_000
@@ -58,6 +60,24 @@ cdef void octets_consume(Octets* octets, Py_ssize_t size) noexcept nogil:
     octets.start += size
     if octets.start == octets.end:
         octets.start = octets.end = 0
+
+
+cdef void octets_fit(Octets* octets) noexcept nogil:
+    """Give back most of the room where little of it is needed for what is left."""
+    cdef Py_ssize_t held = octets.end - octets.start
+    cdef Py_ssize_t capacity = octets.capacity
+    cdef char* moved
+    while capacity > LARGE_OCTETS and held <= capacity // 8:
+        capacity //= 2
+    if capacity == octets.capacity:
+        return
+    memmove(octets.data, octets.data + octets.start, held)
+    octets.start = 0
+    octets.end = held
+    moved = <char*> realloc(octets.data, capacity)
+    if moved != NULL:
+        octets.data = moved
+        octets.capacity = capacity
 
 
 cdef void octets_free(Octets* octets) noexcept nogil:
@@ -211,6 +231,96 @@ cdef int pass_request(const char* data, Py_ssize_t size, const Bounds* bounds,
     return COMPLETE
 
 
+cdef int split_line(const char* line, Py_ssize_t size, const Bounds* bounds, char* text,
+                    Words* words) except? -100:
+    """Take an inline command apart: its words come to lie one behind the other at text.
+
+    The rule is that of redis-cli: double quotes with escapes (\\xHH, \\n, ...), single quotes with
+    \\' only, and a closing quote must be followed by a space or the end. No word is longer than what
+    it was written as, so text needs room for size bytes.
+    """
+    cdef Py_ssize_t at = 0
+    cdef Py_ssize_t filled = 0
+    cdef Py_ssize_t first
+    words.count = 0
+    # Redis reads up to a zero byte and takes the rest for words that are not there.
+    if memchr(line, 0, size) != NULL:
+        return UNBALANCED
+    while True:
+        while at < size and _is_space(line[at]):
+            at += 1
+        if at == size:
+            return COMPLETE
+        first = filled
+        # Only these end a word, though vertical tab and form feed may stand before one.
+        while at < size and line[at] not in (c" ", c"\t", c"\r", c"\n"):
+            if line[at] == c'"' or line[at] == c"'":
+                at = _quoted(line, size, at, text, &filled)
+                if at < 0 or (at < size and not _is_space(line[at])):
+                    return UNBALANCED
+                break
+            text[filled] = line[at]
+            filled += 1
+            at += 1
+        if words.count == bounds.words or filled - first > bounds.word_bytes:
+            return TOO_LONG_LINE
+        _remember(words, first, first, filled - first)
+
+
+cdef Py_ssize_t _quoted(const char* line, Py_ssize_t size, Py_ssize_t at, char* text,
+                        Py_ssize_t* filled) noexcept nogil:
+    """Read what stands in quotes from the first of them on; return where it ends, or -1."""
+    cdef char quote = line[at]
+    cdef bint double = quote == c'"'
+    cdef Py_ssize_t end = filled[0]
+    cdef char mark
+    at += 1
+    while at < size:
+        mark = line[at]
+        at += 1
+        if mark == quote:
+            filled[0] = end
+            return at
+        if mark == c"\\" and at < size:
+            if (double and line[at] == c"x" and at + 2 < size
+                    and _hex(line[at + 1]) >= 0 and _hex(line[at + 2]) >= 0):
+                mark = <char> (_hex(line[at + 1]) * 16 + _hex(line[at + 2]))
+                at += 3
+            elif double:
+                mark = _escaped(line[at])
+                at += 1
+            elif line[at] == c"'":
+                mark = c"'"
+                at += 1
+        text[end] = mark
+        end += 1
+    return -1
+
+
+cdef char _escaped(char mark) noexcept nogil:
+    if mark == c"n":
+        return c"\n"
+    if mark == c"r":
+        return c"\r"
+    if mark == c"t":
+        return c"\t"
+    if mark == c"b":
+        return c"\b"
+    return c"\a" if mark == c"a" else mark
+
+
+cdef int _hex(char mark) noexcept nogil:
+    if c"0" <= mark <= c"9":
+        return mark - c"0"
+    if c"a" <= (mark | 32) <= c"f":
+        return (mark | 32) - c"a" + 10
+    return -1
+
+
+cdef bint _is_space(char mark) noexcept nogil:
+    return mark == c" " or c"\t" <= mark <= c"\r"
+
+
 cdef int scan_reply(const char* data, Py_ssize_t size, Progress* progress) noexcept nogil:
     """Scan one RESP2 or RESP3 reply from data[0]; progress.position is its end when COMPLETE."""
     cdef Py_ssize_t position
@@ -287,6 +397,7 @@ FAULTS = {
     TOO_MANY_WORDS: b"-ERR Protocol error: invalid multibulk length\r\n",
     TOO_LONG_WORD: b"-ERR Protocol error: invalid bulk length\r\n",
     TOO_LONG_LINE: b"-ERR Protocol error: too big inline request\r\n",
+    UNBALANCED: b"-ERR Protocol error: unbalanced quotes in request\r\n",
 }
 
 
@@ -320,65 +431,3 @@ def frame_end(object data, Py_ssize_t position):
     if status < 0:
         raise ValueError(f"these bytes are no reply: {fault_line(status).decode().strip()}")
     return position + progress.position if status == COMPLETE else -1
-
-
-cdef dict ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"a": b"\a"}
-cdef bytes SPACES = b" \t\n\r\v\f\0"
-
-
-def split_inline(bytes line):
-    """Return the words of an inline command, or None where quotes do not balance.
-
-    The rule is that of redis-cli: double quotes with escapes (\\xHH, \\n, ...), single quotes with
-    \\' only, and a closing quote must be followed by a space or the end.
-    """
-    cdef list words = []
-    cdef Py_ssize_t at = 0
-    while True:
-        while at < len(line) and line[at:at + 1] in SPACES:
-            at += 1
-        if at >= len(line):
-            return words
-        parsed = _inline_word(line, at)
-        if parsed is None:
-            return None
-        words.append(parsed[0])
-        at = parsed[1]
-
-
-def _inline_word(bytes line, Py_ssize_t at):
-    cdef bytearray word = bytearray()
-    while at < len(line) and line[at:at + 1] not in SPACES:
-        mark = line[at:at + 1]
-        if mark == b'"' or mark == b"'":
-            at = _inline_quoted(line, at + 1, mark, word)
-            if at < 0 or (at < len(line) and line[at:at + 1] not in SPACES):
-                return None
-            break
-        word += mark
-        at += 1
-    return bytes(word), at
-
-
-def _inline_quoted(bytes line, Py_ssize_t at, bytes quote, bytearray word):
-    while at < len(line):
-        mark = line[at:at + 1]
-        if mark == quote:
-            return at + 1
-        if mark == b"\\" and at + 1 < len(line):
-            escaped = line[at + 1:at + 2]
-            if quote == b'"' and escaped == b"x" and _is_hex(line[at + 2:at + 4]):
-                word.append(int(line[at + 2:at + 4], 16))
-                at += 4
-                continue
-            if quote == b'"' or escaped == b"'":
-                word += ESCAPES.get(escaped, escaped) if quote == b'"' else escaped
-                at += 2
-                continue
-        word += mark
-        at += 1
-    return -1
-
-
-def _is_hex(bytes pair):
-    return len(pair) == 2 and all(mark in b"0123456789abcdefABCDEF" for mark in pair)

@@ -10,6 +10,9 @@ cdef int _judge(Downstream client, const char* frame, Py_ssize_t size, double no
     cdef int index = _row_of(client, frame)
     cdef CommandRow* row
     cdef bytes plain, refusal
+    if index < 0 and _speaks_http(frame):
+        _fail(client, SPEAKS_HTTP)
+        return TAKEN
     if client.role < 0 and (index < 0 or not rules.rows[index].unauthenticated):
         return _reply(client, rules.errors.noauth, -1, rules.counters.families - 1)
     if index < 0:

@@ -1,8 +1,6 @@
 # Requests are taken apart: frames, lines that somebody types, and what is neither.
 # A part of downstream.pyx, which includes it.
 
-cdef bytes UNBALANCED = b"-ERR Protocol error: unbalanced quotes in request\r\n"
-cdef bytes TOO_BIG_INLINE = b"-ERR Protocol error: too big inline request\r\n"
 cdef bytes NOT_MULTIBULK = b"-ERR Protocol error: expected '*' or an inline command\r\n"
 cdef bytes TOO_MANY_EMPTY = b"-ERR Protocol error: too many empty requests\r\n"
 cdef bytes SPEAKS_HTTP = b"-ERR Protocol error: this port speaks the Redis protocol\r\n"
@@ -50,37 +48,62 @@ cdef Py_ssize_t _line(Downstream client, const char* data, Py_ssize_t size) exce
     cdef const char* feed
     cdef uint8_t first = <uint8_t> data[0]
     cdef Py_ssize_t most = client.inline_bytes
-    if not (c"a" <= (first | 32) <= c"z" or c"0" <= first <= c"9" or first == c" " or first == c"\t"
-            or first == c"\r" or first == c"\n" or first == c'"' or first == c"'"):
-        # A TLS hello, or the rest of a stream that has lost its step.
+    if not (c"\t" <= first <= c"\r" or c" " <= first <= c"~") or first == c"$":
+        # A TLS hello, or a word without its command: what follows is no line either.
         _fail(client, NOT_MULTIBULK)
         return 0
     feed = <const char*> memchr(data, c"\n", size if size <= most else most)
     if feed == NULL:
         if size >= most:
-            _fail(client, TOO_BIG_INLINE)
+            _fail(client, fault_line(TOO_LONG_LINE))
         return 0
     return feed - data + 1
 
 
 cdef int _inline(Downstream client, const char* data, Py_ssize_t size, double now) except -1:
-    cdef bytes line = data[:size - 1]
-    cdef bytes frame
-    words = None if b"\0" in line else split_inline(line.removesuffix(b"\r"))
-    if words is None:
-        _fail(client, UNBALANCED)
+    """Judge the inline request at data, its line feed included, as the frame that it stands for."""
+    cdef bytes text = PyBytes_FromStringAndSize(NULL, size)
+    cdef Py_ssize_t end = size - 1
+    cdef Octets frame
+    cdef int status
+    if end > 0 and data[end - 1] == c"\r":
+        end -= 1
+    status = split_line(data, end, &client.bounds, <char*> text, &WORDS)
+    if status < 0:
+        _fail(client, fault_line(status))
         return TAKEN
-    if not words:
+    if not WORDS.count:
         return _empty(client, now)
-    if words[0] == b"POST" or words[0] == b"Host:":
-        # A browser that somebody has sent here: what follows is not from a Redis client.
-        _fail(client, SPEAKS_HTTP)
-        return TAKEN
-    frame = pack(words)
-    _collect(frame)
-    if client.batch.sketches.passes(len(frame)):
-        return _judge(client, <char*> frame, len(frame), now)
-    return _look(client, <char*> frame, len(frame), now)
+    frame.data = NULL
+    frame.start = frame.end = frame.capacity = 0
+    try:
+        _put_words(&frame, <char*> text)
+        if client.batch.sketches.passes(frame.end):
+            return _judge(client, frame.data, frame.end, now)
+        return _look(client, frame.data, frame.end, now)
+    finally:
+        octets_free(&frame)
+
+
+cdef int _put_words(Octets* frame, const char* text) except -1:
+    """Write WORDS, which lie in text, as a frame, in which they lie from then on."""
+    cdef Word* word
+    cdef Py_ssize_t i
+    put_head(frame, WORDS.count)
+    for i in range(WORDS.count):
+        word = &WORDS.items[i]
+        word.head = frame.end
+        put_word(frame, text + word.at, word.size)
+        word.at = frame.end - 2 - word.size
+    return 0
+
+
+cdef bint _speaks_http(const char* frame) noexcept:
+    """Whether the command is a line of a browser that somebody has sent here: not Redis' to run."""
+    cdef Word* word = &WORDS.items[0]
+    cdef const char* name = frame + word.at
+    return ((word.size == 4 and strncasecmp(name, "post", 4) == 0)
+            or (word.size == 5 and strncasecmp(name, "host:", 5) == 0))
 
 
 cdef int _empty(Downstream client, double now) except -1:

@@ -187,7 +187,9 @@ class Desk:
             ],
             [[(upstream,) for upstream in pair] for pair in pairs],
         )
-        limits = Limits(100, 0.0, 5.0, 1 << 20, 1 << 24, 10.0, 10, 10, 60.0, 100, 1000)
+        limits = Limits(
+            100, 0.0, 5.0, 1 << 20, 1 << 24, 10.0, 1 << 24, 60.0, 10, 10, 60.0, 100, 1000
+        )
         config = Config(
             Listen(("127.0.0.1", 6379), None, 0), Admin("", 0), {}, None, None, tuple(users),
             limits, 1.0,

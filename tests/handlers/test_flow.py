@@ -33,10 +33,13 @@ async def test_one_reply_is_skipped() -> None:
 
 
 async def test_reset_brings_replies_back() -> None:
-    """RESET ends the silence; its own reply was still in it."""
+    """RESET ends the silence and is answered itself, unless it is the command to skip."""
     client = Desk().connect()
     client.ask(b"CLIENT", b"REPLY", b"OFF")
-    client.ask(b"RESET")
+    assert client.ask(b"RESET") == b"+RESET\r\n"
+    assert client.ask(b"PING") == b"+PONG\r\n"
+    client.ask(b"CLIENT", b"REPLY", b"SKIP")
+    assert client.ask(b"RESET") == b""
     assert client.ask(b"PING") == b"+PONG\r\n"
 
 

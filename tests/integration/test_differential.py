@@ -57,3 +57,31 @@ async def test_the_oldest_redis_gives_the_same_bytes(
             sidecar = await proxy_process({"locks": cluster, "cache": cluster})
             report = await compare(sidecar, plain.node, cluster.primaries, 10_000)
     assert not report.differences, report
+
+
+async def answers(port: int, said: bytes) -> bytes:
+    """Return all that is answered until the connection ends."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(said)
+    async with asyncio.timeout(10):
+        received = await reader.read()
+    writer.close()
+    return received
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"CLIENT REPLY OFF\r\nRESET\r\nPING\r\n",
+        b"CLIENT REPLY OFF\r\nCLIENT REPLY SKIP\r\nRESET\r\nPING\r\n",
+        b"CLIENT REPLY OFF\r\nMULTI\r\nPING\r\nRESET\r\nPING\r\n",
+        b"CLIENT REPLY OFF\r\nRESET more\r\nPING\r\nCLIENT REPLY ON\r\n",
+        b"CLIENT REPLY SKIP\r\nRESET\r\nPING\r\n",
+        b"_x\r\n;x 1\r\n\vPING\r\n+PING\r\n",
+        b"ECHO \"a\\x41\\n\\q\"\r\nECHO 'it\\'s\\n'\r\nECHO k\"k\"\r\nECHO ''\r\nECHO a\vb\n",
+    ],
+)
+async def test_lines_get_the_same_bytes(proxy: Sidecar, plain_redis: Node, said: bytes) -> None:
+    """What is typed, and what silence and its end leave of replies, is answered alike."""
+    said += b"QUIT\r\n"
+    assert await answers(proxy.port, said) == await answers(plain_redis.port, said)

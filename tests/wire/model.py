@@ -126,9 +126,9 @@ def unescape(text: bytes) -> bytes:
     return re.sub(pattern, plain, text, flags=re.DOTALL)
 
 
-def inline_words(line: bytes) -> list[bytes]:
+def inline_words(line: bytes, bounds: Bounds = Bounds()) -> list[bytes]:  # noqa: B008
     """Return the words of an inline command."""
-    spaces = b" \t\n\r\v\f\0"
+    spaces = b" \t\n\r\v\f"
     words: list[bytes] = []
     at = 0
     while True:
@@ -137,7 +137,7 @@ def inline_words(line: bytes) -> list[bytes]:
         if at == len(line):
             return words
         word = b""
-        while at < len(line) and line[at] not in spaces:
+        while at < len(line) and line[at] not in b" \t\n\r":
             if line[at : at + 1] in (b'"', b"'"):
                 double = line[at : at + 1] == b'"'
                 found = re.compile(QUOTED if double else SINGLE, re.DOTALL).match(line, at)
@@ -149,12 +149,14 @@ def inline_words(line: bytes) -> list[bytes]:
                 break
             word += line[at : at + 1]
             at += 1
+        if len(words) == bounds.words or len(word) > bounds.word_bytes:
+            raise Fault(TOO_BIG_INLINE)
         words.append(word)
 
 
 def inline(data: bytes, at: int, bounds: Bounds) -> tuple[list[bytes], int]:
     """Return the words of the inline request at `at`, and where its line ends."""
-    if not re.match(rb"[A-Za-z0-9 \t\r\n\"']", data[at:]):
+    if not re.match(rb"[\t-\r -#%-~]", data[at:]):
         raise Fault(NOT_MULTIBULK)
     feed = data.find(b"\n", at, at + bounds.inline_bytes)
     if feed < 0:
@@ -164,10 +166,7 @@ def inline(data: bytes, at: int, bounds: Bounds) -> tuple[list[bytes], int]:
     line = data[at:feed].removesuffix(b"\r")
     if b"\0" in line:
         raise Fault(UNBALANCED)
-    words = inline_words(line)
-    if words and words[0] in (b"POST", b"Host:"):
-        raise Fault(SPEAKS_HTTP)
-    return words, feed + 1
+    return inline_words(line, bounds), feed + 1
 
 
 def requests(data: bytes, bounds: Bounds = Bounds()) -> tuple[list[list[bytes]], bytes | None]:  # noqa: B008
@@ -178,6 +177,8 @@ def requests(data: bytes, bounds: Bounds = Bounds()) -> tuple[list[list[bytes]],
         while at < len(data):
             read = multibulk if data[at : at + 1] == b"*" else inline
             words, at = read(data, at, bounds)
+            if words and words[0].lower() in (b"post", b"host:"):
+                raise Fault(SPEAKS_HTTP)
             if words:
                 found.append(words)
     except Fault as fault:

@@ -17,17 +17,22 @@ ENDS = [b"\r\n", b"\n", b"\r", b"\r\r\n", b"\n\r", b"xx", b"\rX", b""]
 
 words = st.binary(max_size=12) | st.sampled_from([b"GET", b"$1\r\n", b"*1\r\n", b"\r\n", b"a" * 70])
 frames = st.lists(words, min_size=1, max_size=5).map(model.frame)
-lines = st.lists(
-    st.sampled_from(
-        [b"GET", b"k", b'"a\\x41\\n"', b"'it\\'s'", b'""', b" ", b"\t", b'"', b"\\", b"\0"]
-    ),
-    max_size=5,
-).map(lambda parts: b" ".join(parts) + b"\r\n")
+LINE_WORDS = [
+    b"GET", b"k", b'"a\\x41\\n"', b"'it\\'s'", b'""', b" ", b"\t", b'"', b"\\", b"\0", b"k\vk",
+    b"\f", b'"\\xaF\\x4"', b'"\\q\\r\\t\\b\\a\\""', b'k"k"', b"'\\n", b"_", b";",
+]  # fmt: skip
+STRAY = [
+    b"*1\r\n$4\r\nPINGxx", b"*1\rX$4\rXPINGXX", b"PING\0X\r\n", b"POST /\r\n", b"hOsT: a\r\n",
+    b"host:a\r\n", model.frame([b"post"]), model.frame([b"Host:", b"a"]),
+]  # fmt: skip
+lines = st.lists(st.sampled_from(LINE_WORDS), max_size=5).map(
+    lambda parts: b" ".join(parts) + b"\r\n"
+)
 tokens = st.one_of(
     st.tuples(st.sampled_from([b"*", b"$"]), st.sampled_from(NUMBERS), st.sampled_from(ENDS)).map(
         b"".join
     ),
-    st.sampled_from([b"*1\r\n$4\r\nPINGxx", b"*1\rX$4\rXPINGXX", b"PING\0X\r\n", b"POST /\r\n"]),
+    st.sampled_from(STRAY),
     st.binary(max_size=6),
 )
 request_streams = st.lists(frames | frames | lines | tokens, max_size=6).map(b"".join)

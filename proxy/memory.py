@@ -1,0 +1,148 @@
+"""What clients make the process hold: replies they have not read, requests they have only begun.
+
+Made by `server`, which hears of both from sessions and has them looked at from time to time.
+Always true:
+  * of clients that stop reading no more than `output_total_bytes` is kept for longer than
+    `output_seconds`; those that read may leave as much more as a request could have brought;
+  * requests that are not whole come to `input_total_bytes` at most, beyond one read of each client;
+  * over a total, who holds most goes first, and one log line says so: one more when it is under it.
+"""
+
+from typing import Protocol
+
+from proxy import log, wire
+from proxy.config import Limits
+
+# A request of which no more has come costs no more than any other client, and is not counted.
+ONE_READ = 64 * 1024
+
+
+class Session(Protocol):
+    """A client, as far as it holds memory."""
+
+    downstream: wire.Downstream
+    active: float  # when it last sent something
+
+    @property
+    def unread_bytes(self) -> int:
+        """Return the bytes of replies that the client has not taken yet."""
+
+    def count_unread(self) -> None:
+        """Tell `Unread` of them, and of what the transport keeps besides."""
+
+    def close(self, reason: str) -> None: ...
+
+
+class Account:
+    """Bytes that single clients hold, and what they come to."""
+
+    def __init__(self, reason: str, limit: int) -> None:
+        self.sizes: dict[Session, int] = {}
+        self.total = 0
+        self._reason = reason
+        self._limit = limit
+        self._over = False
+
+    def count(self, session: Session, size: int) -> None:
+        """Take note of what a client holds now."""
+        self.total += size - self.sizes.pop(session, 0)
+        if size:
+            self.sizes[session] = size
+
+    def close_largest(self) -> None:
+        """Close the client that holds most."""
+        self.tell()
+        self.close(max(self.sizes, key=self.sizes.__getitem__))
+
+    def close(self, session: Session) -> None:
+        self.count(session, 0)
+        session.close(self._reason)
+
+    def tell(self) -> None:
+        """Log that the total is over its limit, or under it again."""
+        over = self.total > self._limit
+        if over != self._over:
+            self._over = over
+            log.event(
+                log.WARNING if over else log.INFO,
+                f"{self._reason}_over_limit" if over else f"{self._reason}_within_limit",
+                bytes=self.total, limit=self._limit, clients=len(self.sizes),
+            )  # fmt: skip
+
+
+class Unread(Account):
+    """Replies that clients have not read."""
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__("output", limits.output_total_bytes)
+        self._limits = limits
+        # What could be stored can be read: its request was no larger than all may be together.
+        self._most = limits.output_total_bytes + limits.input_total_bytes
+        # Since when a client has read nothing, and what it owed then.
+        self._seen: dict[Session, tuple[float, int]] = {}
+
+    def count(self, session: Session, size: int) -> None:
+        """Take note of what a client leaves; beyond what may ever be left, the largest goes."""
+        super().count(session, size)
+        if not size or size <= self._limits.output_bytes < self._seen.get(session, (0.0, 0))[1]:
+            self._seen.pop(session, None)
+        while self.total > self._most and self.sizes:
+            self.close_largest()
+
+    def look(self, now: float) -> None:
+        """Close who does not read, above its own limit or while the total is above its."""
+        for session in list(self.sizes):
+            # Others may read slowly: what they still owe is known only here.
+            session.count_unread()
+        still = [session for session in list(self.sizes) if not self._reads(session, now)]
+        self.tell()
+        for session in sorted(still, key=self.sizes.__getitem__, reverse=True):
+            over = self.total > self._limits.output_total_bytes
+            if over or self.sizes[session] > self._limits.output_bytes:
+                self.close(session)
+        self.tell()
+
+    def _reads(self, session: Session, now: float) -> bool:
+        """Return whether a client has read lately, or has had no time to.
+
+        Above its limit it has only if it owes less than before: a subscriber that is sent more
+        than it reads has not.
+        """
+        owed = session.unread_bytes
+        since, before = self._seen.get(session, (now, 0))
+        if owed < before or (owed != before and before <= self._limits.output_bytes):
+            self._seen[session] = now, owed
+            return True
+        return now - since <= self._limits.output_seconds
+
+
+class Begun(Account):
+    """Requests that are not whole, of clients that hold more than one read of them."""
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__("input", limits.input_total_bytes)
+        self._seconds = limits.input_seconds
+
+    def count(self, session: Session, size: int) -> None:
+        """Take note of a request that grows; over the total, the largest goes."""
+        self._note(session, size)
+        if self.total > self._limit:
+            self._recount()
+        while self.total > self._limit and self.sizes:
+            self.close_largest()
+
+    def look(self, now: float) -> None:
+        """Close those whose requests have stopped to grow, unless it is we who do not read."""
+        self._recount()
+        for session in list(self.sizes):
+            if not session.downstream.blocked and now - session.active > self._seconds:
+                self.close(session)
+        self.tell()
+
+    def _recount(self) -> None:
+        """Forget requests that have become whole since: nobody tells of those."""
+        for session in list(self.sizes):
+            self._note(session, session.downstream.held_bytes)
+
+    def _note(self, session: Session, size: int) -> None:
+        super().count(session, size if size > ONE_READ else 0)
