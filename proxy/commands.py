@@ -504,9 +504,10 @@ _NAMES_IN_REPLY = {
     b"xgroup|createconsumer", b"xgroup|delconsumer", b"xgroup|setid",
 }  # fmt: skip
 
-# Who has no room left in its limits may still end what it has begun; so may it say who else it is,
-# and leave.
-_FREE = {b"exec", b"discard", b"unwatch"}
+# A transaction is paid for by its commands: behind a MULTI that is refused they would run one by
+# one. Who has no room left in its limits may still end what it has begun; so may it say who else it
+# is, and leave.
+_FREE = {b"multi", b"exec", b"discard", b"unwatch"}
 
 # Redis pauses with writes whatever may have to be replicated, without being flagged a write.
 _PAUSED_WITH_WRITES = {b"exec", b"publish", b"spublish", b"pfcount"}
