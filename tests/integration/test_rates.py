@@ -83,8 +83,8 @@ async def test_a_full_limit_leaves_no_transaction_open(
     text = "roles: {default: {rate: [{per: user, limit: 10/min, algorithm: window}]}}"
     sidecar = await with_rules(proxy_process, tmp_path, text)
     caller = await Caller.open(sidecar.port)
-    sent = [("MULTI",), *[("SET", f"{{z}}{n}", n) for n in range(9)], ("EXEC",)]
-    assert (await caller.pipeline(sent))[-1] == [b"OK"] * 9
+    sent = [("MULTI",), *[("SET", f"{{z}}{n}", n) for n in range(10)], ("EXEC",)]
+    assert (await caller.pipeline(sent))[-1] == [b"OK"] * 10
     assert "RATELIMITED" in str(await caller.call("GET", "{z}1"))
     assert str(await caller.call("EXEC")) == "ERR EXEC without MULTI"
     caller.close()

@@ -267,9 +267,12 @@ def test_a_keyspace_is_used_once_by_a_command(keys: str) -> None:
     assert limit.statistics()[:2] == (2, 1)
 
 
-@pytest.mark.parametrize("name", [b"EXEC", b"DISCARD", b"UNWATCH", b"QUIT", b"RESET"])
+@pytest.mark.parametrize("name", [b"MULTI", b"EXEC", b"DISCARD", b"UNWATCH", b"QUIT", b"RESET"])
 def test_what_ends_costs_nothing(name: bytes) -> None:
-    """Whoever has no room left may still end a transaction, its watches and its connection."""
+    """Whoever has no room left may still end its watches, its connection and a transaction.
+
+    One begins whatever room there is: its commands pay for it.
+    """
     scene = stage(user=row(per=Per.USER, amount=1))
     client = scene.client()
     assert refused(client, name) == b""
