@@ -77,12 +77,16 @@ def holds_of(operations: Sequence[Operation]) -> list[Hold]:
 
     An owner asks for one lock one question after the other, so its own operations have an order.
     An extension is told of a hold that was there all the time in between. What may have ended a
-    hold (giving it back, with whatever outcome) ends it when it was sent.
+    hold (giving it back, with whatever outcome) ends it when it was sent. What was given back with
+    an unknown outcome may be so at any time later, so of later grants nothing is certain beyond them.
     """
     holds: list[Hold] = []
     current: dict[str, list[Hold]] = defaultdict(list)
+    late: dict[str, list[Operation]] = defaultdict(list)
     for each in operations:
         mine, until = current[each.owner], each.sent + each.seconds
+        if each.grants and any(_fits(release, each.token) for release in late[each.owner]):
+            until = each.sent
         if each.grants and mine and _is_same(mine[-1], each):
             mine[-1].end = until
         elif each.grants:
@@ -101,6 +105,8 @@ def holds_of(operations: Sequence[Operation]) -> list[Hold]:
                 hold.end = max(hold.begin, min(hold.end, ends))
             if each.kind == "release":
                 mine.clear()
+        if each.kind == "release" and each.outcome == "unknown":
+            late[each.owner].append(each)
     return holds
 
 
@@ -111,10 +117,15 @@ def _is_same(hold: Hold, grant: Operation) -> bool:
 
 def _may_end(each: Operation, hold: Hold) -> bool:
     """Return whether something may have ended a hold, or made it shorter."""
-    fits = each.token is None or hold.token is None or each.token == hold.token
+    fits = _fits(each, hold.token)
     if each.kind == "release":
         return fits and each.outcome in ("released", "unknown")
     return fits and each.outcome == "unknown" and each.kind in ("acquire", "extend")
+
+
+def _fits(each: Operation, token: int | None) -> bool:
+    """Return whether something may be meant for the grant of a token, as far as both say it."""
+    return each.token is None or token is None or each.token == token
 
 
 def overlaps(holds: Iterable[Hold]) -> list[tuple[Hold, Hold]]:

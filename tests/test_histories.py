@@ -81,6 +81,15 @@ def test_a_release_of_unknown_outcome_ends_what_is_certain() -> None:
     assert found([*given_back, grant("b", 3.0, 2)]) == {"overlaps": 1}
 
 
+def test_a_release_of_unknown_outcome_may_come_late() -> None:
+    """It may end what its owner is granted afterwards, unless that has another token."""
+    late = [grant("a", 0.0, 1), release("a", 1.0, None, "unknown")]
+    assert found([*late, grant("a", 2.0, None, outcome="granted"), grant("b", 4.0, 2)]) == {}
+    late = [grant("a", 0.0, 1), release("a", 1.0, 1, "unknown")]
+    again = grant("a", 2.0, 2)
+    assert found([*late, again, grant("b", 4.0, 3)]) == {"overlaps": 1}
+
+
 @pytest.mark.parametrize(
     ("kind", "fault"),
     [
