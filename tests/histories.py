@@ -78,7 +78,7 @@ def holds_of(operations: Sequence[Operation]) -> list[Hold]:
     An owner asks for one lock one question after the other, so its own operations have an order.
     An extension is told of a hold that was there all the time in between. What may have ended a
     hold (giving it back, with whatever outcome) ends it when it was sent. What was given back with
-    an unknown outcome may be so at any time later, so of later grants nothing is certain beyond them.
+    an unknown outcome may be so at any time later, so later grants are certain only as such.
     """
     holds: list[Hold] = []
     current: dict[str, list[Hold]] = defaultdict(list)
