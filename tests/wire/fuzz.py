@@ -24,8 +24,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODULES = sorted(path.stem for path in (ROOT / "proxy" / "wire").glob("*.pyx"))
-# What the targets import beside the compiled modules.
-COPIED = ("__init__.py", "errors.py", "commands.py", "wire/__init__.py", "wire/rules.py")
 FLAGS = ["-O1", "-g", "-fPIC", "-shared", "-w", "-fsanitize=fuzzer-no-link,address"]
 MILLION = 1_000_000
 # Inputs of a few frames: longer ones find nothing new in a scanner, and cost speed.
@@ -53,12 +51,8 @@ SEEDS = {"request": WORDS, "reply": REPLIES, "json": VALUES}
 
 def build(directory: Path) -> None:
     """Compile the data plane for the fuzzer."""
-    package = directory / "proxy"
-    (package / "wire").mkdir(parents=True)
-    for name in COPIED:
-        shutil.copy(ROOT / "proxy" / name, package / name)
-    for path in (ROOT / "proxy" / "wire").glob("*.p[xy][xdi]"):
-        shutil.copy(path, package / "wire" / path.name)
+    built = shutil.ignore_patterns("*.so", "*.c", "__pycache__")
+    shutil.copytree(ROOT / "proxy", directory / "proxy", ignore=built)
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     include = f"-I{sysconfig.get_path('include')}"
     for name in MODULES:
