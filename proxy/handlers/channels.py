@@ -81,8 +81,6 @@ class Channels:
         named = self._globs.get(name)
         return named is not None and bool(named.subscribers[role])
 
-    # Where a subscription goes.
-
     def denied(self, role: int, command: bytes, words: Sequence[bytes]) -> bytes | None:
         """Return the first channel among the words of a command that a role may not use."""
         if command in PUBLISHES:
@@ -90,6 +88,8 @@ class Channels:
         if (kind := SUBSCRIBES.get(command)) is None:
             return None
         return next((name for name in words[1:] if not self.may_subscribe(role, kind, name)), None)
+
+    # Where a subscription goes.
 
     def route(self, kind: str, name: bytes) -> Route:
         if kind == SHARD:

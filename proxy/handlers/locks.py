@@ -40,9 +40,8 @@ def take(
     grants, plan = session.server.grants, targets[0].plan
     if grants is None:
         return errors.ORIGIN_DOWN
-    handler, locks = _HANDLERS.get(request.name), {target.key for target in targets}
-    named = {request.arguments[at] for at in request.keys}
-    if handler is None or named != locks or any(t.plan.locking is None for t in targets):
+    handler = _HANDLERS.get(request.name)
+    if handler is None or not _only_locks(request, targets):
         # Of several keys all are locks: who asks for others in the same command asks twice.
         plan = next((t.plan for t in targets if t.plan.locking is not None), plan)
         return errors.lock_refused(plan.name, "command")
@@ -51,6 +50,13 @@ def take(
     if handler in _TAKING and _refused(request, grants, targets[0]):
         return resp.null(session.protocol) if handler is _set else resp.integer(0)
     return answered(handler(session, request, grants, targets))
+
+
+def _only_locks(request: wire.Request, targets: Sequence[Target]) -> bool:
+    """Return whether all keys of a command are locks."""
+    named = {request.arguments[at] for at in request.keys}
+    known = {target.key for target in targets}
+    return named == known and all(target.plan.locking is not None for target in targets)
 
 
 def unnamed(targets: Sequence[Target]) -> bytes | None:
@@ -97,10 +103,8 @@ def scripted(
         return NOSCRIPT + b"\r\n"
     form = form_of(body)
     rest = words[3 + len(request.keys) :]
-    locks = all(t.plan.locking is not None for t in targets)
-    locks = locks and {words[at] for at in request.keys} == {target.key for target in targets}
     wanted = {Does.EXTEND: 2, Does.LENGTHEN: 3}.get(form.does, 1) if form is not None else 0
-    if form is None or len(rest) < wanted or not locks:
+    if form is None or len(rest) < wanted or not _only_locks(request, targets):
         return errors.lock_refused(targets[0].plan.name, "command")
     if (line := unnamed(targets)) is not None:
         return line

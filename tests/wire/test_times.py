@@ -162,28 +162,28 @@ def test_new_rules_wait_for_what_follows() -> None:
     assert sent(stage) == ["SET k:1 v"]
 
 
-def test_jitter_shortens_the_default() -> None:
-    """Jitter takes a part off and adds none, another one each time."""
-    stage = Stage(rules(Lifetime(1000, 0, 0, 0.2, Missing.APPLY)))
+def hundred_times(lifetime: Lifetime) -> list[int]:
+    """Return the times that a hundred SET are given, in milliseconds."""
+    stage = Stage(rules(lifetime))
     client = stage.client()
-    times = []
+    times: list[int] = []
     for _ in range(100):
         client.receive_data(pack("SET k:1 v"), 1.0)
         times += [int(command.split()[-1]) for command in sent(stage)]
         stage.upstreams[0].receive_data(b"+OK\r\n", 1.0)
+    return times
+
+
+def test_jitter_shortens_the_default() -> None:
+    """Jitter takes a part off and adds none, another one each time."""
+    times = hundred_times(Lifetime(1000, 0, 0, 0.2, Missing.APPLY))
     assert 800 <= min(times) < 850
     assert 950 < max(times) <= 1000
 
 
 def test_jitter_leaves_the_shortest_time() -> None:
     """What jitter takes off is a part of what is above the shortest time, so few end at that."""
-    stage = Stage(rules(Lifetime(1000, 900, 0, 1.0, Missing.APPLY)))
-    client = stage.client()
-    times = []
-    for _ in range(100):
-        client.receive_data(pack("SET k:1 v"), 1.0)
-        times += [int(command.split()[-1]) for command in sent(stage)]
-        stage.upstreams[0].receive_data(b"+OK\r\n", 1.0)
+    times = hundred_times(Lifetime(1000, 900, 0, 1.0, Missing.APPLY))
     assert 900 <= min(times) < 925
     assert 975 < max(times) <= 1000
     assert times.count(900) < 10
