@@ -31,9 +31,9 @@ export PYTHONDONTWRITEBYTECODE :=
 demo: install
 	@$(BIN)/sidecache demo $(ARGS)
 
-# One process does the tests with servers, which mostly wait, and the other demos and all the rest.
+# Three at a time even on two cores: tests with servers mostly wait for them.
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long" $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadgroup -m "not long" $(ARGS)
 
 # These have no other tests; each worker would read them for nothing.
 fast: SLOW := --ignore tests/integration --ignore tests/long --ignore tests/clients

@@ -55,14 +55,13 @@ def pytest_collection() -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Ask the tools last, as they run beside the other tests, or first, in a worker of several.
 
-    Tests with servers are one group: a worker does them one after the other, on servers that it
-    starts once, while another does the rest, and demos, which start servers of their own.
+    Tests with servers are grouped by module: a worker does them one after the other, on servers
+    that it starts once and keeps for the next such group.
     """
     items.sort(key=needs_tools, reverse=is_worker(config))
     for item in items:
         if item.get_closest_marker("integration") is not None:
-            demo = "demo" in getattr(item, "fixturenames", ())
-            item.add_marker(pytest.mark.xdist_group("demos" if demo else "servers"))
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def is_worker(config: pytest.Config) -> bool:

@@ -304,7 +304,7 @@ def make(checkout: Path, *arguments: str, **environment: str) -> str:
 
 GOALS: Mapping[str, str] = {
     "demo": "sidecache demo --port 7",
-    "test": 'pytest -n 2 --dist loadgroup -m "not long"',
+    "test": 'pytest -n 3 --dist loadgroup -m "not long"',
     "fast": '-m "not integration and not long"',
     "bench": "benchmarks/wire.py",
     "long": "pytest -m long",

@@ -357,7 +357,7 @@ cdef class Ruleset:
     def _lay_out_scripts(self):
         cdef int i, own
         self.offered = {}
-        runners = [(i, command.name.removesuffix(b"_ro")) for i, command in enumerate(self.commands)]
+        runners = [(i, command.name) for i, command in enumerate(self.commands)]
         for i, command in enumerate(self.commands):
             if command.script is None:
                 continue
@@ -367,6 +367,10 @@ cdef class Ruleset:
                 b"fcall": (command.name, command.name.replace(b".", b"_")),
             }
             for own, name in runners:
+                # What may not write runs no body that writes as its command: nodes refuse that.
+                if name.endswith(b"_ro") and not command.script.reads:
+                    continue
+                name = name.removesuffix(b"_ro")
                 if name in called:
                     self.offered.setdefault(own, {}).update(dict.fromkeys(called[name], i))
                     self.rows[own].runs = RUNS_BODIES if name == b"eval" else RUNS_NAMED

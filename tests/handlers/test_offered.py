@@ -110,7 +110,6 @@ async def test_keys_are_judged_as_any_others(desk: Desk, client: Client) -> None
     [
         [b"EVAL", BODY],
         [b"EVALSHA", SHA.upper()],
-        [b"evalsha_ro", SHA],
         [b"FCALL", b"CART.ADD"],
         [b"fcall", b"cart_add"],
     ],
@@ -128,6 +127,13 @@ async def test_its_body_is_its_command(desk: Desk, client: Client, words: list[b
     assert client.ask(*words, b"2", b"cart:u", b"cart:u", b"u", b"sku") == refused
     assert client.ask(*words, b"1", b"cart:u", b"u") == errors.wrong_arity(b"cart.add")
     assert nodes_got(desk) == []
+
+
+@pytest.mark.parametrize("words", [[b"EVAL_RO", BODY], [b"EVALSHA_RO", SHA]])
+async def test_what_may_not_write_stays_so(desk: Desk, client: Client, words: list[bytes]) -> None:
+    """A read-only run of a body that may write is sent as it is, for nodes to refuse its writes."""
+    client.send(*words, b"1", b"cart:u", b"u", b"sku")
+    assert nodes_got(desk) == [[*words, b"1", b"cart:{u}", b"u", b"sku"]]
 
 
 async def test_other_scripts_are_no_commands(desk: Desk, client: Client) -> None:

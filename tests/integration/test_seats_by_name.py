@@ -117,21 +117,27 @@ async def test_from_a_lock_to_a_sale(box: Box, protocol: int) -> None:
 
 
 async def test_scripts_by_their_digest_take_the_same_path(box: Box) -> None:
-    """EVALSHA and EVAL of a shipped file are decided by PostgreSQL, and no node runs them."""
+    """EVALSHA and EVAL of a shipped file are decided by PostgreSQL; EVAL_RO may not write."""
     caller = await box.caller()
     body = (SCRIPTS / "seat_acquire.lua").read_bytes()
     digest = hashlib.sha1(body).hexdigest()
-    for number, (name, script) in enumerate((("EVALSHA", digest), ("EVAL", body))):
-        seat, user = box.free[number], f"usr_{number}"
+
+    async def acquired(name: str, script: str | bytes, seat: str, user: str) -> Any:
         keys = (
             f"seat_lock:{box.event}:{seat}", f"user_locks:{user}:{box.event}",
             f"event_availability:{box.event}", f"lock_queue:{box.event}:{seat}",
         )  # fmt: skip
-        reply = await caller.call(name, script, len(keys), *keys, box.event, seat, user, "b", "s")
+        return await caller.call(name, script, len(keys), *keys, box.event, seat, user, "b", "s")
+
+    for number, (name, script) in enumerate((("EVALSHA", digest), ("EVAL", body))):
+        seat, user = box.free[number], f"usr_{number}"
+        reply = await acquired(name, script, seat, user)
         assert not is_error(reply), reply
         row = await box.row(seat)
         assert (row["status"], row["locked_by"]) == ("locked", user)
         assert fields(reply)["token"] == row["lock_token"]
+    assert is_error(await acquired("EVAL_RO", body, box.free[2], "usr_2"))
+    assert (await box.row(box.free[2]))["status"] == "available"
 
 
 async def test_a_queue_is_served_in_order(box: Box) -> None:

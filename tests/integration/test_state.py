@@ -11,7 +11,7 @@ import itertools
 import random
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -248,15 +248,29 @@ class Bench:
         assert replies == [reply for _, reply in wanted]
 
 
-async def upstream_clients(clusters: Clusters) -> Counter[str]:
-    """Return the connections that all nodes have, by what is set on them."""
+async def clients_of(clusters: Clusters) -> list[tuple[str, str]]:
+    """Return the connections that nodes have: the node's name and its line, but for who asks."""
+    return [
+        (node.name, line)
+        for node in (*clusters.locks.nodes, *clusters.cache.nodes)
+        for line in (await node.ask("CLIENT", "LIST")).splitlines()
+        if " cmd=client|list " not in line
+    ]
+
+
+def address(line: str) -> str:
+    (found,) = re.findall(r" addr=(\S*)", line)
+    return str(found)
+
+
+async def upstream_clients(clusters: Clusters, others: Set[str]) -> Counter[str]:
+    """Return how many connections nodes have by what is set on them, without those of others."""
     kept = re.compile(r" (?:name|flags|db|p?sub|ssub|watch|user|redir|resp)=\S*")
-    found: Counter[str] = Counter()
-    for node in (*clusters.locks.nodes, *clusters.cache.nodes):
-        for line in (await node.ask("CLIENT", "LIST")).splitlines():
-            if " cmd=client|list " not in line:
-                found[node.name + "".join(kept.findall(line))] += 1
-    return found
+    return Counter(
+        name + "".join(kept.findall(line))
+        for name, line in await clients_of(clusters)
+        if address(line) not in others
+    )
 
 
 def proxy_for(clusters: Clusters, folder: Path) -> Sidecar:
@@ -286,6 +300,8 @@ async def bench(clusters: Clusters, folder: Path, seed: int) -> AsyncIterator[Be
     """Yield a proxy in use; at the end all is as it was, its connections to nodes included."""
     print(f"\nseed {seed}")
     expected = await answers_undisturbed(clusters, folder / "undisturbed")
+    # Proxies of other tests, whose connections come to an end meanwhile.
+    others = {address(line) for _, line in await clients_of(clusters)}
     async with proxy_for(clusters, folder / "used") as sidecar:
         residents = [
             (protocol, await open_client(sidecar.port, protocol))
@@ -296,13 +312,13 @@ async def bench(clusters: Clusters, folder: Path, seed: int) -> AsyncIterator[Be
             # Asks every primary, so that all shared connections are there from now on.
             assert not is_error(await caller.call("DBSIZE"))
         assert await residents[0][1].call("SET", "state:secret", SECRET) == b"OK"
-        before, files = await upstream_clients(clusters), descriptors(sidecar.pid)
+        before, files = await upstream_clients(clusters, others), descriptors(sidecar.pid)
         made = Bench(sidecar, expected, residents, random.Random(seed))
         yield made
         await made.untouched()
 
         async def as_before() -> bool:
-            return await upstream_clients(clusters) == before
+            return await upstream_clients(clusters, others) == before
 
         # Connections that single clients had are kept for seconds after a clean end.
         await wait_for(as_before, "that the proxy has the connections it had")
