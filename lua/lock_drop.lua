@@ -2,9 +2,12 @@
 -- KEYS  1 the lock   2 its token      (one slot)
 -- ARGV  1 the fencing token that was released, and every earlier one with it
 -- Reply 1, or 0 where a later grant is known
-local known = tonumber(redis.call('GET', KEYS[2]) or '0')
-local token = tonumber(ARGV[1])
-if known > token then
+local function later(one, other)
+  -- As numbers of Lua they would be alike beyond 2^53.
+  return #one > #other or (#one == #other and one > other)
+end
+
+if later(redis.call('GET', KEYS[2]) or '0', ARGV[1]) then
   return 0
 end
 redis.call('UNLINK', KEYS[1])

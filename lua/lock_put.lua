@@ -4,14 +4,19 @@
 -- Reply 1, or 0 where this comes too late
 -- The token stays for a while when the lock goes: a put that was on its way for longer than the
 -- release that followed it finds its own token, and no lock.
-local known = tonumber(redis.call('GET', KEYS[2]) or '0')
-local token, left = tonumber(ARGV[1]), tonumber(ARGV[3])
-if left <= 0 or known > token then
+local function later(one, other)
+  -- As numbers of Lua they would be alike beyond 2^53.
+  return #one > #other or (#one == #other and one > other)
+end
+
+local known = redis.call('GET', KEYS[2]) or '0'
+local token, left = ARGV[1], tonumber(ARGV[3])
+if left <= 0 or later(known, token) then
   return 0
 end
 if known == token and redis.call('EXISTS', KEYS[1]) == 0 then
   return 0
 end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', left)
-redis.call('SET', KEYS[2], ARGV[1], 'PX', left + 60000)
+redis.call('SET', KEYS[2], token, 'PX', left + 60000)
 return 1

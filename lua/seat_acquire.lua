@@ -6,7 +6,9 @@
 -- Reply outcome, acquired extended held queue booked or limit, and with it token, expires_in_ms or
 --       held
 -- Nobody sweeps here: a seat whose lock has run out is shown as locked until somebody asks for it.
+-- Of the list a field is a seat: in milliseconds since the epoch when its lock ends, and the token.
 local HOLD, LONGEST, OFFER, MOST = 600000, 900000, 10000, 10 -- milliseconds, seats
+local WHOLE = 1200000 -- milliseconds from the grant, however often it is taken again
 if #ARGV > 5 then
   return redis.error_reply('ERR Redis alone takes one seat at a time')
 end
@@ -16,6 +18,10 @@ local known = redis.call('GET', KEYS[1])
 -- What is no lock of ours is somebody's who is not known.
 local read, lock = pcall(cjson.decode, known or 'null')
 lock = known and (read and type(lock) == 'table' and lock or {}) or nil
+if not lock or lock.user_id ~= ARGV[3] then
+  -- It may have ended by a bare DEL, of which the list has not heard.
+  redis.call('HDEL', KEYS[2], ARGV[2])
+end
 if lock and lock.booked then
   return {'outcome', 'booked'}
 end
@@ -41,25 +47,35 @@ if not lock then
     return {'outcome', 'queue', 'expires_in_ms', entry.offered - now}
   end
 end
--- Before anything is written: whose key is of another type gets Redis' error, and nothing else.
+-- Before anything is granted: whose key is of another type gets Redis' error, and nothing else.
 local shown = redis.call('HGET', KEYS[3], ARGV[2])
 -- Of what is held by time, not by a list that nobody is taken off.
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
-local held = redis.call('ZCARD', KEYS[2])
+local held, listed = 0, redis.call('HGETALL', KEYS[2])
+for at = 1, #listed, 2 do
+  if (tonumber(listed[at + 1]:match('^%d+')) or 0) > now then
+    held = held + 1
+  else
+    redis.call('HDEL', KEYS[2], listed[at])
+  end
+end
 if not lock and held >= MOST then
   return {'outcome', 'limit', 'held', held}
 end
 -- The slot's clock in microseconds: greater with every grant as long as no clock goes back, which
 -- is all that Redis alone can promise. As text, because JSON here has 14 digits of a number.
 local token = lock and tostring(lock.token):match('^%d+$') or time[1] .. string.format('%06d', time[2])
+local since = lock and tonumber(lock.locked_at) or tonumber(time[1])
 -- Who has extended it does not hold it shorter by this.
 local hold = lock and math.max(HOLD, redis.call('PTTL', KEYS[1])) or HOLD
+hold = math.max(1, math.floor(math.min(hold, since * 1000 + WHOLE - now)))
+-- What is not said stays as it was.
+local booking = ARGV[4] ~= '' and ARGV[4] or lock and lock.booking_id
+local session = ARGV[5] ~= '' and ARGV[5] or lock and lock.session_id
 redis.call('SET', KEYS[1], cjson.encode({
-  user_id = ARGV[3], booking_id = ARGV[4], session_id = ARGV[5], token = token,
-  locked_at = lock and lock.locked_at or tonumber(time[1]),
-  expires_at = math.floor((now + hold) / 1000),
+  user_id = ARGV[3], booking_id = booking or nil, session_id = session or nil, token = token,
+  locked_at = since, expires_at = math.floor((now + hold) / 1000),
 }), 'PX', hold)
-redis.call('ZADD', KEYS[2], now + hold, ARGV[2] .. ':' .. token)
+redis.call('HSET', KEYS[2], ARGV[2], now + hold .. ' ' .. token)
 redis.call('PEXPIRE', KEYS[2], LONGEST)
 redis.call('HDEL', KEYS[4], ARGV[3])
 -- Only what is there is kept in step: a part of an availability would be taken for all of it.

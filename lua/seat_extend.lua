@@ -2,30 +2,42 @@
 -- KEYS  1 the seat's lock   2 what its owner holds in the event
 -- ARGV  1 event   2 seat   3 owner   4 seconds
 -- Reply outcome, extended held booked or lost, and with it token and expires_in_ms
-local LONGEST = 900 -- seconds
+local LONGEST, WHOLE = 900, 1200 -- seconds from now, and from the grant
+if #ARGV > 4 then
+  return redis.error_reply('ERR Redis alone keeps one seat longer at a time')
+end
+if not ARGV[4]:match('^-?%d+$') then
+  return redis.error_reply('ERR value is not an integer or out of range')
+end
+local seconds = tonumber(ARGV[4])
+if seconds < 1 then
+  return redis.error_reply("ERR invalid expire time in 'seat.extend' command")
+end
 local known = redis.call('GET', KEYS[1])
-if not known then
+-- What is no lock of ours is somebody's who is not known.
+local read, lock = pcall(cjson.decode, known or 'null')
+lock = known and (read and type(lock) == 'table' and lock or {}) or nil
+if not lock or lock.user_id ~= ARGV[3] then
+  -- It may have ended by a bare DEL, of which the list has not heard.
+  redis.call('HDEL', KEYS[2], ARGV[2])
+end
+if not lock then
   return {'outcome', 'lost'}
 end
--- What is no lock of ours is somebody's who is not known.
-local read, lock = pcall(cjson.decode, known)
-lock = read and type(lock) == 'table' and lock or {}
 if lock.booked then
   return {'outcome', 'booked'}
 end
-if lock.user_id ~= ARGV[3] or not lock.token then
+if lock.user_id ~= ARGV[3] or not tostring(lock.token):match('^%d+$') then
   return {'outcome', 'held', 'expires_in_ms', redis.call('PTTL', KEYS[1])}
 end
-local seconds = tonumber(ARGV[4])
-if not seconds or seconds ~= math.floor(seconds) or seconds < 1 or seconds == math.huge then
-  return redis.error_reply('ERR value is not an integer or out of range')
-end
 -- Before anything is written: whose key is of another type gets Redis' error, and nothing else.
-redis.call('ZCARD', KEYS[2])
+redis.call('HLEN', KEYS[2])
 local time = redis.call('TIME')
-local hold = math.min(seconds, LONGEST) * 1000
-lock.expires_at = tonumber(time[1]) + hold / 1000
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local rest = ((tonumber(lock.locked_at) or time[1]) + WHOLE) * 1000 - now
+local hold = math.max(1, math.floor(math.min(seconds * 1000, LONGEST * 1000, rest)))
+lock.expires_at = math.floor((now + hold) / 1000)
 redis.call('SET', KEYS[1], cjson.encode(lock), 'PX', hold)
-redis.call('ZADD', KEYS[2], time[1] * 1000 + hold, ARGV[2] .. ':' .. lock.token)
+redis.call('HSET', KEYS[2], ARGV[2], now + hold .. ' ' .. lock.token)
 redis.call('PEXPIRE', KEYS[2], LONGEST * 1000)
 return {'outcome', 'extended', 'token', tonumber(lock.token), 'expires_in_ms', hold}

@@ -4,13 +4,17 @@
 -- Reply outcome, waiting offered available holder booked left or full, and with the first two
 --       position, wait_ms and offered_ms
 local HEARTBEAT, OFFER, MOST = 20000, 10000, 1000 -- milliseconds, waiters
+local leaving = ARGV[4] and ARGV[4]:lower() == 'leave'
+if #ARGV > 4 or (ARGV[4] and not leaving) then
+  return redis.error_reply('ERR syntax error')
+end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local known = redis.call('GET', KEYS[1])
 -- What is no lock of ours is somebody's who is not known.
 local read, lock = pcall(cjson.decode, known or 'null')
 lock = known and (read and type(lock) == 'table' and lock or {}) or nil
-if ARGV[4] == 'leave' then
+if leaving then
   redis.call('HDEL', KEYS[2], ARGV[3])
   return {'outcome', 'left'}
 end

@@ -1,7 +1,8 @@
 -- Tell who holds a seat; where Redis decides.
 -- KEYS  1 the seat's lock
 -- ARGV  1 event   2 seat
--- Reply outcome, available booked or locked, and with it owner, token and expires_in_ms
+-- Reply outcome, available booked or locked, and with it owner (where one is known), token and
+--       expires_in_ms
 local known = redis.call('GET', KEYS[1])
 if not known then
   return {'outcome', 'available'}
@@ -12,7 +13,12 @@ lock = read and type(lock) == 'table' and lock or {}
 if lock.booked then
   return {'outcome', 'booked'}
 end
-return {
-  'outcome', 'locked', 'owner', tostring(lock.user_id or ''), 'token', tonumber(lock.token) or 0,
+local reply = {
+  'outcome', 'locked', 'token', tonumber(lock.token) or 0,
   'expires_in_ms', redis.call('PTTL', KEYS[1]),
 }
+if type(lock.user_id) == 'string' or type(lock.user_id) == 'number' then
+  table.insert(reply, 3, 'owner')
+  table.insert(reply, 4, tostring(lock.user_id))
+end
+return reply

@@ -1,5 +1,6 @@
 """The scripts about seats where Redis decides: they run on the nodes of a real cluster."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -7,10 +8,13 @@ from typing import Any
 
 import pytest
 
+from proxy.embedded.postgres import Postgres
 from proxy.embedded.redis import Cluster
 from proxy.wire import key_slot
+from tests.conftest import Clusters
 from tests.integration.rig import Caller, StartProxy, is_error, wait_for
-from tests.integration.test_seats_by_name import fields
+from tests.integration.seats import seats
+from tests.integration.test_seats_by_name import box_of, fields
 
 pytestmark = pytest.mark.integration
 
@@ -116,10 +120,7 @@ async def test_limit(hall: Hall) -> None:
     assert (await hall.acquire("s1", "u1"))["outcome"] == "extended"
     assert (await hall.acquire("s11", "u2"))["outcome"] == "acquired"
     await hall.end("s3")
-    name = f"user_locks:u1:{{{EVENT}}}"
-    for member in await hall.direct("ZRANGE", name, "0", "-1"):
-        if member.startswith("s3:"):
-            await hall.direct("ZADD", name, "1", member)
+    await hall.direct("HSET", f"user_locks:u1:{{{EVENT}}}", "s3", "1 1")
     assert (await hall.acquire("s12", "u1"))["outcome"] == "acquired"
 
 
@@ -262,9 +263,186 @@ async def test_a_time_is_a_number_of_seconds(hall: Hall, seconds: str) -> None:
 
 
 async def test_mine(hall: Hall) -> None:
-    """The seats that somebody holds, with token and time as from PostgreSQL; of a stranger none."""
+    """What somebody holds, by name, with token and time as from PostgreSQL; of a stranger none."""
     tokens = {seat.encode(): (await hall.acquire(seat, "u1"))["token"] for seat in ("s2", "s1")}
     mine = await hall.caller.call("SEAT.MINE", EVENT, "u1")
-    assert {name: token for name, token, _ in mine} == tokens
+    assert [[name, token] for name, token, _ in mine] == sorted(map(list, tokens.items()))
     assert all(590_000 < left <= 600_000 for _, _, left in mine)
     assert await hall.caller.call("SEAT.MINE", EVENT, "u2") == []
+
+
+async def test_one_seat_at_a_time(hall: Hall) -> None:
+    """Whoever names several hears an error, and all of them are as they were."""
+    token = (await hall.acquire("s1", "u1"))["token"]
+    await hall.acquire("s2", "u1")
+    for operation, *words in (
+        ("ACQUIRE", "b1", "x1", "s2"), ("EXTEND", 30, "s2"), ("EXTEND", 30, "s3"),
+        ("RELEASE", token, "s2", token), ("CONFIRM", token, "b1", "s2", token),
+    ):  # fmt: skip
+        reply = await hall.caller.call(f"SEAT.{operation}", EVENT, "s1", "u1", *words)
+        assert "one seat" in str(reply), operation
+        assert is_error(reply)
+    for seat in ("s1", "s2"):
+        assert (await hall.tell("STATUS", seat))["expires_in_ms"] > 590_000
+
+
+async def test_what_a_bare_del_has_ended(hall: Hall) -> None:
+    """It is off its owner's list once the owner asks for the seat, whatever it asks and hears."""
+    for number, (operation, *words) in enumerate(
+        (("EXTEND", 30), ("RELEASE", 1), ("CONFIRM", 1, "b1"), ("ACQUIRE", "b1", "x1")), 1
+    ):
+        for other in (False, True):
+            seat, owner = f"s{number}", f"u{number}{other}"
+            await hall.acquire(seat, owner)
+            await hall.caller.call("DEL", f"seat_lock:{EVENT}:{seat}")
+            if other:
+                await hall.acquire(seat, "rival")
+            told = await hall.tell(operation, seat, owner, *words)
+            taken = [[seat.encode(), told["token"]]] if told["outcome"] == "acquired" else []
+            mine = await hall.caller.call("SEAT.MINE", EVENT, owner)
+            assert [[name, token] for name, token, _ in mine] == taken, (operation, other)
+            await hall.caller.call("DEL", f"seat_lock:{EVENT}:{seat}")
+
+
+async def test_a_late_word_leaves_the_list_alone(hall: Hall) -> None:
+    """A release by an earlier token, while its owner holds the seat again, ends nothing."""
+    early = (await hall.acquire("s1", "u1"))["token"]
+    await hall.tell("RELEASE", "s1", "u1", early)
+    token = (await hall.acquire("s1", "u1"))["token"]
+    assert await hall.tell("RELEASE", "s1", "u1", early) == {"outcome": "lost"}
+    mine = await hall.caller.call("SEAT.MINE", EVENT, "u1")
+    assert [each[:2] for each in mine] == [[b"s1", token]]
+
+
+@pytest.mark.parametrize("operation", ["ACQUIRE", "EXTEND"])
+async def test_twenty_minutes_at_most(hall: Hall, operation: str) -> None:
+    """However often it is taken again or extended, nobody holds a seat longer from its grant."""
+    await hall.acquire("s1", "u1")
+    key = f"seat_lock:{{{EVENT}}}:s1"
+    lock = json.loads(await hall.direct("GET", key))
+    lock["locked_at"] -= 1190
+    await hall.direct("SET", key, json.dumps(lock), "KEEPTTL")
+    words = ("b1", "x1") if operation == "ACQUIRE" else (900,)
+    told = await hall.tell(operation, "s1", "u1", *words)
+    assert told["outcome"] == "extended"
+    assert 0 < told["expires_in_ms"] <= 10_000
+    assert 0 < await hall.caller.call("PTTL", f"seat_lock:{EVENT}:s1") <= 10_000
+
+
+async def test_what_is_not_said_again(hall: Hall) -> None:
+    """Who takes its seat again without a booking or a session keeps those that it has."""
+    for words in (("b1", "x1"), ("", ""), ("b2", "")):
+        await hall.tell("ACQUIRE", "s1", "u1", *words)
+    lock = json.loads(await hall.caller.call("GET", f"seat_lock:{EVENT}:s1"))
+    assert (lock["booking_id"], lock["session_id"]) == ("b2", "x1")
+
+
+@pytest.mark.parametrize("token", ['"abc"', "1.5", "null", "{}"])
+async def test_a_lock_without_a_token(hall: Hall, token: str) -> None:
+    """What a client has written in an owner's name is kept longer by nobody, and told of whole."""
+    value = f'{{"user_id":"u1","token":{token}}}'
+    await hall.caller.call("SET", f"seat_lock:{EVENT}:s1", value, "NX", "EX", 60)
+    assert list(await hall.tell("EXTEND", "s1", "u1", 30)) == ["outcome", "expires_in_ms"]
+    assert (await hall.tell("STATUS", "s1"))["owner"] == "u1"
+
+
+async def test_nobody_is_told_as_the_owner_of_a_strange_lock(hall: Hall) -> None:
+    """Of a lock whose owner is no text none is told."""
+    await hall.caller.call("SET", f"seat_lock:{EVENT}:s1", '{"user_id":null}', "NX", "EX", 60)
+    assert list(await hall.tell("STATUS", "s1")) == ["outcome", "token", "expires_in_ms"]
+
+
+WAITS = "position wait_ms offered_ms"
+NO_NUMBER = "ERR value is not an integer or out of range"
+NO_TEXT = "ERR an owner, a lock and a booking are text, not empty, and an owner not too long"
+NO_NAME = (
+    "POLICY argument refused by script 'seat.acquire': "
+    "what is part of a key is not empty and has no colon"
+)
+NO_TIME = "ERR invalid expire time in 'seat.extend' command"
+
+# What is said of the seat A, one after the other, and what is told: the outcome and the other
+# fields. T is the token of its latest grant, - an empty word.
+STEPS = f"""
+STATUS A           | available
+EXTEND A u1 30     | lost
+RELEASE A u1 1     | lost
+CONFIRM A u1 1 b1  | lost
+QUEUE A u1         | available
+QUEUE A u1 leave   | left
+ACQUIRE A - b1 x1  | {NO_NAME}
+ACQUIRE A u1 b1 x1 | acquired token expires_in_ms
+ACQUIRE A u1 - -   | extended token expires_in_ms
+ACQUIRE A u2 b2 x2 | held expires_in_ms
+STATUS A           | locked owner token expires_in_ms
+EXTEND A u1 60     | extended token expires_in_ms
+EXTEND A u1 99999  | extended token expires_in_ms
+EXTEND A u2 60     | held expires_in_ms
+EXTEND A u1 0      | {NO_TIME}
+EXTEND A u1 -5     | {NO_TIME}
+EXTEND A u1 1.5    | {NO_NUMBER}
+EXTEND A u2 x      | {NO_NUMBER}
+EXTEND A u1 -      | {NO_NUMBER}
+RELEASE A u1 x     | {NO_NUMBER}
+RELEASE A u1 99    | lost
+RELEASE A u2 T     | lost
+CONFIRM A u1 x b1  | {NO_NUMBER}
+CONFIRM A u1 T -   | {NO_TEXT}
+CONFIRM A u1 99 b1 | lost
+CONFIRM A u2 T b1  | lost
+QUEUE A u1         | holder
+QUEUE A u2         | waiting {WAITS}
+QUEUE A u2 bogus   | ERR syntax error
+QUEUE A u2 leave x | ERR syntax error
+QUEUE A u2 -       | ERR syntax error
+QUEUE A u2         | waiting {WAITS}
+QUEUE A u2 LEAVE   | left
+QUEUE A u3         | waiting {WAITS}
+QUEUE A u2         | waiting {WAITS}
+RELEASE A u1 T     | released
+ACQUIRE A u2 b2 x2 | queue expires_in_ms
+QUEUE A u3         | offered {WAITS}
+ACQUIRE A u3 b3 x3 | acquired token expires_in_ms
+CONFIRM A u3 T b3  | confirmed
+CONFIRM A u3 T b3  | confirmed
+CONFIRM A u3 T b4  | lost
+STATUS A           | booked
+ACQUIRE A u3 b3 x3 | booked
+EXTEND A u3 30     | booked
+QUEUE A u2         | booked
+RELEASE A u3 T     | lost
+"""
+
+
+async def told_of(caller: Caller, event: str, seat: str) -> list[str]:
+    """Return the lines of STEPS as they come out for a free seat."""
+    lines, words = [], {"A": seat, "T": "1", "-": ""}
+    for line in STEPS.strip().splitlines():
+        said = line.partition("|")[0]
+        operation, *rest = said.split()
+        reply = await caller.call(
+            f"SEAT.{operation}", event, *(words.get(word, word) for word in rest)
+        )
+        if is_error(reply):
+            lines.append(f"{said}| {reply}")
+            continue
+        outcome, *names = (told := fields(reply))
+        words["T"] = str(told.get("token", words["T"]))
+        lines.append(f"{said}| " + " ".join([told[outcome], *names]))
+    return lines
+
+
+async def test_redis_and_postgresql_tell_the_same(
+    hall: Hall, postgres_server: Postgres, empty_clusters: Clusters, proxy_process: StartProxy,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Outcomes, fields and errors of one seat have the same words, whoever decides."""
+    expected = STEPS.strip().splitlines()
+    assert await told_of(hall.caller, EVENT, "s1") == expected
+    clusters = {"locks": empty_clusters.locks, "cache": empty_clusters.cache}
+    async with seats(postgres_server, clusters, proxy_process, tmp_path) as stage:
+        box = await box_of(stage)
+        caller = await box.caller()
+        assert await told_of(caller, box.event, box.free[0]) == expected
+        mine = await caller.call("SEAT.MINE", box.event, "u3")
+    assert mine == await hall.caller.call("SEAT.MINE", EVENT, "u3") == []

@@ -1,6 +1,9 @@
 """The shipped policies on real clusters: what the booking application does with its keys."""
 
+from pathlib import Path
+
 import pytest
+import yaml
 
 from proxy.embedded.redis import Cluster
 from tests.conftest import Clusters
@@ -10,6 +13,8 @@ from tests.policy.test_shipped import FOLLOWING, JSON_LISTS
 from tests.policy.test_shipped import ROWS as EVERY_ROW
 
 pytestmark = pytest.mark.integration
+
+MANIFESTS = Path(__file__).parents[2] / "deploy" / "kubernetes"
 
 OBJECT = '{"user_id":"usr_1","expires_at":1640995800}'
 
@@ -74,6 +79,32 @@ async def test_every_key_of_the_application_can_be_used(
         tagged = {key for key in await names(empty_clusters.locks) if "{" in key}
         assert tagged == {"event_availability:{evt_1}"}
         await caller.pipeline([("DEL", key) for key in keys])
+
+
+async def test_a_lock_of_the_manifests_is_one(
+    empty_clusters: Clusters, proxy_process: StartProxy, tmp_path: Path
+) -> None:
+    """As the manifests have it a lock is granted once, and for as long as it may be.
+
+    Where PostgreSQL decides instead, as they say, nothing is granted while there is none.
+    """
+    manifest = yaml.safe_load((MANIFESTS / "policies.yaml").read_text())
+    for number, drop in enumerate(("", "lock: {authority: redis}")):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for name, text in manifest["data"].items():
+            assert name != "seats.yaml" or drop in text
+            (folder / name).write_text(text.replace(drop, ""))
+        proxy = await proxy_process(policies=str(folder))
+        caller, key = await Caller.open(proxy.port), "seat_lock:evt_1:seat_1"
+        replies = [await caller.call("SET", key, who, "NX", "EX", 9999) for who in ("u1", "u2")]
+        if drop:
+            assert all(map(is_error, replies)), replies
+            continue
+        assert replies == [b"OK", None]
+        assert 890 < await caller.call("TTL", key) <= 900
+        assert await caller.call("SETNX", "seat_lock:evt_1:seat_2", "u1") == 1
+        assert 590 < await caller.call("TTL", "seat_lock:evt_1:seat_2") <= 600
 
 
 async def test_without_postgresql_no_seat_is_locked(proxy_process: StartProxy) -> None:

@@ -62,6 +62,21 @@ async def test_an_older_grant_does_not_hide_a_newer(stage: Mirrored) -> None:
     await stage.shows("newest")
 
 
+@pytest.mark.parametrize("token", [9, 99, 2**53, 10**17 - 1, 2**63 - 2])
+async def test_tokens_of_any_size_have_an_order(stage: Mirrored, token: int) -> None:
+    """The next one is later, also where a double has no room for both."""
+    stage.mirror.put(stage.plan, KEY, token + 1, b"newer", 30_000)
+    stage.mirror.put(stage.plan, KEY, token, b"older", 30_000)
+    await stage.mirror.drop(stage.plan, KEY, token)
+    assert await stage.value() == "newer"
+    assert await stage.token() == str(token + 1)
+    await stage.mirror.drop(stage.plan, KEY, token + 1)
+    stage.mirror.put(stage.plan, KEY, token, b"older", 30_000)
+    stage.mirror.put(stage.plan, b"seat_lock:e1:s2", 1, b"after it", 30_000)
+    await stage.shows("after it", "seat_lock:{e1}:s2")
+    assert await stage.value() is None
+
+
 async def test_an_extended_lock_lasts_longer(stage: Mirrored) -> None:
     """The same token again sets value and time, as long as the lock is shown."""
     stage.mirror.put(stage.plan, KEY, 7, b"mine", 10_000)
