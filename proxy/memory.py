@@ -3,15 +3,21 @@
 Made by `server`, which hears of both from sessions and has them looked at from time to time.
 Always true:
   * of clients that stop reading no more than `output_total_bytes` is kept for longer than
-    `output_seconds`; those that read may leave as much more as a request could have brought;
+    `output_seconds`. A FEW at a time may be on their way to replies of any size that a request
+    could have brought; what all others leave never comes to more than that total;
   * requests that are not whole come to `input_total_bytes` at most, beyond one read of each client;
   * over a total, who holds most goes first, and one log line says so: one more when it is under it.
 """
 
+import heapq
 from typing import Protocol
 
 from proxy import log, wire
 from proxy.config import Limits
+
+# Clients whose replies may be larger than the total at the same time: whether they read shows only
+# later. Of a crowd each may leave its window, so that a crowd cannot be given time.
+FEW = 4
 
 # A request of which no more has come costs no more than any other client, and is not counted.
 ONE_READ = 64 * 1024
@@ -82,12 +88,21 @@ class Unread(Account):
         self._seen: dict[Session, tuple[float, int]] = {}
 
     def count(self, session: Session, size: int) -> None:
-        """Take note of what a client leaves; beyond what may ever be left, the largest goes."""
+        """Take note of what a client leaves; beyond what may be left at once, the largest goes."""
         super().count(session, size)
         if not size or size <= self._limits.output_bytes < self._seen.get(session, (0.0, 0))[1]:
             self._seen.pop(session, None)
-        while self.total > self._most and self.sizes:
-            self.close_largest()
+        while self.total > self._limits.output_total_bytes and (too_much := self._too_much()):
+            self.tell()
+            self.close(too_much)
+
+    def _too_much(self) -> Session | None:
+        """Return who has to go at once: of all if they leave too much, or of all but a few."""
+        most = heapq.nlargest(FEW + 1, self.sizes, key=self.sizes.__getitem__)
+        if self.total > self._most:
+            return most[0]
+        others = self.total - sum(self.sizes[session] for session in most[:FEW])
+        return most[FEW] if others > self._limits.output_total_bytes else None
 
     def look(self, now: float) -> None:
         """Close who does not read, above its own limit or while the total is above its."""

@@ -329,7 +329,7 @@ class LimitsBlock(Strict):
     output_bytes: PositiveSize = Field(8 << 20, description="Replies one client may leave unread.")
     output_total_bytes: PositiveSize = Field(
         96 << 20, description="Replies that all clients together may leave unread; over it, who "
-        "reads nothing is closed, over the sum with input_total_bytes who leaves most, at once.",
+        "reads nothing is closed, and at once who leaves most beside four who leave more.",
     )  # fmt: skip
     output_seconds: PositiveDuration = Field(
         10.0, description="How long a client above output_bytes or the total may read nothing."

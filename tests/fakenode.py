@@ -13,6 +13,7 @@ How bytes travel belongs to `tests.faults`.
 
 import asyncio
 import binascii
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -255,12 +256,12 @@ class FakeCluster:
 
     def ranges(self, index: int) -> list[tuple[int, int]]:
         """Return the slot ranges of one node."""
-        found: list[tuple[int, int]] = []
-        for slot in (slot for slot, owner in enumerate(self.owners) if owner == index):
-            if found and found[-1][1] == slot - 1:
-                found[-1] = (found[-1][0], slot)
-            else:
-                found.append((slot, slot))
+        found, first = [], 0
+        for owner, slots in itertools.groupby(self.owners):
+            end = first + len(list(slots))
+            if owner == index:
+                found.append((first, end - 1))
+            first = end
         return found
 
     def direct(

@@ -6,6 +6,7 @@ import socket
 
 import pytest
 
+from proxy.memory import FEW
 from proxy.session import RECEIVE_BYTES, Session
 from tests.front import Front, front
 from tests.integration.rig import Caller, wait_for
@@ -86,6 +87,24 @@ async def test_over_the_total_who_does_not_read_goes(monkeypatch: pytest.MonkeyP
         house.server.unread.look(12.0)
         await wait_for(lambda: house.closed("output") == 1, "the end of one")
         assert list(house.server.sessions.values()) == [session]
+        reader.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        assert await reader.reader.readexactly(LARGE // 2)
+
+
+async def test_a_crowd_that_does_not_read_is_given_no_time() -> None:
+    """What a crowd leaves is bounded at once, and who leaves most has its time all the same."""
+    total, window = 4 << 20, 1 << 20
+    async with front(output_total_bytes=total, output_bytes=64 << 20) as house:
+        house.node.values |= {b"large": b"x" * LARGE, b"k": b"x" * window}
+        reader = await deaf(house, "large")
+        session, most = house.session, 0
+        await wait_for(lambda: session.unread_bytes > LARGE // 2, "the large reply")
+        for _ in range(20):
+            await deaf(house, "k")
+            most = max(most, house.server.unread.total - session.unread_bytes)
+        await wait_for(lambda: house.closed("output") >= 20 - 8, "the end of most")
+        assert most <= total + FEW * window
+        assert session in house.server.sessions.values()
         reader.writer.transport.resume_reading()  # type: ignore[attr-defined]
         assert await reader.reader.readexactly(LARGE // 2)
 
