@@ -47,6 +47,9 @@ HAS = """((SELECT count(*) FROM {table} t WHERE {counted} AND {mine})
                   AND {offered}))"""
 ROOM = "(_most = 0 OR _most > {has})"
 
+# Since when a row t is its holder's; what the application has locked without saying so: just now.
+SINCE = f"CASE WHEN {MINE} THEN coalesce(t.locked_at, _moment - interval '1 ms') ELSE _moment END"
+
 # How a row t becomes its holder's; fresh: a new token, kept: further columns. Who takes
 # again what it holds does not hold it shorter; longer: a further condition for that.
 GRANTED = """SET status = 'locked', locked_by = _who,
@@ -55,13 +58,12 @@ GRANTED = """SET status = 'locked', locked_by = _who,
                -- The application may have given out tokens of its own, or locks without one.
                lock_token = coalesce(CASE WHEN {mine} THEN t.lock_token END,
                                      greatest({fresh}, t.lock_token + 1)),
-               locked_at = CASE WHEN {mine} THEN t.locked_at ELSE _moment END,
+               locked_at = {since},
                locked_until = least(
                    greatest(_moment + make_interval(secs => _hold),
                             CASE WHEN {mine}{longer} THEN t.locked_until END),
                    CASE WHEN _longest > 0
-                        THEN CASE WHEN {mine} THEN t.locked_at ELSE _moment END
-                             + make_interval(secs => _longest) END),
+                        THEN {since} + make_interval(secs => _longest) END),
                updated_at = _moment{kept}"""
 
 # The row of a lock that has none; conflict: what becomes of one that is there.

@@ -124,7 +124,7 @@ def _ruled(words: Mapping[str, str], offer: str) -> dict[str, str]:
         "stamp": rules.STAMP, "waits": rules.WAITS, "offered": rules.OFFERED,
     }  # fmt: skip
     each = f"nextval('{words['schema']}.sidecache_lock_token')"
-    granted = {"mine": rules.MINE, "kept": words["kept"]}
+    granted = {"mine": rules.MINE, "since": rules.SINCE, "kept": words["kept"]}
     return plain | {
         "room": rules.ROOM.format(has=rules.HAS.format_map({**words, **plain})),
         "granted": rules.GRANTED.format(**granted, fresh="fresh.token", longer=" AND NOT _mine"),

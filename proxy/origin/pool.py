@@ -73,6 +73,14 @@ def _ours(error: Exception) -> bool:
     return isinstance(error, asyncpg.InterfaceError) and not isinstance(error, unreadable)
 
 
+def deadlines(database: Database) -> dict[str, str]:
+    """Return the settings that let PostgreSQL give up by itself, in milliseconds."""
+    return {
+        "statement_timeout": str(round(database.timeout * SERVER_PART * 1000)),
+        "lock_timeout": str(round(database.lock_timeout * 1000)),
+    }
+
+
 async def connect(url: Secret, database: Database, name: str = "sidecache") -> Connection:
     """Return a connection of its own. Raises OriginDown where there is none in time."""
     settings = {
@@ -80,10 +88,7 @@ async def connect(url: Secret, database: Database, name: str = "sidecache") -> C
     }  # fmt: skip
     if database.prepared:
         # PgBouncer refuses what it does not know of these.
-        settings |= {
-            "statement_timeout": str(round(database.timeout * SERVER_PART * 1000)),
-            "lock_timeout": str(round(database.lock_timeout * 1000)),
-        }
+        settings |= deadlines(database)
     try:
         async with until(asyncio.get_running_loop().time() + database.connect_timeout):
             return await asyncpg.connect(

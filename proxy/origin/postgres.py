@@ -145,7 +145,14 @@ class Postgres:
         For one that needs a session of its own: an advisory lock, LISTEN. It has the codecs of
         the driver. Its user gives every call a deadline, and terminates it. Raises OriginDown.
         """
-        return await pool.connect(self._database.direct_url, self._database, name)
+        connection = await pool.connect(self._database.direct_url, self._database, name)
+        if not self._database.prepared:
+            # What PgBouncer would have refused at the start.
+            for setting, value in pool.deadlines(self._database).items():
+                await connection.execute(
+                    f"SET {setting} = {value}", timeout=self._database.connect_timeout
+                )
+        return connection
 
     def _replica(self) -> Pool | None:
         for _ in self._replicas:

@@ -28,6 +28,7 @@ CREATE TABLE seats (
     locked_at timestamptz, locked_until timestamptz, lock_token bigint, booking_id text,
     session_id text, updated_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (event, seat));
 CREATE INDEX ON seats (event, locked_by) WHERE status = 'locked';
+CREATE INDEX ON seats (locked_until) WHERE status = 'locked';
 INSERT INTO seats (event, seat) SELECT 'e' || e, 's' || n
   FROM generate_series(1, 3) e, generate_series(1, 200) n;
 """

@@ -10,6 +10,7 @@ import pytest
 
 from proxy.embedded.postgres import Postgres
 from proxy.origin import installing, locking
+from tests.integration.holds import TABLES
 from tests.origin.ticketing import EVENT, Asker, Ticketing, ticketing
 
 pytestmark = pytest.mark.integration
@@ -432,6 +433,26 @@ async def test_a_sweep_offers_to_the_next(seats: Asker) -> None:
     assert [row["owner"] for row in await seats.connection.fetch(offered)] == ["u3"]
 
 
+async def test_a_sweep_looks_at_every_queue(seats: Asker) -> None:
+    """Of several seats with waiters, those that somebody else has freed are offered."""
+    names = [f"s{number}" for number in range(1, 8)]
+    await seats.take("u1", *names)
+    for number, name in enumerate(names):
+        for waiter in range(3):
+            await seats.queue(f"w{number}-{waiter}", name)
+    free = names[1::2]
+    await seats.connection.execute(
+        "UPDATE seats SET status = 'available', locked_by = NULL WHERE seat = ANY ($1)", free
+    )
+    await seats.sweep()
+    offered = (
+        "SELECT name[2], owner FROM sidecache_lock_queue WHERE offered_until > clock_timestamp()"
+        " ORDER BY name"
+    )
+    found = [tuple(row) for row in await seats.connection.fetch(offered)]
+    assert found == [(name, f"w{names.index(name)}-0") for name in free]
+
+
 async def test_a_place_is_kept_by_who_is_heard_of(seats: Asker) -> None:
     """Joining again keeps it; who is silent for longer than the heartbeat begins at the end."""
     await seats.take("u1", "s1")
@@ -489,6 +510,33 @@ async def test_a_sweep_gives_back_what_is_over(seats: Asker) -> None:
     assert states == ["available", "locked", "available"]
 
 
+async def test_a_sweep_of_partitions(postgres_server: Postgres, tmp_path: Path) -> None:
+    """Of rows that have the same place in their partitions the one that is over is given back."""
+    key = "PRIMARY KEY (event, seat))"
+    parts = "".join(
+        f"CREATE TABLE s{n} PARTITION OF seats FOR VALUES IN ('e{n}');" for n in (1, 2, 3)
+    )
+    tables = TABLES.replace(f"{key};", f"{key} PARTITION BY LIST (event); {parts}")
+    async with ticketing(postgres_server, tmp_path, tables=tables) as office:
+        seats = await office.asker()
+        taken = await seats.take("u1", "s1")
+        await seats.expire("s1")
+        # As often as the first, for their rows to have its place.
+        for status, event in (("locked", "e2"), ("booked", "e3")) * 2:
+            await seats.connection.execute(
+                "UPDATE seats SET status = $1, locked_by = 'u2',"
+                " locked_until = clock_timestamp() + interval '60 s'"
+                " WHERE event = $2 AND seat = 's1'", status, event,
+            )  # fmt: skip
+        places = "SELECT count(DISTINCT ctid), count(*) FROM seats WHERE seat = 's1'"
+        assert tuple(await seats.connection.fetchrow(places) or ()) == (1, 3)
+        assert await seats.sweep() == [([EVENT, "s1"], (taken.tokens or ())[0])]
+        states = "SELECT status, locked_by FROM seats WHERE seat = 's1' ORDER BY event"
+        assert [tuple(row) for row in await seats.connection.fetch(states)] == [
+            ("available", None), ("locked", "u2"), ("booked", "u2"),
+        ]  # fmt: skip
+
+
 async def test_a_lock_that_the_application_took(seats: Asker) -> None:
     """One without a token is given back as 0, and has a token as soon as its owner asks here."""
     await seats.connection.execute(
@@ -500,6 +548,19 @@ async def test_a_lock_that_the_application_took(seats: Asker) -> None:
     assert taken.outcome == "extended"
     assert taken.tokens
     assert await seats.confirm("u1", ["s2"], taken.tokens, "b1") == "confirmed"
+
+
+async def test_a_lock_without_a_beginning(seats: Asker) -> None:
+    """What the application has locked without saying since when ends, however it is extended."""
+    await seats.connection.execute(
+        "UPDATE seats SET status = 'locked', locked_by = 'u1', locked_at = NULL,"
+        " locked_until = clock_timestamp() + interval '30 s' WHERE event = 'e1' AND seat = 's1'"
+    )
+    longest = seats.locking.longest
+    for _ in range(2):
+        taken = await seats.take("u1", "s1", hold=10 * longest, mine=True)
+        assert taken.outcome == "extended"
+        assert longest - 1 < (taken.lefts or [0.0])[0] <= longest
 
 
 async def test_locks_without_a_table(mutexes: Asker) -> None:

@@ -178,12 +178,17 @@ async def test_behind_pgbouncer_nothing_stays_prepared(start_postgres: StartPost
     assert rows[0]["n"] == "0"
 
 
-async def test_a_leader_has_a_session_of_its_own(start_postgres: StartPostgres) -> None:
-    """With the types of the driver, outside the budget."""
-    postgres = await start_postgres(connections=1)
+@pytest.mark.parametrize("prepared", [True, False])
+async def test_a_leader_has_a_session_of_its_own(
+    start_postgres: StartPostgres, prepared: bool
+) -> None:
+    """With the types of the driver and the deadlines of the configuration, outside the budget."""
+    postgres = await start_postgres(connections=1, prepared=prepared)
     connection = await postgres.connect("sidecache test")
     try:
         assert await connection.fetchval("SELECT pg_try_advisory_lock(7)") is True
         assert await connection.fetchval("SHOW application_name") == "sidecache test"
+        assert await connection.fetchval("SHOW statement_timeout") == "800ms"
+        assert await connection.fetchval("SHOW lock_timeout") == "250ms"
     finally:
         connection.terminate()

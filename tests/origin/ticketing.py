@@ -156,8 +156,10 @@ class Ticketing:
 
 
 @contextlib.asynccontextmanager
-async def ticketing(server: Postgres, folder: Path, rules: str = RULES) -> AsyncIterator[Ticketing]:
-    """Make a database with the functions of some policies."""
+async def ticketing(
+    server: Postgres, folder: Path, rules: str = RULES, tables: str = TABLES
+) -> AsyncIterator[Ticketing]:
+    """Make a database with tables and the functions of some policies."""
     name = f"ticketing{next(_numbers)}"
     url = await server.create_database(name)
     path = folder / "rules.yaml"
@@ -166,7 +168,7 @@ async def ticketing(server: Postgres, folder: Path, rules: str = RULES) -> Async
     found = Ticketing(url, plans)
     try:
         connection = await asyncpg.connect(url, timeout=5)
-        await connection.execute(TABLES)
+        await connection.execute(tables)
         connection.terminate()
         await installing.run(url, (), apply=True, remove=False, locks=plans)
         yield found
