@@ -10,7 +10,17 @@ from collections.abc import Awaitable, Collection, Iterable, Mapping
 
 from proxy import errors, wire
 from proxy.config import Config
-from proxy.handlers import Session, behind, in_redis, locks, lookups, offered, several, through
+from proxy.handlers import (
+    Session,
+    behind,
+    in_redis,
+    lock_runs,
+    locks,
+    lookups,
+    offered,
+    several,
+    through,
+)
 from proxy.handlers.ageing import lengthened
 from proxy.handlers.reading import Reads
 from proxy.handlers.targets import Target, followed, misspelled, targets_of, window_of, writes
@@ -100,7 +110,7 @@ def handled(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]
         line = misspelled(targets.values())
         if line is not None:
             return line
-        return _timed(session, request, locks.scripted(session, request, [*targets.values()]))
+        return _timed(session, request, lock_runs.answer(session, request, [*targets.values()]))
     if not targets or _without_postgres(session):
         return session.server.handlers[request.name](session, request)
     line = misspelled(targets.values()) or behind.unjournalled(session, request, targets.values())

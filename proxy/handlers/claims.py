@@ -19,7 +19,7 @@ class Hold(NamedTuple):
     """A lock, and what is said of who holds it."""
 
     key: bytes
-    owner: str | None  # None: whoever
+    owner: str
     token: int | None  # None: whichever grant
     stamp: str | None = None  # as PostgreSQL gave it to the last who was granted it by that token
 

@@ -103,7 +103,8 @@ class Grants:
         """Take a lock with what others want, or alone where anything is in the way of it."""
         what = (claim.booking, claim.session, claim.value, f"{claim.seconds:.3f}",
                 _flag(claim.same))  # fmt: skip
-        taken = await self._grabs[plan.name].ask(Wish(plan, key, claim.owner, what))
+        counted = claim.owner if _locking(plan).most else None
+        taken = await self._grabs[plan.name].ask(Wish(plan, key, claim.owner, what, counted))
         if not taken.granted:
             lost = taken.outcome == "lost"
             return await self._take(plan, [key], claim, lost=lost)

@@ -1,10 +1,11 @@
 """Scripts that lock libraries bring along, and what each of them does: one table.
 
-Used by `locks`. A script on a lock cannot run in Redis, which decides nothing; but the few that
+Used by `lock_runs`. A script on a lock cannot run in Redis, which decides nothing; but the few that
 clients have compare the value and then release or extend, and that can be done where it is decided.
-White space, case and the kind of quotes do not matter.
+White space, comments, case and the kind of quotes do not matter.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping
 from enum import Enum
@@ -12,6 +13,7 @@ from typing import NamedTuple
 
 
 class Does(Enum):
+    ACQUIRE = "takes what nobody holds for ARGV[2], with ARGV[1] as its value"
     RELEASE = "gives the lock up"
     EXTEND = "sets its time to ARGV[2]"
     LENGTHEN = "sets its time to ARGV[2], or adds that where ARGV[3] is 0"
@@ -19,12 +21,14 @@ class Does(Enum):
 
 
 class Form(NamedTuple):
-    """A script: it compares the value of KEYS[1] with ARGV[1] first."""
+    """A script: it compares the value of KEYS[1] with ARGV[1] first.
+
+    It answers 1 where it has done something, else 0; of LEFT the time is the reply.
+    """
 
     does: Does
-    hit: int  # the reply where they are equal; of LEFT the time is the reply
-    miss: int
     unit: float = 0.001  # of ARGV[2], in seconds
+    each: bool = False  # it is about all KEYS, and answers how many of them
 
 
 # redis-py's Lock.
@@ -46,33 +50,30 @@ _EXTEND = _IF + "return redis.call('pexpire', KEYS[1], ARGV[2])" + _ELSE
 _EXTEND_SECONDS = _IF + "return redis.call('expire', KEYS[1], ARGV[2])" + _ELSE
 _LEFT = _IF + "local pttl = redis.call('pttl', KEYS[1]) return (pttl > 0) and pttl or 0" + _ELSE
 
-# node-redlock, for one key or several: it counts those that it has changed.
-_EACH = "local count = 0 for i, key in ipairs(KEYS) do if redis.call('get', key) == ARGV[1] then "
-_REST = " count = count + 1 end end return count"
-_RELEASE_EACH = _EACH + "redis.pcall('del', key)" + _REST
-_EXTEND_EACH = _EACH + "redis.call('set', key, ARGV[1], 'PX', ARGV[2])" + _REST
-
 
 def _bare(text: str) -> str:
     """Return a script without what does not matter."""
-    without = re.sub(r"--[^\n]*", "", text)
+    without = re.sub(r"--(?:\[\[.*?\]\]|[^\n]*)", "", text, flags=re.DOTALL)
     return re.sub(r"\s+", "", without).replace('"', "'").replace(";", "").lower()
 
 
+def _digest(text: str) -> str:
+    return hashlib.sha1(_bare(text).encode(), usedforsecurity=False).hexdigest()
+
+
+# By digest; those of node-redlock, versions 4.2 and 5, stand here by nothing else.
 _FORMS: Mapping[str, Form] = {
-    _bare(text): form
-    for text, form in {
-        _PY_RELEASE: Form(Does.RELEASE, 1, 0),
-        _PY_EXTEND: Form(Does.LENGTHEN, 1, 0),
-        _PY_REACQUIRE: Form(Does.EXTEND, 1, 0),
-        _RELEASE: Form(Does.RELEASE, 1, 0),
-        _UNLINK: Form(Does.RELEASE, 1, 0),
-        _EXTEND: Form(Does.EXTEND, 1, 0),
-        _EXTEND_SECONDS: Form(Does.EXTEND, 1, 0, 1.0),
-        _LEFT: Form(Does.LEFT, 1, 0),
-        _RELEASE_EACH: Form(Does.RELEASE, 1, 0),
-        _EXTEND_EACH: Form(Does.EXTEND, 1, 0),
-    }.items()
+    _digest(_PY_RELEASE): Form(Does.RELEASE),
+    _digest(_PY_EXTEND): Form(Does.LENGTHEN),
+    _digest(_PY_REACQUIRE): Form(Does.EXTEND),
+    _digest(_RELEASE): Form(Does.RELEASE),
+    _digest(_UNLINK): Form(Does.RELEASE),
+    _digest(_EXTEND): Form(Does.EXTEND),
+    _digest(_EXTEND_SECONDS): Form(Does.EXTEND, 1.0),
+    _digest(_LEFT): Form(Does.LEFT),
+    "f4ff5804413438b225344cea793df441cb292c90": Form(Does.ACQUIRE, each=True),
+    "e3bfef2d961bfd59db5714548a385da4d4a56eca": Form(Does.EXTEND, each=True),
+    "81e4c483ea051e9d8ca856306380f78372ae5eb6": Form(Does.RELEASE, each=True),
 }
 
 # Longer than any of them.
@@ -83,4 +84,4 @@ def form_of(body: bytes) -> Form | None:
     """Return what a script does to a lock, None for one that is not known."""
     if len(body) > _LONGEST:
         return None
-    return _FORMS.get(_bare(body.decode("latin-1")))
+    return _FORMS.get(_digest(body.decode("latin-1")))

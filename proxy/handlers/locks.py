@@ -2,8 +2,8 @@
 
 `backed` gives every command on such a key here. PostgreSQL decides, by `grants`; replies are those
 that Redis would give. A lock is taken by SET NX or SETNX with an owner in its value, read like a
-string, extended by EXPIRE and released by DEL; scripts of lock libraries are known by what they do
-(`lock_scripts`). Whatever else could be done to a string means nothing to a lock and is refused.
+string, extended by EXPIRE and released by DEL; scripts of lock libraries are done by `lock_runs`.
+Whatever else could be done to a string means nothing to a lock and is refused.
 
 Always true:
   * a value or a nil tells what PostgreSQL has: Redis' nil is no proof that nobody holds a lock;
@@ -12,9 +12,11 @@ Always true:
   * a lock that is granted to a client which has gone meanwhile is given up at once.
 """
 
+import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
 
 from proxy import errors, resp, wire
 from proxy.errors import OriginDown, OriginError
@@ -23,14 +25,15 @@ from proxy.handlers.claims import Claim, Hold, Taken
 from proxy.handlers.connection import integer
 from proxy.handlers.grants import Grants
 from proxy.handlers.held import forget, known, remember
-from proxy.handlers.lock_scripts import Does, Form, form_of
 from proxy.handlers.owners import member, owner_of, said_by, text_of
-from proxy.handlers.scripts import NOSCRIPT, body_of
 from proxy.handlers.targets import Target
-from proxy.handlers.terms import LONGEST, bounded, time_of
+from proxy.handlers.terms import LONGEST, time_of
 from proxy.plans import Plan
 
-_SCRIPTS = (b"eval", b"evalsha")
+# Of so many locks at a time one command asks PostgreSQL, which leaves room for others.
+SLICE = 4
+
+_Found = TypeVar("_Found")
 
 
 def take(
@@ -41,7 +44,7 @@ def take(
     if grants is None:
         return errors.ORIGIN_DOWN
     handler = _HANDLERS.get(request.name)
-    if handler is None or not _only_locks(request, targets):
+    if handler is None or not only_locks(request, targets):
         # Of several keys all are locks: who asks for others in the same command asks twice.
         plan = next((t.plan for t in targets if t.plan.locking is not None), plan)
         return errors.lock_refused(plan.name, "command")
@@ -52,7 +55,7 @@ def take(
     return answered(handler(session, request, grants, targets))
 
 
-def _only_locks(request: wire.Request, targets: Sequence[Target]) -> bool:
+def only_locks(request: wire.Request, targets: Sequence[Target]) -> bool:
     """Return whether all keys of a command are locks."""
     named = {request.arguments[at] for at in request.keys}
     known = {target.key for target in targets}
@@ -89,28 +92,6 @@ async def answered(reply: Awaitable[bytes]) -> bytes:
         return errors.ORIGIN_UNKNOWN if unknown else error.line
 
 
-def scripted(
-    session: Session, request: wire.Request, targets: Sequence[Target]
-) -> bytes | Awaitable[bytes]:
-    """Answer a script about locks; what else has a handler of its own means nothing to them."""
-    grants, words = session.server.grants, request.arguments
-    if grants is None:
-        return errors.ORIGIN_DOWN
-    if request.name not in _SCRIPTS:
-        return errors.lock_refused(targets[0].plan.name, "command")
-    body = words[1] if request.name == b"eval" else body_of(session, words[1])
-    if body is None:
-        return NOSCRIPT + b"\r\n"
-    form = form_of(body)
-    rest = words[3 + len(request.keys) :]
-    wanted = {Does.EXTEND: 2, Does.LENGTHEN: 3}.get(form.does, 1) if form is not None else 0
-    if form is None or len(rest) < wanted or not _only_locks(request, targets):
-        return errors.lock_refused(targets[0].plan.name, "command")
-    if (line := unnamed(targets)) is not None:
-        return line
-    return answered(_run(request, grants, form, targets, rest))
-
-
 # Taking.
 
 
@@ -122,7 +103,7 @@ async def _set(
     value, seconds = request.arguments[2], time_of(words[3:], targets[0].plan)
     if isinstance(seconds, bytes):
         return seconds
-    reply = await _grant(session, grants, targets[0], value, seconds)
+    reply = await grant(session, grants, targets, value, seconds)
     return reply if isinstance(reply, bytes) else resp.OK if reply else resp.null(session.protocol)
 
 
@@ -130,41 +111,45 @@ async def _setnx(
     session: Session, request: wire.Request, grants: Grants, targets: Sequence[Target]
 ) -> bytes:
     plan = targets[0].plan
-    reply = await _grant(session, grants, targets[0], request.arguments[2], plan.ttl_ms / 1000)
+    reply = await grant(session, grants, targets, request.arguments[2], plan.ttl_ms / 1000)
     return reply if isinstance(reply, bytes) else resp.integer(reply)
 
 
-async def _grant(
-    session: Session, grants: Grants, target: Target, value: bytes, seconds: float
+async def grant(
+    session: Session, grants: Grants, targets: Sequence[Target], value: bytes, seconds: float
 ) -> bytes | bool:
-    """Return whether a lock was granted, or an error line."""
-    plan = target.plan
+    """Return whether all locks were granted, which are of one keyspace, or an error line.
+
+    Raises OriginError.
+    """
+    plan, keys = targets[0].plan, [target.key for target in targets]
     claim = claim_of(plan, value, seconds)
     if claim is None:
         return errors.lock_refused(plan.name, "value")
-    taken = await _taken(grants, target, claim)
+    taken = await _taken(grants, plan, keys, claim)
     if taken.outcome == "missing":
         return errors.no_row(plan.name)
     if taken.outcome == "limit":
         return errors.lock_refused(plan.name, "limit")
     if taken.granted:
         if session.gone:
-            await grants.vanish(plan, [target.key], claim, taken)
-        remember(session, target.key, claim.owner, taken.tokens[0])
+            await grants.vanish(plan, keys, claim, taken)
+        for key, token in zip(keys, taken.tokens, strict=True):
+            remember(session, key, claim.owner, token)
     return taken.granted
 
 
-async def _taken(grants: Grants, target: Target, claim: Claim) -> Taken:
+async def _taken(grants: Grants, plan: Plan, keys: Sequence[bytes], claim: Claim) -> Taken:
     """Return what became of a claim; whether it was granted may be in doubt, for the next who asks.
 
-    Raises OriginError.
+    What is said of the first key goes for all. Raises OriginError.
     """
-    doubted = None if claim.same else grants.doubts.taken(target.key, claim.owner)
+    doubted = None if claim.same else grants.doubts.taken(keys[0], claim.owner)
     unknown = doubted is not None
     if doubted is not None:
         claim = claim._replace(session=doubted)
     try:
-        taken = await grants.take(target.plan, [target.key], claim)
+        taken = await grants.take(plan, keys, claim)
         unknown = unknown and not taken.granted
         return taken
     except OriginDown as error:
@@ -172,7 +157,7 @@ async def _taken(grants: Grants, target: Target, claim: Claim) -> Taken:
         raise
     finally:
         if unknown:
-            grants.doubts.note(target.key, claim)
+            grants.doubts.note(keys[0], claim)
 
 
 def claim_of(plan: Plan, value: bytes, seconds: float) -> Claim | None:
@@ -202,10 +187,9 @@ def claim_of(plan: Plan, value: bytes, seconds: float) -> Claim | None:
 async def _get(
     session: Session, request: wire.Request, grants: Grants, targets: Sequence[Target]
 ) -> bytes:
-    found: dict[bytes, bytes] = {}
-    for target in targets:
-        value = await grants.value(target.plan, target.key)
-        found[target.key] = resp.null(session.protocol) if value is None else resp.bulk(value)
+    values = await _each(grants.value, targets)
+    nothing = resp.null(session.protocol)
+    found = {key: nothing if value is None else resp.bulk(value) for key, value in values.items()}
     if request.name == b"mget":
         return resp.array([found[key] for key in request.arguments[1:]])
     return found[targets[0].key]
@@ -214,8 +198,8 @@ async def _get(
 async def _exists(
     session: Session, request: wire.Request, grants: Grants, targets: Sequence[Target]
 ) -> bytes:
-    held = {target.key: await _left(grants, target) is not None for target in targets}
-    return resp.integer(sum(held[key] for key in request.arguments[1:]))
+    held = await _each(grants.held, targets)
+    return resp.integer(sum(held[key] is not None for key in request.arguments[1:]))
 
 
 async def _ttl(
@@ -233,6 +217,18 @@ async def _type(
     session: Session, request: wire.Request, grants: Grants, targets: Sequence[Target]
 ) -> bytes:
     return b"+none\r\n" if await _left(grants, targets[0]) is None else b"+string\r\n"
+
+
+async def _each(
+    look: Callable[[Plan, bytes], Awaitable[_Found]], targets: Sequence[Target]
+) -> dict[bytes, _Found]:
+    """Return what is found of each lock, by key. Raises OriginError."""
+    found: dict[bytes, _Found] = {}
+    for first in range(0, len(targets), SLICE):
+        some = targets[first : first + SLICE]
+        answers = await asyncio.gather(*(look(target.plan, target.key) for target in some))
+        found |= zip([target.key for target in some], answers, strict=True)
+    return found
 
 
 async def _left(grants: Grants, target: Target) -> float | None:
@@ -265,9 +261,7 @@ async def _expire(
     if ours is None or (seconds <= 0 and not locking.blind):
         return await _not_ours(grants, target)
     if seconds <= 0:
-        released = await grants.release(target.plan, [Hold(target.key, *ours)])
-        forget(session, target.key)
-        return resp.integer(sum(released))
+        return await _release(session, grants, target.plan, [Hold(target.key, *ours)])
     owner, token = ours
     taken = await grants.extend(target.plan, [target.key], Claim(owner, seconds), token)
     return resp.integer(taken.granted)
@@ -278,24 +272,37 @@ async def _del(
 ) -> bytes:
     """DEL and UNLINK, of what this connection was granted."""
     ours: list[tuple[Plan, Hold]] = []
+    others: list[Target] = []
     for target in targets:
         locking = target.plan.locking
         assert locking is not None
-        grant = known(session, target.key) if locking.blind else None
-        if grant is not None:
-            ours.append((target.plan, Hold(target.key, *grant)))
-        elif (reply := await _not_ours(grants, target))[:1] == b"-":
-            # Before anything is given up: an error says that nothing was done.
-            return reply
+        granted = known(session, target.key) if locking.blind else None
+        if granted is None:
+            others.append(target)
+        else:
+            ours.append((target.plan, Hold(target.key, *granted)))
+    held = await _each(grants.held, others)
+    if any(row is not None for row in held.values()):
+        # Before anything is given up: an error says that nothing was done.
+        return errors.NOT_THE_OWNER
     if not ours:
         return resp.integer(0)
     plan, holds = ours[0][0], [hold for _, hold in ours]
     if any(other is not plan for other, _ in ours):
         # They would be given up one keyspace after the other.
         return errors.lock_refused(targets[0].plan.name, "command")
+    return await _release(session, grants, plan, holds)
+
+
+async def _release(session: Session, grants: Grants, plan: Plan, holds: Sequence[Hold]) -> bytes:
+    """Answer how many of the locks that this connection was granted it has held until now.
+
+    One that was over before stays known, so that it is 0 again, and no error, when asked again.
+    """
     released = await grants.release(plan, holds)
-    for hold in holds:
-        forget(session, hold.key)
+    for hold, done in zip(holds, released, strict=True):
+        if done:
+            forget(session, hold.key)
     return resp.integer(sum(released))
 
 
@@ -303,66 +310,6 @@ async def _not_ours(grants: Grants, target: Target) -> bytes:
     """Answer what concerns a lock that this connection was not granted."""
     free = await _left(grants, target) is None
     return resp.integer(0) if free else errors.NOT_THE_OWNER
-
-
-# Scripts.
-
-
-async def _run(
-    request: wire.Request,
-    grants: Grants,
-    form: Form,
-    targets: Sequence[Target],
-    rest: Sequence[bytes],
-) -> bytes:
-    """Do what a known script does, for each of its keys."""
-    if form.does is Does.RELEASE:
-        return await _give_up(grants, form, targets, rest[0])
-    total = 0
-    for target in targets:
-        locking = target.plan.locking
-        assert locking is not None
-        owner = owner_of(locking.owner, rest[0])
-        hit = False if owner is None else await _one(request, grants, form, target, owner, rest)
-        total += hit if form.does is Does.LEFT else form.hit if hit else form.miss
-    return resp.integer(total)
-
-
-async def _give_up(grants: Grants, form: Form, targets: Sequence[Target], value: bytes) -> bytes:
-    """Release locks that their owner names, all at once."""
-    plan = targets[0].plan
-    if plan.locking is None or any(target.plan is not plan for target in targets):
-        return errors.lock_refused(plan.name, "command")
-    owner = owner_of(plan.locking.owner, value)
-    if owner is None:
-        return resp.integer(form.miss * len(targets))
-    released = await grants.release(plan, [Hold(each.key, owner, None) for each in targets])
-    return resp.integer(sum(form.hit if done else form.miss for done in released))
-
-
-async def _one(
-    request: wire.Request,
-    grants: Grants,
-    form: Form,
-    target: Target,
-    owner: str,
-    rest: Sequence[bytes],
-) -> int:
-    plan, key = target.plan, target.key
-    held = await grants.held(plan, key)
-    left = 0.0 if held is None or held.owner != owner else held.left
-    if form.does is Does.LEFT:
-        return max(0, round(left * 1000))
-    number = integer(rest[1])
-    if left <= 0 or number is None:
-        return 0
-    seconds = number * form.unit
-    if form.does is Does.LENGTHEN and rest[2] == b"0":
-        seconds += left
-    if seconds <= 0:
-        return sum(await grants.release(plan, [Hold(key, owner, None)]))
-    claim = Claim(owner, bounded(request.ruleset, plan, seconds))
-    return int((await grants.extend(plan, [key], claim)).granted)
 
 
 _Handler = Callable[[Session, wire.Request, Grants, Sequence[Target]], Awaitable[bytes]]

@@ -18,13 +18,10 @@ from proxy.handlers.connection import integer
 from proxy.handlers.grants import Grants, scope_of
 from proxy.handlers.held import forget, remember
 from proxy.handlers.locks import answered, unnamed
-from proxy.handlers.owners import text_of
+from proxy.handlers.owners import text_of, value_for
 from proxy.handlers.targets import misspelled, target_of
-from proxy.handlers.terms import LONGEST, bounded
+from proxy.handlers.terms import LONGEST, MOST, bounded, oversized
 from proxy.plans import Plan, plans_in
-
-# Most locks that one command takes.
-MOST = 100
 
 # Arguments that are numbers.
 _NUMBERS = ("token", "seconds")
@@ -86,6 +83,8 @@ def named(
         return locks
     others = [word.decode() for word in more]
     order = Order(session, request.ruleset, grants, plan, locks, texts, others)
+    if operation in _TELLING and (line := _oversized(order)) is not None:
+        return line
     if operation == "acquire" and len(locks) == 1:
         refused = grants.refused(plan, locks[0], order.owner)
         if refused is not None:
@@ -141,6 +140,18 @@ def _locks(
     if len(locks) > 1 and len({scope_of(plan, each) for each in locks}) > 1:
         return errors.lock_refused(plan.name, "scopes")
     return locks
+
+
+def _oversized(order: Order) -> bytes | None:
+    """Return the error line for what is more than the value of a lock may be.
+
+    That is an argument, as of any command, and what the lock would show.
+    """
+    assert order.plan.locking is not None
+    booking, session = order.value("booking"), order.value("session")
+    shown = value_for(order.plan.locking.owner, order.owner, booking, session, 0.0)
+    sizes = (len(text.encode()) for text in (shown, *order.values.values()))
+    return oversized(order.ruleset, order.plan, max(sizes))
 
 
 def _plan(ruleset: wire.Ruleset, key: bytes) -> Plan | None:
@@ -285,3 +296,6 @@ _OPERATIONS: Mapping[str, Callable[[Order], Awaitable[bytes]]] = {
 # Those that take names of further locks, and those that want a token behind each, no lock twice.
 _SEVERAL = frozenset(("acquire", "extend", "release", "confirm"))
 _PROVEN = frozenset(("release", "confirm"))
+
+# Those whose arguments stay in the row of a lock.
+_TELLING = frozenset(("acquire", "confirm"))

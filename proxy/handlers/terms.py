@@ -1,6 +1,6 @@
-"""For how long a lock is asked for, and for how long it is held then.
+"""On what terms locks are asked for: how many, for how long, and how much they may say.
 
-Used by `locks` and `seats`.
+Used by `locks`, `lock_runs` and `seats`.
 """
 
 import time
@@ -11,6 +11,10 @@ from proxy.handlers.ageing import OPTIONS
 from proxy.handlers.connection import integer
 from proxy.origin.render import CENTURY
 from proxy.plans import Plan
+from proxy.wire.rules import Rule
+
+# Most locks that one command takes.
+MOST = 100
 
 # The longest that a lock is asked for.
 LONGEST = CENTURY
@@ -46,3 +50,14 @@ def bounded(ruleset: wire.Ruleset, plan: Plan, seconds: float) -> float:
     lifetime = ruleset.keyspaces[plan.keyspace].lifetime
     wanted = max(seconds, lifetime.shortest / 1000)
     return min(wanted, lifetime.longest / 1000 if lifetime.longest else LONGEST)
+
+
+def oversized(ruleset: wire.Ruleset, plan: Plan, size: int) -> bytes | None:
+    """Return the error line for a value of so many bytes that no command has named as one.
+
+    What commands write plainly the data plane has judged.
+    """
+    rule = ruleset.keyspaces[plan.keyspace]
+    if not 0 < rule.max_value_bytes < size:
+        return None
+    return rule.value_error if ruleset.breach(plan.keyspace, Rule.VALUE) else None

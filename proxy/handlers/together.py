@@ -6,8 +6,9 @@ round trip, a COMMIT and whatever triggers do are shared by those who came meanw
 waits for company.
 
 Always true:
-  * a call is for one version of the policies, has each lock once and each owner once, and its locks
-    in the order of their keys: what triggers lock beyond them is locked in one order too;
+  * a call is for one version of the policies, has each lock once and each owner whose locks are
+    counted once, and its locks in the order of their keys: what triggers lock beyond them is locked
+    in one order too;
   * what a call leaves open is for who asked to ask alone, and so is what PostgreSQL refuses: only
     who is alone with a refusal knows that it is meant;
   * who has waited for PATIENCE hears OriginBusy, and nothing of it was sent.
@@ -30,14 +31,18 @@ MOST = 64
 WAITING = 4096
 PATIENCE = 1.0
 
+# Of those that wait, so many are looked at for one call: a crowd that wants the same costs no more.
+LOOKED = 512
+
 
 class Wish(NamedTuple):
     """What is wanted of a lock; `what` is for who makes the calls."""
 
     plan: Plan
     key: bytes
-    owner: str | None
+    owner: str
     what: tuple[str | None, ...]
+    counted: str | None = None  # whose number of locks it changes; None: nobody's is counted
 
 
 Answer = TypeVar("Answer")
@@ -104,18 +109,23 @@ class Together(Generic[Answer]):
         """Return those of the next call: who came first, in the order of their keys."""
         chosen: list[_Asked[Answer]] = []
         later: list[tuple[Wish, asyncio.Future[Answer], float]] = []
-        taken: set[bytes | str | None] = set()
+        taken: set[bytes | str] = set()
         first: Plan | None = None
-        while self._waiting and len(chosen) < MOST:
+        for _ in range(min(len(self._waiting), LOOKED)):
+            if len(chosen) == MOST:
+                break
             wish, answer, since = self._waiting.popleft()
             first = first or wish.plan
             if answer.done():
                 continue
-            if wish.key in taken or wish.owner in taken or wish.plan is not first:
-                later.append((wish, answer, since))
-            else:
-                taken |= {wish.key, wish.owner}
+            alone: set[bytes | str] = {wish.key}
+            if wish.counted is not None:
+                alone.add(wish.counted)
+            if wish.plan is first and taken.isdisjoint(alone):
+                taken |= alone
                 chosen.append((wish, answer))
+            else:
+                later.append((wish, answer, since))
         self._waiting.extendleft(reversed(later))
         chosen.sort(key=lambda each: each[0].key)
         return chosen

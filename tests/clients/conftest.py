@@ -12,6 +12,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="session")
 async def node_clients() -> AsyncIterator[Path]:
-    """A folder with ioredis and node-redis from npm; skipped where they cannot be had."""
-    async with installed([HERE / "package.json", HERE / "everyday.mjs"]) as folder:
+    """A folder with ioredis, node-redis and redlock from npm; skipped where they cannot be had."""
+    files = [HERE / name for name in ("package.json", "everyday.mjs", "redlock.mjs")]
+    async with installed(files) as folder:
         yield folder

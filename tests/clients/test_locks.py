@@ -15,6 +15,7 @@ from pottery.exceptions import ExtendUnlockedLock, ReleaseUnlockedLock
 
 from proxy.embedded.postgres import Postgres
 from proxy.embedded.redis import Cluster
+from tests.clients.test_everyday import run
 from tests.integration.holds import RULES, Hall, hall
 
 pytestmark = pytest.mark.integration
@@ -25,6 +26,13 @@ REDLOCK = """
   redlock:
     key: redlock:{name}
     cluster: locks
+    kind: lock
+    ttl: {default: 60s}
+    lock: {owner: value}
+  room:
+    key: room:{house}:{name}
+    cluster: locks
+    hash_tag: house
     kind: lock
     ttl: {default: 60s}
     lock: {owner: value}
@@ -72,6 +80,18 @@ def _redlock(port: int) -> None:
             assert not lock.acquire(blocking=False)
             assert rival.locked()
         assert not rival.locked()
+
+
+@pytest.mark.parametrize("version", ["redlock", "redlock-4"])
+async def test_the_redlock_of_node(stage: Hall, node_clients: Path, version: str) -> None:
+    """Of one key and of two it takes, refuses, extends and releases, unmodified."""
+    url = f"redis://127.0.0.1:{stage.proxy.port}"
+    for keys in ("redlock:a", "room:h:a room:h:b"):
+        text = await run("node", "redlock.mjs", version, url, *keys.split(), cwd=node_clients)
+        assert json.loads(text) == {
+            "acquired": True, "rival": False, "extended": True, "released": True,
+            "rival extends": False, "left": 0, "rival again": True,
+        }  # fmt: skip
 
 
 async def test_a_load_of_buyers(stage: Hall) -> None:

@@ -10,10 +10,11 @@ import pytest
 
 from proxy.embedded.postgres import Postgres
 from proxy.handlers.claims import Claim
-from proxy.handlers.locks import claim_of
-from tests.handlers.desk import Client
+from proxy.handlers.locks import SLICE, claim_of
+from tests.handlers.desk import Client, parsed
 from tests.handlers.lock_desk import LockDesk, lock_desk, told
 from tests.integration.holds import held_by
+from tests.integration.rig import wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -91,6 +92,53 @@ async def test_several_keys(client: Client) -> None:
     assert await told(client, "DEL", *keys) == 2
     assert await told(client, "TYPE", "mutex:a") == b"none"
     assert await told(client, "TTL", "mutex:a") == -2
+
+
+async def test_many_keys_are_looked_up_side_by_side(desk: LockDesk, client: Client) -> None:
+    """A few at a time, so that a command of many neither takes long nor all the room there is."""
+    asker, watcher = await desk.tickets.asker(), await desk.tickets.asker()
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND wait_event_type = 'Lock'"
+    )
+    keys = [f"mutex:{number}" for number in range(3 * SLICE)]
+    for name, reply in (("MGET", [None] * len(keys)), ("EXISTS", 0), ("DEL", 0)):
+        async with asker.connection.transaction():
+            await asker.connection.execute("LOCK TABLE sidecache_locks")
+            client.send(name.encode(), *(key.encode() for key in keys))
+
+            async def all_wait() -> bool:
+                return bool(await watcher.connection.fetchval(waiting) == SLICE)
+
+            await wait_for(all_wait, "so many look-ups to wait")
+        assert parsed(await client.reply()) == reply
+
+
+async def test_one_word_for_all_shares_its_calls(desk: LockDesk) -> None:
+    """Wishes and releases of the same owner at once are few transactions, where it is not counted.
+
+    Where it is counted each grant has its own.
+    """
+    crowd = [desk.connect() for _ in range(40)]
+    connection = (await desk.tickets.asker()).connection
+
+    async def all_told(*words: str) -> list[object]:
+        return await asyncio.gather(
+            *(told(client, words[0], words[1] % number, *words[2:])
+              for number, client in enumerate(crowd, 1))
+        )  # fmt: skip
+
+    async def transactions(table: str) -> int:
+        return int(await connection.fetchval(
+            f"SELECT count(DISTINCT xmin::text) FROM {table} WHERE lock_token IS NOT NULL"
+        ))  # fmt: skip
+
+    for words in (("SETNX", "mutex:%d", "1"), ("DEL", "mutex:%d")):
+        assert await all_told(*words) == [1] * 40
+        assert await transactions("sidecache_locks") <= 5
+    del crowd[10:]
+    assert await all_told("SET", "seat_lock:e1:s%d", held_by("u"), "NX") == [b"OK"] * 10
+    assert await transactions("seats") == 10
 
 
 async def test_another_connection_is_no_owner(desk: LockDesk, client: Client) -> None:

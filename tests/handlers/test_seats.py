@@ -39,7 +39,8 @@ def scripts() -> str:
         '  mine: {name: SEAT.MINE, file: any.lua, lock: mine, keys: ["held:{owner}:{event}"],'
         " arguments: [event, owner], reads: true}"
     )
-    return RULES + "\n".join(lines) + "\n"
+    rules = RULES.replace("{json: true}", "{json: true, max_bytes: 2KiB}")
+    return rules + "\n".join(lines) + "\n"
 
 
 @pytest.fixture
@@ -192,6 +193,25 @@ async def test_names_that_are_too_long(client: Client) -> None:
     ):  # fmt: skip
         assert "too long" in str(reply := await told(client, *words)), (words[0], reply)
     assert await told(client, "SETNX", "mutex:a", long[1:]) == 1
+
+
+async def test_what_a_lock_says_has_a_size(client: Client) -> None:
+    """What would be more than the largest value is refused, as of SET, and nothing is changed.
+
+    That is what its value would be, or the booking of a sale.
+    """
+    refused = "POLICY value refused by keyspace 'seat_lock': it has more than 2048 bytes"
+    half, more = "x" * 1000, "x" * 2049
+    for booking, session in ((more, "x"), ("b", more), (half, half)):
+        words = ("SEAT.ACQUIRE", "e1", "s1", "u1", "30", booking, session)
+        assert str(await told(client, *words)) == refused
+    value = held_by("u1", booking_id=half, session_id=half)
+    assert str(await told(client, "SET", "seat_lock:e1:s1", value, "NX")) == refused
+    assert await seat(client, "STATUS", "s1") == {"outcome": "available"}
+    taken = await seat(client, "ACQUIRE", "s1", "u1", 30, half, "x")
+    words = ("SEAT.CONFIRM", "e1", "s1", "u1", str(taken["token"]), more)
+    assert str(await told(client, *words)) == refused
+    assert (await seat(client, "STATUS", "s1"))["outcome"] == "locked"
 
 
 async def test_names_that_are_no_text(client: Client) -> None:

@@ -13,8 +13,8 @@ from tests.handlers.backed_desk import plan
 PLAN = plan()
 
 
-def wish(key: bytes, owner: str = "", version: object = PLAN) -> Wish:
-    return Wish(version, key, owner or key.decode(), ())  # type: ignore[arg-type]
+def wish(key: bytes, counted: str | None = None, version: object = PLAN) -> Wish:
+    return Wish(version, key, "owner", (), counted)  # type: ignore[arg-type]
 
 
 class Teller:
@@ -87,16 +87,31 @@ async def test_who_comes_meanwhile_shares_the_next_call(
 async def test_no_wish_depends_on_another(
     together: "Together[tuple[bytes, int]]", teller: Teller
 ) -> None:
-    """The same lock, the same owner and other policies are in different calls, in their order."""
+    """The same lock, an owner who is counted, and other policies are in different calls, in order.
+
+    Of an owner who is not counted all are in one.
+    """
     await asked(together, wish(b"x"), wish(b"y"))
     other = plan(name="other")
     await asked(
         together, wish(b"a", "u"), wish(b"a", "v"), wish(b"b", "u"), wish(b"c", "w", other),
-        wish(b"d", "z"),
+        wish(b"d"), wish(b"e"),
     )  # fmt: skip
     for _ in range(5):
         await teller.end()
-    assert teller.calls[2:] == [[b"a", b"d"], [b"a", b"b"], [b"c"]]
+    assert teller.calls[2:] == [[b"a", b"d", b"e"], [b"a", b"b"], [b"c"]]
+
+
+async def test_not_everybody_is_looked_at(
+    together: "Together[tuple[bytes, int]]", teller: Teller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a crowd that wants the same, others are in the next call but one, or later."""
+    monkeypatch.setattr(module, "LOOKED", 3)
+    await asked(together, wish(b"x"), wish(b"y"))
+    await asked(together, *(wish(b"a") for _ in range(4)), wish(b"b"))
+    for _ in range(5):
+        await teller.end()
+    assert teller.calls[2:] == [[b"a"], [b"a"], [b"a", b"b"], [b"a"]]
 
 
 async def test_a_failure_is_that_of_its_call(
