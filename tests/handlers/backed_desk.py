@@ -61,7 +61,7 @@ def nobody() -> Postgres:
     """Return a PostgreSQL at a port where nobody listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        url = Secret(f"postgresql://nobody@127.0.0.1:{free.getsockname()[1]}/none")
+        url = Secret(f"postgresql://nobody@127.0.0.1:{free.getsockname()[1]}/none?sslmode=disable")
     return Postgres(Database(url, url), OriginMetrics(CollectorRegistry()))
 
 
