@@ -83,7 +83,7 @@ class Grants:
         said = await self._gate.shut(plan, keys[0], claim.owner, same=claim.same)
         if said is not None:
             return self._refusal(said)
-        with self._gate.asking(keys[0]):
+        with self._gate.asking(plan, keys[0], claim.owner, same=claim.same):
             return await self._take_one(plan, keys[0], claim)
 
     async def extend(

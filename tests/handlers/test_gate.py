@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from proxy.errors import OriginBusy, OriginDown
+from proxy.errors import ORIGIN_IN_HAND, OriginBusy, OriginDown
 from proxy.handlers import gate as module
 from proxy.handlers.gate import Gate, Said
 from proxy.plans import LockCalls, Locking
@@ -133,7 +133,7 @@ async def test_one_asks_again_while_others_are_refused(
     monkeypatch.setattr(module, "RENEWED", -1.0)
     assert gate.known(LOCK, key, "v") is None
     assert await gate.shut(LOCK, key, "v") is None
-    with gate.asking(key):
+    with gate.asking(LOCK, key, "x"):
         assert refused(gate.known(LOCK, key, "w"))
         assert refused(await gate.shut(LOCK, key, "w"))
 
@@ -142,7 +142,7 @@ async def asks(gate: Gate, key: bytes, owner: str, heard: list[str]) -> Said | N
     """Do what a taker does; heard: who has asked PostgreSQL."""
     shut = await gate.shut(LOCK, key, owner)
     if shut is None:
-        with gate.asking(key):
+        with gate.asking(LOCK, key, owner):
             heard.append(owner)
             await asyncio.sleep(0)
             gate.note(key, HELD)
@@ -177,7 +177,7 @@ async def test_one_after_the_other(gate: Gate, key: bytes) -> None:
 
     async def one() -> None:
         if await gate.shut(LOCK, key, "v") is None:
-            with gate.asking(key):
+            with gate.asking(LOCK, key, "v"):
                 heard.append("begins")
                 at_a_time.append(heard.count("begins") - heard.count("ends"))
                 await asyncio.sleep(0)
@@ -190,7 +190,7 @@ async def test_one_after_the_other(gate: Gate, key: bytes) -> None:
 @pytest.mark.parametrize("error", [OriginBusy("no room"), OriginDown("lost", sent=True)])
 async def test_a_failure_is_shared(gate: Gate, key: bytes, error: OriginBusy | OriginDown) -> None:
     """Who waited for an answer that did not come hears so; nothing was sent for it."""
-    with contextlib.suppress(type(error)), gate.asking(key):
+    with contextlib.suppress(type(error)), gate.asking(LOCK, key, "x"):
         waiter = asyncio.create_task(gate.shut(LOCK, key, "v"))
         await asyncio.sleep(0)
         raise error
@@ -200,12 +200,54 @@ async def test_a_failure_is_shared(gate: Gate, key: bytes, error: OriginBusy | O
 
 
 async def test_patience_has_an_end(gate: Gate, key: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who has waited for long asks too."""
+    """Who has waited for long hears that the lock is in hand, and does not ask as well."""
     monkeypatch.setattr(module, "PATIENCE", 0.01)
-    with gate.asking(key):
-        assert await gate.shut(LOCK, key, "v") is None
-        with gate.asking(key):
-            pass
+    with gate.asking(LOCK, key, "x"):
+        with pytest.raises(OriginBusy) as told:
+            await gate.shut(LOCK, key, "v")
+        assert told.value.line == ORIGIN_IN_HAND
+
+
+async def in_hand(gate: Gate, key: bytes) -> None:
+    """Ask, and meet another transaction."""
+    with contextlib.suppress(OriginBusy), gate.asking(LOCK, key, "x"):
+        raise OriginBusy("row", ORIGIN_IN_HAND)
+
+
+async def test_what_is_in_hand_is_so_for_a_moment(
+    gate: Gate, key: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who comes later hears the same without a question, until there is news or it is over."""
+    await in_hand(gate, key)
+    for _ in range(2):
+        with pytest.raises(OriginBusy) as told:
+            await gate.shut(LOCK, key, "v")
+        assert told.value.line == ORIGIN_IN_HAND
+    gate.note(key, None)
+    assert await gate.shut(LOCK, key, "v") is None
+    monkeypatch.setattr(module, "IN_HAND", 0.0)
+    await in_hand(gate, key)
+    async with asyncio.timeout(5):
+        while True:
+            with contextlib.suppress(OriginBusy):
+                assert await gate.shut(LOCK, key, "v") is None
+                break
+
+
+async def test_who_holds_it_asks_whatever_others_wait_for(gate: Gate, key: bytes) -> None:
+    """Neither another's question nor its failure keeps a holder; one word for all is no proof."""
+    with gate.asking(LOCK, key, "x"):
+        assert await gate.shut(LOCK, key, "u") is None
+    await in_hand(gate, key)
+    assert await gate.shut(LOCK, key, "u") is None
+    with pytest.raises(OriginBusy):
+        await gate.shut(LOCK, key, "u", same=False)
+
+
+async def test_nobody_waits_for_who_holds_it(gate: Gate, key: bytes) -> None:
+    """A holder may wait for what is no obstacle to a refusal: others ask beside it."""
+    gate.note(key, Said("held", "w"))
+    with gate.asking(LOCK, key, "w"):
         assert await gate.shut(LOCK, key, "v") is None
 
 

@@ -13,6 +13,7 @@ from proxy import errors
 from proxy.embedded.postgres import Postgres as Server
 from proxy.embedded.redis import Cluster
 from proxy.errors import OriginBusy, OriginDown, OriginRefused
+from proxy.handlers import gate
 from proxy.handlers import grants as module
 from proxy.handlers.claims import Claim, Hold, Taken
 from proxy.handlers.grants import Grants, scope_of
@@ -111,6 +112,34 @@ async def test_the_gate_believes_what_was_refused(counter: Counter) -> None:
         assert (taken.outcome, taken.holder) == ("held", "u1")
         assert taken.lefts[0] > 25
     assert (await counter.grants.take(counter.plan, [KEY], Claim("u1", 30))).outcome == "extended"
+
+
+async def test_a_crowd_before_a_row_in_hand_asks_once(
+    counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While another transaction has a row, one at a time asks for its lock and others hear so."""
+    monkeypatch.setattr(gate, "IN_HAND", 5.0)
+    asker, watcher = await counter.asker(), await counter.asker()
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    async with asker.connection.transaction():
+        await asker.connection.execute("SELECT FROM seats WHERE seat = 's1' FOR UPDATE")
+        crowd = [
+            asyncio.create_task(counter.grants.take(counter.plan, [KEY], Claim(f"u{number}", 30)))
+            for number in range(30)
+        ]
+        most = 0
+        while not all(each.done() for each in crowd):
+            most = max(most, await watcher.connection.fetchval(waiting))
+        told = await asyncio.gather(*crowd, return_exceptions=True)
+        assert {getattr(each, "line", None) for each in told} == {errors.ORIGIN_IN_HAND}
+        with pytest.raises(OriginBusy):
+            # Nor does who comes now.
+            async with asyncio.timeout(1):
+                await counter.grants.take(counter.plan, [KEY], Claim("late", 30))
+    assert most == 1
 
 
 async def test_the_gate_believes_what_is_offered(counter: Counter) -> None:
