@@ -9,6 +9,24 @@
 -- Of the list a field is a seat: in milliseconds since the epoch when its lock ends, and the token.
 local HOLD, LONGEST, OFFER, MOST = 600000, 900000, 10000, 10 -- milliseconds, seats
 local WHOLE = 1200000 -- milliseconds from the grant, however often it is taken again
+local function entry_of(text)
+  -- What some client has put there is nobody's place.
+  local read, entry = pcall(cjson.decode, text)
+  local ours = read and type(entry) == 'table' and type(entry.joined) == 'string'
+    and type(entry.ends) == 'number' and entry.ends < 2 ^ 53
+    and type(entry.offered) == 'number' and entry.offered >= 0 and entry.offered < 2 ^ 53
+  return ours and entry or nil
+end
+local function token_of(lock)
+  -- Of larger numbers Lua does not know all digits.
+  local text = tostring(lock.token):match('^[1-9]%d*$')
+  return text and tonumber(text) < 2 ^ 53 and text or nil
+end
+local function since_of(lock, now)
+  -- Seconds. A time that no grant can have which lasts still is none.
+  local at = tonumber(lock.locked_at)
+  return at and at * 1000 > now - 3600000 and at * 1000 <= now and at or math.floor(now / 1000)
+end
 if #ARGV > 5 then
   return redis.error_reply('ERR Redis alone takes one seat at a time')
 end
@@ -22,7 +40,7 @@ if not lock or lock.user_id ~= ARGV[3] then
   -- It may have ended by a bare DEL, of which the list has not heard.
   redis.call('HDEL', KEYS[2], ARGV[2])
 end
-if lock and lock.booked then
+if lock and lock.booked == true then
   return {'outcome', 'booked'}
 end
 if lock and lock.user_id ~= ARGV[3] then
@@ -33,8 +51,8 @@ if not lock then
   local first, entry
   local fields = redis.call('HGETALL', KEYS[4])
   for at = 1, #fields, 2 do
-    local each = cjson.decode(fields[at + 1])
-    if each.ends > now and (each.offered == 0 or each.offered > now)
+    local each = entry_of(fields[at + 1])
+    if each and each.ends > now and (each.offered == 0 or each.offered > now)
         and (not entry or each.joined < entry.joined) then
       first, entry = fields[at], each
     end
@@ -63,8 +81,8 @@ if not lock and held >= MOST then
 end
 -- The slot's clock in microseconds: greater with every grant as long as no clock goes back, which
 -- is all that Redis alone can promise. As text, because JSON here has 14 digits of a number.
-local token = lock and tostring(lock.token):match('^%d+$') or time[1] .. string.format('%06d', time[2])
-local since = lock and tonumber(lock.locked_at) or tonumber(time[1])
+local token = lock and token_of(lock) or time[1] .. string.format('%06d', time[2])
+local since = since_of(lock or {}, now)
 -- Who has extended it does not hold it shorter by this.
 local hold = lock and math.max(HOLD, redis.call('PTTL', KEYS[1])) or HOLD
 hold = math.max(1, math.floor(math.min(hold, since * 1000 + WHOLE - now)))

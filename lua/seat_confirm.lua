@@ -24,7 +24,7 @@ end
 if not lock or lock.user_id ~= ARGV[3] or lock.token ~= ARGV[4] then
   return {'outcome', 'lost'}
 end
-if lock.booked then
+if lock.booked == true then
   return {'outcome', lock.booking_id == ARGV[5] and 'confirmed' or 'lost'}
 end
 lock.booking_id, lock.booked, lock.expires_at = ARGV[5], true, nil

@@ -11,7 +11,7 @@ local held = {}
 local found = redis.call('HGETALL', KEYS[1])
 for at = 1, #found, 2 do
   local ends, token = found[at + 1]:match('^(%d+) (%d+)$')
-  if ends and tonumber(ends) > now then
+  if ends and tonumber(ends) > now and tonumber(ends) < 2 ^ 53 and tonumber(token) < 2 ^ 53 then
     held[#held + 1] = {found[at], tonumber(token), tonumber(ends) - now}
   end
 end

@@ -4,6 +4,14 @@
 -- Reply outcome, waiting offered available holder booked left or full, and with the first two
 --       position, wait_ms and offered_ms
 local HEARTBEAT, OFFER, MOST = 20000, 10000, 1000 -- milliseconds, waiters
+local function entry_of(text)
+  -- What some client has put there is nobody's place.
+  local read, entry = pcall(cjson.decode, text)
+  local ours = read and type(entry) == 'table' and type(entry.joined) == 'string'
+    and type(entry.ends) == 'number' and entry.ends < 2 ^ 53
+    and type(entry.offered) == 'number' and entry.offered >= 0 and entry.offered < 2 ^ 53
+  return ours and entry or nil
+end
 local leaving = ARGV[4] and ARGV[4]:lower() == 'leave'
 if #ARGV > 4 or (ARGV[4] and not leaving) then
   return redis.error_reply('ERR syntax error')
@@ -18,7 +26,7 @@ if leaving then
   redis.call('HDEL', KEYS[2], ARGV[3])
   return {'outcome', 'left'}
 end
-if lock and lock.booked then
+if lock and lock.booked == true then
   return {'outcome', 'booked'}
 end
 if lock and lock.user_id == ARGV[3] then
@@ -29,8 +37,8 @@ end
 local waiting, count = {}, 0
 local fields = redis.call('HGETALL', KEYS[2])
 for at = 1, #fields, 2 do
-  local entry = cjson.decode(fields[at + 1])
-  if entry.ends <= now or (entry.offered > 0 and entry.offered <= now) then
+  local entry = entry_of(fields[at + 1])
+  if not entry or entry.ends <= now or (entry.offered > 0 and entry.offered <= now) then
     redis.call('HDEL', KEYS[2], fields[at])
   else
     waiting[fields[at]], count = entry, count + 1

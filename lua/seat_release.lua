@@ -16,7 +16,7 @@ if not lock or lock.user_id ~= ARGV[3] then
   -- It may have ended by a bare DEL, of which the list has not heard.
   redis.call('HDEL', KEYS[2], ARGV[2])
 end
-if not lock or lock.booked or lock.user_id ~= ARGV[3] or lock.token ~= ARGV[4] then
+if not lock or lock.booked == true or lock.user_id ~= ARGV[3] or lock.token ~= ARGV[4] then
   return {'outcome', 'lost'}
 end
 -- Before anything is written: whose key is of another type gets Redis' error, and nothing else.

@@ -346,6 +346,71 @@ async def test_a_lock_without_a_token(hall: Hall, token: str) -> None:
     assert (await hall.tell("STATUS", "s1"))["owner"] == "u1"
 
 
+STRANGE = [
+    "notjson", "7", "null", "[]", "{}", '{"joined":"1","ends":"x","offered":0}',
+    '{"joined":1,"ends":9e12,"offered":0}', '{"joined":"1","ends":9e12,"offered":null}',
+    '{"joined":"1","ends":1e999,"offered":0}', '{"joined":"1","ends":9e12,"offered":1e300}',
+    '{"joined":"1","ends":9e12,"offered":-5}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("own", [True, False])
+async def test_what_is_nobodys_place_in_a_queue(hall: Hall, own: bool) -> None:
+    """Whatever a client has put among those who wait, nobody waits with it, nor fails by it."""
+    for number, strange in enumerate(STRANGE, 1):
+        seat, owner = f"s{number}", f"u{number}"
+        await hall.caller.call("HSET", f"lock_queue:{EVENT}:{seat}", owner if own else "x", strange)
+        assert (await hall.acquire(seat, owner))["outcome"] == "acquired", strange
+        await hall.caller.call("HSET", f"lock_queue:{EVENT}:{seat}", "u0" if own else "x", strange)
+        waiting = await hall.tell("QUEUE", seat, "u0")
+        assert (waiting["outcome"], waiting["position"]) == ("waiting", 1), strange
+        assert len(await hall.caller.call("HGETALL", f"lock_queue:{EVENT}:{seat}")) == 2
+
+
+async def test_only_true_is_a_sale(hall: Hall) -> None:
+    """Null, as a client may write it, is a lock as any other."""
+    value = '{"user_id":"u1","token":"7","booked":null}'
+    await hall.caller.call("SET", f"seat_lock:{EVENT}:s1", value, "NX", "EX", 60)
+    assert (await hall.tell("STATUS", "s1"))["outcome"] == "locked"
+    assert (await hall.tell("QUEUE", "s1", "u2"))["outcome"] == "waiting"
+    assert (await hall.tell("EXTEND", "s1", "u1", 30))["outcome"] == "extended"
+    assert (await hall.acquire("s1", "u1"))["outcome"] == "extended"
+    await hall.caller.call("SET", f"seat_lock:{EVENT}:s2", value, "NX", "EX", 60)
+    assert await hall.tell("RELEASE", "s2", "u1", 7) == {"outcome": "released"}
+    await hall.caller.call("SET", f"seat_lock:{EVENT}:s3", value, "NX", "EX", 60)
+    assert await hall.tell("CONFIRM", "s3", "u1", 7, "b1") == {"outcome": "confirmed"}
+    assert await hall.tell("CONFIRM", "s3", "u1", 7, "b2") == {"outcome": "lost"}
+
+
+@pytest.mark.parametrize("since", ["-5", "5", "1e300", "1e999", "1790000000000", "null", '"x"'])
+async def test_a_time_of_a_grant_that_is_none(hall: Hall, since: str) -> None:
+    """A lock that says it was granted then is kept as one that was granted now, and no longer."""
+    value = f'{{"user_id":"u1","token":"7","locked_at":{since}}}'
+    for seat, operation, words, left in (
+        ("s1", "ACQUIRE", ("b1", "x1"), 600_000), ("s2", "EXTEND", (900,), 900_000),
+    ):  # fmt: skip
+        key = f"seat_lock:{EVENT}:{seat}"
+        await hall.caller.call("SET", key, value, "NX", "EX", 60)
+        told = await hall.tell(operation, seat, "u1", *words)
+        assert (told["outcome"], told["token"], told["expires_in_ms"]) == ("extended", 7, left)
+        lock = json.loads(await hall.caller.call("GET", key))
+        assert left / 1000 - 2 <= lock["expires_at"] - lock["locked_at"] <= left / 1000 + 2
+
+
+async def test_a_token_that_is_too_large(hall: Hall) -> None:
+    """What a reply cannot say is no token: a lock has none, or another by its next grant."""
+    value = f'{{"user_id":"u1","token":"{"9" * 26}"}}'
+    await hall.caller.call("SET", f"seat_lock:{EVENT}:s1", value, "NX", "EX", 60)
+    assert (await hall.tell("STATUS", "s1"))["token"] == 0
+    assert (await hall.tell("EXTEND", "s1", "u1", 30))["outcome"] == "held"
+    token = (await hall.acquire("s1", "u1"))["token"]
+    assert 10**15 < token < 2**53
+    listed = f"user_locks:u1:{EVENT}"
+    await hall.caller.call("HSET", listed, "s2", f"{'9' * 26} 7", "s3", f"9000000000000 {'9' * 26}")
+    mine = await hall.caller.call("SEAT.MINE", EVENT, "u1")
+    assert [each[:2] for each in mine] == [[b"s1", token]]
+
+
 async def test_nobody_is_told_as_the_owner_of_a_strange_lock(hall: Hall) -> None:
     """Of a lock whose owner is no text none is told."""
     await hall.caller.call("SET", f"seat_lock:{EVENT}:s1", '{"user_id":null}', "NX", "EX", 60)
