@@ -51,7 +51,7 @@ class Freed(NamedTuple):
 class Waiting(NamedTuple):
     """A place in a queue."""
 
-    outcome: str  # waiting offered holder left full missing, or the state of the row
+    outcome: str  # waiting offered available holder left full missing, or the state of the row
     place: int  # 1: the next
     waits: float  # seconds, at most as it looks now
     offered: float  # seconds left to take what is offered

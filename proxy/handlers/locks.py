@@ -131,9 +131,9 @@ async def grant(
         return errors.no_row(plan.name)
     if taken.outcome == "limit":
         return errors.lock_refused(plan.name, "limit")
-    if taken.granted:
-        if session.gone:
-            await grants.vanish(plan, keys, claim, taken)
+    if taken.granted and session.gone:
+        await grants.vanish(plan, keys, claim, taken)
+    elif taken.granted:
         for key, token in zip(keys, taken.tokens, strict=True):
             remember(session, key, claim.owner, token)
     return taken.granted

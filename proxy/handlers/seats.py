@@ -21,6 +21,7 @@ from proxy.handlers.locks import answered, unnamed
 from proxy.handlers.owners import text_of, value_for
 from proxy.handlers.targets import misspelled, target_of
 from proxy.handlers.terms import LONGEST, MOST, bounded, oversized
+from proxy.origin.batching import segments_of
 from proxy.plans import Plan, plans_in
 
 # Arguments that are numbers.
@@ -123,7 +124,9 @@ def _locks(
         names, rest = (more[::2], more[1::2]) if operation in _PROVEN else (more, ())
         if any(integer(word) is None for word in rest):
             return errors.NOT_AN_INTEGER
-        locks = list(dict.fromkeys([key, *(_beside(key, name) for name in names)]))
+        if request.ruleset.find_keyspace(key) != plan.keyspace:
+            return errors.key_refused(plan.name, "it is no name of a lock")
+        locks = list(dict.fromkeys([key, *(_beside(plan, key, name) for name in names)]))
         if len(locks) > MOST:
             return errors.TOO_MANY_LOCKS
         if operation in _PROVEN and (len(names) != len(rest) or len(locks) <= len(names)):
@@ -164,18 +167,22 @@ def _plan(ruleset: wire.Ruleset, key: bytes) -> Plan | None:
     return max(locks, key=lambda pair: pair[1].most > 0, default=(None,))[0]
 
 
-def _beside(key: bytes, name: bytes) -> bytes:
+def _beside(plan: Plan, key: bytes, name: bytes) -> bytes:
     """Return the key of another lock, which differs in the last segment alone."""
-    return key.rpartition(b":")[0] + b":" + name
+    segments, end = [*segments_of(plan, key).values()], plan.pattern[-1]
+    if not segments:
+        return name
+    end = end if isinstance(end, bytes) else b""
+    return key[: -len(segments[-1].encode() + end)] + name + end
 
 
 async def _acquire(order: Order) -> bytes:
     """`owner` takes locks for `seconds`, or as long as the policy says; `booking`, `session`."""
     claim = Claim(order.owner, _seconds(order), order.value("booking"), order.value("session"))
     taken = await order.grants.take(order.plan, order.keys, claim)
-    if taken.granted:
-        if order.session.gone:
-            await order.grants.vanish(order.plan, order.keys, claim, taken)
+    if taken.granted and order.session.gone:
+        await order.grants.vanish(order.plan, order.keys, claim, taken)
+    elif taken.granted:
         for key, token in zip(order.keys, taken.tokens, strict=True):
             remember(order.session, key, order.owner, token)
     return _told(order, taken)
@@ -229,7 +236,9 @@ async def _status(order: Order) -> bytes:
     """Tell anybody what becomes of a lock."""
     row = await order.grants.row(order.plan, order.keys[0])
     if row is None:
-        return order.reply(outcome="missing")
+        # A table of the application has the rows that it has; of others one is made by a grant.
+        own = order.plan.locking is not None and order.plan.locking.table is None
+        return order.reply(outcome="available" if own else "missing")
     if row.status != "locked" or row.left <= 0:
         status = "available" if row.status == "locked" else row.status
         return order.reply(outcome=status)
@@ -254,16 +263,37 @@ async def _queue(order: Order) -> bytes:
 
 
 async def _mine(order: Order) -> bytes:
-    """Tell which locks `owner` holds within the other argument: name, token, milliseconds each."""
+    """Tell which locks `owner` holds: name, token, milliseconds each.
+
+    Where locks are counted they are those within the other argument, named by their last segment;
+    elsewhere all, named by their keys.
+    """
     scope = next((text for name, text in order.values.items() if name != "owner"), "")
     held = await order.grants.mine(order.plan, order.owner, scope)
     return resp.array(
         [
-            resp.array([resp.bulk(each.columns[-1].encode()), resp.integer(each.token),
+            resp.array([resp.bulk(_told_as(order.plan, each.columns)), resp.integer(each.token),
                         resp.integer(_ms(each.left))])
             for each in held
         ]
     )  # fmt: skip
+
+
+def _told_as(plan: Plan, columns: Sequence[str]) -> bytes:
+    """Return the name of a lock by the columns that pick its row."""
+    assert plan.locking is not None
+    if plan.locking.table is None:
+        key = columns[0].encode()
+    else:
+        values = iter(columns)
+        parts = (part if isinstance(part, bytes) else next(values).encode()
+                 for part in plan.pattern)  # fmt: skip
+        key = b"".join(parts)
+    try:
+        return [*segments_of(plan, key).values()][-1].encode() if plan.locking.most else key
+    except ValueError:
+        # Taken while the keyspace had another pattern.
+        return key
 
 
 def _seconds(order: Order) -> float:

@@ -161,6 +161,11 @@ def _check_mine(script: Script, keyspaces: Iterable[Keyspace]) -> Iterator[Compl
     elif limited[0].locks.per_owner is not None and len(script.arguments) < 2:
         yield Complaint(("arguments",), "mine needs an argument beside the owner: within what the "
                         f"locks of {quote(limited[0].key.text)} are counted")  # fmt: skip
+    elif limited[0].locks.per_owner is None and len(script.arguments) > 1:
+        other = next(name for name in script.arguments if name != "owner")
+        yield Complaint(("arguments",), f"{quote(other)} would limit nothing: without per_owner of "
+                        f"{quote(limited[0].key.text)} mine tells all that an owner holds; say "
+                        "per_owner there, or no argument but the owner")  # fmt: skip
 
 
 def _check_slots(

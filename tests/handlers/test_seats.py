@@ -1,5 +1,6 @@
 """Operations on locks by name, in front of a real database: replies, refusals and their limits."""
 
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,11 @@ from typing import Any
 import pytest
 
 from proxy.embedded.postgres import Postgres
+from proxy.handlers.held import known
+from proxy.handlers.locks import grant
 from proxy.handlers.owners import LONGEST_NAME
-from proxy.handlers.seats import MOST
+from proxy.handlers.seats import MOST, Order, _acquire
+from proxy.handlers.targets import target_of
 from tests.handlers.desk import Client
 from tests.handlers.lock_desk import LockDesk, lock_desk, told
 from tests.integration.holds import RULES, held_by
@@ -236,3 +240,78 @@ async def test_what_was_acquired_is_held_by_the_connection(desk: LockDesk, clien
     await seat(client, "RELEASE", "s1", "u1", taken["token"])
     await seat(desk.connect(), "ACQUIRE", "s1", "u2", 30, "b", "x")
     assert str(await told(client, "DEL", "seat_lock:e1:s1")).startswith("LOCKOWNER")
+
+
+async def test_who_has_gone_holds_nothing(desk: LockDesk, client: Client) -> None:
+    """What is granted to a connection that has ended is given up, and not its own any more."""
+    grants, ruleset = desk.grants, desk.server.router.ruleset
+    plan, key = desk.plan("seat_lock"), b"seat_lock:e1:s1"
+    client.session.connection_lost(None)
+    values = {"owner": "u1"}
+    await _acquire(Order(client.session, ruleset, grants, plan, [key], values, []))
+    target = target_of(ruleset, key)
+    assert target is not None
+    await grant(client.session, grants, [target], held_by("u2").encode(), 30)
+    assert await grants.held(plan, key) is None
+    assert known(client.session, key) is None
+
+
+# Locks of no table, with names that end in something else than what varies.
+DESKS = """
+keyspaces:
+  desk:
+    key: desk:{floor}:{desk}:hold
+    cluster: locks
+    hash_tag: floor
+    kind: lock
+    ttl: {default: 60s}
+    lock: {owner: value, COUNTED}
+scripts:
+  acquire: {name: SEAT.ACQUIRE, file: any.lua, lock: acquire, keys: ["desk:{floor}:{desk}:hold"],
+            arguments: [floor, desk, owner], more: desks, reply: map}
+  release: {name: SEAT.RELEASE, file: any.lua, lock: release, keys: ["desk:{floor}:{desk}:hold"],
+            arguments: [floor, desk, owner, token], more: pairs, reply: map}
+  status: {name: SEAT.STATUS, file: any.lua, lock: status, keys: ["desk:{floor}:{desk}:hold"],
+           arguments: [floor, desk], reply: map}
+  queue: {name: SEAT.QUEUE, file: any.lua, lock: queue, keys: ["desk:{floor}:{desk}:hold"],
+          arguments: [floor, desk, owner], reply: map}
+  mine: {name: SEAT.MINE, file: any.lua, lock: mine, keys: ["desks:{owner}"], arguments: [OWNED]}
+"""
+
+
+@contextlib.asynccontextmanager
+async def desks(server: Postgres, folder: Path, counted: str, owned: str) -> AsyncIterator[Client]:
+    """A client that takes desks of floors."""
+    (folder / "lua").mkdir()
+    (folder / "lua" / "any.lua").write_text("return 1\n")
+    rules = DESKS.replace("COUNTED", counted).replace("OWNED", owned)
+    async with lock_desk(server, folder, rules) as found:
+        yield found.connect()
+
+
+async def test_desks_that_are_counted(postgres_server: Postgres, tmp_path: Path) -> None:
+    """Further names are put where the first has its own; what an owner has is that of a floor."""
+    counted = "per_owner: {scope: floor, max: 3}, queue: {heartbeat: 9s, offer: 9s}"
+    async with desks(postgres_server, tmp_path, counted, "floor, owner") as client:
+        assert await seat(client, "STATUS", "d1") == {"outcome": "available"}
+        assert await seat(client, "QUEUE", "d1", "u1") == {"outcome": "available"}
+        taken = await seat(client, "ACQUIRE", "d1", "u1", "d2")
+        assert (taken["outcome"], len(taken["tokens"])) == ("acquired", 2)
+        assert (await seat(client, "STATUS", "d2"))["outcome"] == "locked"
+        assert await told(client, "EXISTS", "desk:e1:d1:hold", "desk:e1:d2:hold") == 2
+        await told(client, "SEAT.ACQUIRE", "e2", "d3", "u1")
+        mine = await told(client, "SEAT.MINE", "e1", "u1")
+        assert [name for name, _, _ in mine] == [b"d1", b"d2"]
+        first, second = taken["tokens"]
+        freed = await seat(client, "RELEASE", "d1", "u1", first, "d2", second)
+        assert freed == {"outcome": "released", "released": 2}
+        assert await seat(client, "STATUS", "d1") == {"outcome": "available"}
+
+
+async def test_desks_that_nobody_counts(postgres_server: Postgres, tmp_path: Path) -> None:
+    """What an owner has is that of all floors, told by whole names."""
+    async with desks(postgres_server, tmp_path, "gate: on", "owner") as client:
+        for floor in ("f1", "f2"):
+            await told(client, "SEAT.ACQUIRE", floor, "d1", "u1")
+        mine = await told(client, "SEAT.MINE", "u1")
+        assert [name for name, _, _ in mine] == [b"desk:f1:d1:hold", b"desk:f2:d1:hold"]

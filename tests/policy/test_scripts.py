@@ -142,7 +142,8 @@ LIMIT = "per_owner: {scope: e, max: 3}"
         (LIMIT, LIMIT, "owner, e", 'there is: "seats:{e}:{s}", "tables:{e}:{s}"'),
         ("", "", "owner, e", 'there is: "seats:{e}:{s}", "tables:{e}:{s}"'),
         ("authority: redis", "authority: redis", "owner, e", "there is: none"),
-        ("authority: redis", "", "owner, e", ""),
+        ("authority: redis", "", "owner", ""),
+        ("authority: redis", "", "owner, e", '"e" would limit nothing: without per_owner of'),
         (LIMIT, "", "e, user", 'mine needs the argument "owner"'),
     ],
 )
@@ -153,6 +154,8 @@ def test_whose_locks_are_told(
     (folder.path / "lua").mkdir()
     (folder.path / "lua" / "t.lua").touch()
     text = LOCKS.replace("PER", per).replace("OTHER", other).replace("ARGUMENTS", arguments)
+    if arguments == "owner":
+        text = text.replace("{owner}:{e}", "{owner}")
     if "owner" not in arguments:
         text = text.replace("{owner}", "{user}")
     found = folder.complaints(text)
