@@ -28,12 +28,16 @@ COLUMNS: Mapping[str, _Kind] = {
     "lock_token": _NUMBER, "booking_id": _TEXT, "session_id": _TEXT, "updated_at": _TIME,
 }  # fmt: skip
 
+# What a row says that nobody holds, and one that somebody does.
+_STATES = ("available", "locked")
+
 # All as text: whoever connects may have codecs of its own. Of a domain the type below.
 _TYPES = """
 SELECT a.attname::text AS name, format_type(a.atttypid, NULL) AS said,
-       format_type(coalesce(nullif(t.typbasetype, 0), t.oid), NULL) AS type,
-       t.typcategory::text AS category
+       format_type(below.oid, NULL) AS type, t.typcategory::text AS category,
+       (SELECT string_agg(enumlabel, E'\\n') FROM pg_enum WHERE enumtypid = below.oid) AS labels
   FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+  CROSS JOIN LATERAL (SELECT coalesce(nullif(t.typbasetype, 0), t.oid) AS oid) AS below
  WHERE a.attrelid = to_regclass($1::text) AND a.attnum > 0 AND NOT a.attisdropped"""
 
 
@@ -62,4 +66,16 @@ async def mistakes(connection: Any, locking: Locking, timeout: float) -> Sequenc
             f'the column "{name}" of the table "{locking.table}" is of type {row["said"]}, with '
             f"which no lock can be taken: it has to be {kind.wanted}"
         )
-    return found
+    return found + _unsaid(locking.table, there.get("status"))
+
+
+def _unsaid(table: str, status: Any) -> list[str]:
+    """Return which state of a lock a column cannot say."""
+    if status is None or status["labels"] is None:
+        return []
+    return [
+        f'the column "status" of the table "{table}" is of type {status["said"]}, which lacks the '
+        f"label '{state}'"
+        for state in _STATES
+        if state not in status["labels"].split("\n")
+    ]

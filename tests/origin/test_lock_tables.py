@@ -73,6 +73,15 @@ async def test_a_column_that_takes_locks(asker: Asker, column: str, type: str) -
     assert (await asker.release("u1", "s1"))[0] == [1]
 
 
+async def test_an_enum_without_a_state(asker: Asker) -> None:
+    """Each label that a grant or a release would write is asked for."""
+    await asker.connection.execute("CREATE TYPE state AS ENUM ('free', 'locked')")
+    assert await altered(asker, "status", "state") == [
+        'the column "status" of the table "seats" is of type state, which lacks the label '
+        "'available'"
+    ]
+
+
 async def test_columns_that_are_not_there(asker: Asker) -> None:
     """Each is named; where there is no table, that alone."""
     await asker.connection.execute("ALTER TABLE seats DROP session_id, DROP updated_at")
