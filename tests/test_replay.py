@@ -142,13 +142,13 @@ def test_memory_is_bounded(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_what_was_judged_is_forgotten(folder: Folder) -> None:
-    """A thousand commands take no more memory than a hundred."""
+    """Some hundred commands take no more memory than a hundred."""
     judge = replay.Judge(folder.load(OLD), CLUSTERS)
     words = [b"SET", b"a", bytes(100_000)]
     for _ in range(100):
         judge.judge(words, "default")
     before = resident()
-    for _ in range(1000):
+    for _ in range(400):
         judge.judge(words, "default")
     gc.collect()
     assert resident() - before < 20_000_000

@@ -25,13 +25,12 @@ DECLARE
     _moment timestamptz;
     _other record;
     _many bigint;
-BEGIN
+BEGIN{exact}
     has := 0;
     -- First without locks: most who ask for what others want are turned away here.
     FOR _look IN 1..2 LOOP
         _moment := clock_timestamp();
-        SELECT coalesce(t.status::text, 'unknown') AS status, t.locked_by, {remains} AS remains
-          INTO _other
+        SELECT {said} AS status, t.locked_by, {remains} AS remains INTO _other
           FROM unnest({arrays}) AS k({columns}) JOIN {table} t ON {found}
          WHERE {granting} IS NOT TRUE
          ORDER BY {order} LIMIT 1;
@@ -149,7 +148,7 @@ RETURNS TABLE (numbers bigint[], outcomes text[], tokens bigint[], lefts float8[
 DECLARE
     _moment timestamptz := clock_timestamp();
     _free bigint[];
-BEGIN{made_free}
+BEGIN{exact}{made_free}
     _free := (SELECT array_agg(n) FROM (
         SELECT k.n
           FROM unnest({arrays}, _who, _session, _same, _place) WITH ORDINALITY
@@ -237,8 +236,10 @@ BEGIN
     PERFORM 1 FROM unnest({arrays}) AS k({columns}) JOIN {table} t ON {found}
       ORDER BY {order} FOR UPDATE OF t;
     SELECT count(*) FILTER (WHERE t.status = 'locked' AND t.locked_until > clock_timestamp()),
+           -- Who sells by SQL may leave what the lock has said; but its deadline only with it.
            count(*) FILTER (
-               WHERE t.status = 'booked' AND t.booking_id IS NOT DISTINCT FROM _booking)
+               WHERE t.status = 'booked' AND t.booking_id IS NOT DISTINCT FROM _booking
+                 AND t.locked_until IS NULL)
       INTO _many, _again
       FROM unnest({arrays}, _held) AS k({columns}, token) JOIN {table} t ON {found}
      WHERE t.locked_by = _who AND t.lock_token = k.token;

@@ -3,8 +3,9 @@
 They are `lock_functions` as well, and speak of locks, rows and waiters by the same letters.
 """
 
-# Keep free locks, each for who is next and has room for it, unless it is kept for somebody.
-# Patient: a place that another transaction has in hand is waited for; otherwise there is no offer.
+# Keep free locks, each for who is next and has room for it, unless it is kept for somebody. What
+# another transaction has in hand is left to the next sweep: who has it may be taking it.
+# Patient: a place that is in hand is waited for; otherwise there is no offer.
 OFFER = """(_names text[][], _offer float8, _most integer, _patient boolean DEFAULT true)
 RETURNS void
 {planned}
@@ -18,6 +19,9 @@ BEGIN
         RETURN;
     END IF;
     FOREACH _one SLICE 1 IN ARRAY _names LOOP
+        PERFORM 1 FROM (VALUES (_one)) AS q(name) JOIN {table} t ON {queued}
+          WHERE {free} FOR UPDATE OF t SKIP LOCKED;
+        CONTINUE WHEN NOT FOUND;
         SELECT q.owner, q.offered_until INTO _next
           FROM {schema}.sidecache_lock_queue q,
                LATERAL (SELECT q.owner, q.scope) AS w(_who, _place)
@@ -58,15 +62,15 @@ BEGIN
     waits := 0;
     offered := 0;
     SELECT {name} INTO _id FROM unnest({arrays}) AS k({columns});
-    SELECT coalesce(t.status::text, 'unknown') AS status, t.locked_by::text AS holder,
-           greatest(0, {remains}) AS remains, {free} AS free INTO _lock
+    SELECT {said} AS status, t.locked_by::text AS holder, greatest(0, {remains}) AS remains,
+           {free} AS free INTO _lock
       FROM unnest({arrays}) AS k({columns}) JOIN {table} t ON {found};
     IF _leaving THEN
         DELETE FROM {schema}.sidecache_lock_queue q
          WHERE q.keyspace = '{keyspace}' AND q.name = _id AND q.owner = _who
      RETURNING {offered} AS offered INTO _own;
         IF _own.offered AND coalesce(_lock.free, _lock.status IS NULL) THEN
-            PERFORM {offer}(ARRAY[_id], _offer, _most);
+            PERFORM {offer}(ARRAY[_id], _offer, _most, false);
         END IF;
         outcome := 'left';
         RETURN NEXT;
@@ -101,7 +105,8 @@ BEGIN
              LIMIT {longest_queue}) AS others) < {longest_queue}
         ON CONFLICT (keyspace, name, owner) DO UPDATE
        SET expires_at = excluded.expires_at,
-           offered_until = CASE WHEN q.offered_until IS NULL AND _first AND {room}
+           offered_until = CASE WHEN NOT coalesce(_lock.free, _lock.status IS NULL) THEN NULL
+                                WHEN q.offered_until IS NULL AND _first AND {room}
                                 THEN _moment + make_interval(secs => _offer)
                                 ELSE q.offered_until END
  RETURNING q.pos, q.offered_until INTO _own;
@@ -118,13 +123,21 @@ BEGIN
      WHERE q.keyspace = '{keyspace}' AND q.name = _id AND q.pos < _own.pos AND {waits};
 END $sidecache$;"""
 
-# What has expired becomes available, who was silent leaves the queue, what is free is offered.
-# What another transaction has in hand is left to the next sweep: a sweep waits for nobody.
+# What has expired becomes available, who was silent leaves the queue, what is free is offered. What
+# is not free is offered to nobody: whoever it was kept for waits on in its place. What another
+# transaction has in hand is left to the next sweep: a sweep waits for nobody.
 SWEEP = """(_offer float8, _most integer)
 RETURNS TABLE (name text[], token bigint)
 {planned}
 #variable_conflict use_column
+DECLARE
+    _moment timestamptz := clock_timestamp();
 BEGIN
+    UPDATE {schema}.sidecache_lock_queue SET offered_until = NULL WHERE ctid IN (
+        SELECT q.ctid FROM {schema}.sidecache_lock_queue q
+         WHERE q.keyspace = '{keyspace}' AND q.offered_until IS NOT NULL
+           AND EXISTS (SELECT FROM {table} t WHERE {queued} AND {free} IS NOT TRUE)
+         LIMIT {most_swept} FOR UPDATE OF q SKIP LOCKED);
     DELETE FROM {schema}.sidecache_lock_queue WHERE ctid IN (
         SELECT ctid FROM {schema}.sidecache_lock_queue
          WHERE keyspace = '{keyspace}'

@@ -24,6 +24,11 @@ OPEN = f"({FREE} OR ({MINE} AND (_same OR t.session_id = _session)))"
 GRANTING = f"""((NOT _mine AND {OPEN})
             OR (_mine AND {MINE} AND (_token IS NULL OR t.lock_token = _token)))"""
 
+# What a row t says of itself; a word of ours would be taken for what became of a wish.
+SAID = """CASE WHEN t.status::text IN ('acquired', 'extended', 'held', 'queue', 'limit', 'missing',
+                   'lost', 'waiting', 'offered', 'holder', 'left', 'full') THEN 'unknown'
+                 ELSE coalesce(t.status::text, 'unknown') END"""
+
 # For how many seconds somebody holds a row t; NULL: nobody does.
 REMAINS = """CASE WHEN t.status = 'locked' THEN extract(epoch FROM
                    least(coalesce(t.locked_until, 'infinity'), _moment + interval '100 years')
@@ -65,6 +70,12 @@ GRANTED = """SET status = 'locked', locked_by = _who,
                    CASE WHEN _longest > 0
                         THEN {since} + make_interval(secs => _longest) END),
                updated_at = _moment{kept}"""
+
+# Who counts in an older snapshot counts what was there before its turn.
+EXACT = """
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'locks are counted under read committed';
+    END IF;"""
 
 # The row of a lock that has none; conflict: what becomes of one that is there.
 MADE = """

@@ -152,7 +152,8 @@ def _ruled(words: Mapping[str, str], offer: str) -> dict[str, str]:
         "planned": rules.PLANNED, "most_swept": str(SWEPT), "longest_queue": str(LONGEST_QUEUE),
         "offer": offer, "mine": rules.MINE, "free": rules.FREE, "open": rules.OPEN,
         "granting": rules.GRANTING, "remains": rules.REMAINS, "left": rules.LEFT,
-        "stamp": rules.STAMP, "waits": rules.WAITS, "offered": rules.OFFERED,
+        "stamp": rules.STAMP, "waits": rules.WAITS, "offered": rules.OFFERED, "said": rules.SAID,
+        "exact": rules.EXACT,
     }  # fmt: skip
     each = f"nextval('{words['schema']}.sidecache_lock_token')"
     granted = {"mine": rules.MINE, "since": rules.SINCE, "kept": words["kept"]}

@@ -73,9 +73,11 @@ def _ours(error: Exception) -> bool:
     return isinstance(error, asyncpg.InterfaceError) and not isinstance(error, unreadable)
 
 
-def deadlines(database: Database) -> dict[str, str]:
-    """Return the settings that let PostgreSQL give up by itself, in milliseconds."""
+def session_settings(database: Database) -> dict[str, str]:
+    """Return what a session needs: when PostgreSQL gives up by itself, in ms, and how it reads."""
     return {
+        # Some databases say otherwise to all who come; a lock is decided by what is committed.
+        "default_transaction_isolation": "read committed",
         "statement_timeout": str(round(database.timeout * SERVER_PART * 1000)),
         "lock_timeout": str(round(database.lock_timeout * 1000)),
     }
@@ -88,7 +90,7 @@ async def connect(url: Secret, database: Database, name: str = "sidecache") -> C
     }  # fmt: skip
     if database.prepared:
         # PgBouncer refuses what it does not know of these.
-        settings |= deadlines(database)
+        settings |= session_settings(database)
     try:
         async with until(asyncio.get_running_loop().time() + database.connect_timeout):
             return await asyncpg.connect(

@@ -151,9 +151,9 @@ class Postgres:
         connection = await pool.connect(self._database.direct_url, self._database, name)
         if not self._database.prepared:
             # What PgBouncer would have refused at the start.
-            for setting, value in pool.deadlines(self._database).items():
+            for setting, value in pool.session_settings(self._database).items():
                 await connection.execute(
-                    f"SET {setting} = {value}", timeout=self._database.connect_timeout
+                    f"SET {setting} = '{value}'", timeout=self._database.connect_timeout
                 )
         return connection
 

@@ -15,6 +15,7 @@ from tests.integration.hall import Hall, hall
 from tests.integration.proof import prove, through_sidecars, working
 from tests.integration.redis_first import RedisFirst
 from tests.integration.rig import Caller
+from tests.integration.tickets import Seat
 from tests.integration.verdicts import judge
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -61,13 +62,14 @@ async def test_the_proof_finds_double_grants(seed: int) -> None:
 
 async def compared(made: Hall) -> None:
     """Write into PostgreSQL what no sidecar would, and see that each comparison finds it."""
-    seat = Plan(operations=8_000, seed=0).seats_of(0)[-1]
+    seat = Seat(Plan(operations=8_000, seed=0).seats_of(0)[0].event, "seat_of_nobody")
     name = repr(seat.name)
     taken = """
         UPDATE seat_booking_state SET status = 'locked', locked_by = $3, lock_token = $4,
                locked_until = clock_timestamp() + interval '1 minute'
          WHERE event_id = $1 AND seat_id = $2"""
     async with made.database() as database:
+        await database.execute("INSERT INTO seat_booking_state VALUES ($1, $2)", *seat)
         await database.execute(taken, *seat, "usr_1", 2)
         assert not any(name in each for each in await truth.granted_wrongly(made))
         await database.execute(taken, *seat, "usr_2", 1)

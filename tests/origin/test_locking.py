@@ -65,6 +65,15 @@ async def test_the_state_of_the_row_is_told(seats: Asker) -> None:
         assert (await seats.take("u1", name)).outcome == status
 
 
+@pytest.mark.parametrize("word", ["acquired", "held", "queue", "limit", "missing"])
+async def test_a_state_that_is_a_word_of_ours(seats: Asker, word: str) -> None:
+    """What the application calls like an outcome is told as unknown: nobody takes it for one."""
+    await seats.connection.execute("UPDATE seats SET status = $1 WHERE seat = 's1'", word)
+    refused = await seats.take("u1", "s1")
+    assert (refused.outcome, refused.tokens) == ("unknown", None)
+    assert await seats.queue("u1", "s1") == ("unknown", 0)
+
+
 @pytest.mark.parametrize(
     ("status", "owner", "until", "told"),
     [
@@ -290,6 +299,22 @@ async def test_confirming_twice_is_confirming_once(seats: Asker) -> None:
         assert (row["status"], row["locked_by"], row["booking_id"]) == ("booked", "u1", "b1")
 
 
+async def test_a_sale_by_sql_is_confirmed_to_nobody(seats: Asker) -> None:
+    """Who sells a row may leave in it what the lock has said, and that confirms nothing."""
+    taken = await seats.take("u1", "s1", booking="b1")
+    await seats.connection.execute("UPDATE seats SET status = 'booked' WHERE seat = 's1'")
+    assert await seats.confirm("u1", ["s1"], taken.tokens or [], "b1") == "lost"
+
+
+async def test_an_older_snapshot_grants_nothing(seats: Asker) -> None:
+    """Where a session reads as of its beginning, a limit cannot be counted, so there is no lock."""
+    await seats.connection.execute("SET default_transaction_isolation = 'repeatable read'")
+    with pytest.raises(asyncpg.RaiseError, match="read committed"):
+        await seats.take("u1", "s1")
+    with pytest.raises(asyncpg.RaiseError, match="read committed"):
+        await seats.grab({"u1": "s1"})
+
+
 async def test_what_has_expired_is_not_confirmed(seats: Asker) -> None:
     """One of two that is over makes both lost, whoever has taken it since."""
     taken = await seats.take("u1", "s1", "s2")
@@ -431,6 +456,44 @@ async def test_a_sweep_offers_to_the_next(seats: Asker) -> None:
     await seats.lapse("u2")
     await seats.sweep()
     assert [row["owner"] for row in await seats.connection.fetch(offered)] == ["u3"]
+
+
+async def test_what_is_being_taken_is_not_offered(office: Ticketing) -> None:
+    """A sweep leaves a seat alone that somebody has in hand, and one that was just taken."""
+    seats, other = await office.asker(), await office.asker()
+    await seats.take("u1", "s1")
+    await seats.queue("u2", "s1")
+    await seats.connection.execute("UPDATE seats SET status = 'available' WHERE seat = 's1'")
+    transaction = other.connection.transaction()
+    await transaction.start()
+    await other.connection.execute(
+        "UPDATE seats SET status = 'locked', locked_by = 'app', locked_at = clock_timestamp(),"
+        " locked_until = clock_timestamp() + interval '30 s' WHERE event = 'e1' AND seat = 's1'"
+    )
+    await seats.sweep()
+    assert await seats.connection.fetch(OFFERED) == []
+    await transaction.commit()
+    await seats.sweep()
+    assert await seats.connection.fetch(OFFERED) == []
+    assert await seats.queue("u2", "s1") == ("waiting", 1)
+
+
+@pytest.mark.parametrize("swept", [True, False])
+async def test_an_offer_of_what_another_took_is_none(seats: Asker, swept: bool) -> None:
+    """Whoever it was kept for waits on in its place, and the offer does not count for it."""
+    await seats.take("u1", "s1")
+    for owner in ("u2", "u3"):
+        await seats.queue(owner, "s1")
+    await seats.release("u1", "s1")
+    await seats.connection.execute(
+        "UPDATE seats SET status = 'locked', locked_by = 'app',"
+        " locked_until = clock_timestamp() + interval '30 s' WHERE event = 'e1' AND seat = 's1'"
+    )
+    if swept:
+        await seats.sweep()
+        assert await seats.connection.fetch(OFFERED) == []
+    assert await seats.queue("u2", "s1") == ("waiting", 1)
+    assert await seats.queue("u3", "s1") == ("waiting", 2)
 
 
 async def test_a_sweep_looks_at_every_queue(seats: Asker) -> None:

@@ -192,3 +192,25 @@ async def test_a_leader_has_a_session_of_its_own(
         assert await connection.fetchval("SHOW lock_timeout") == "250ms"
     finally:
         connection.terminate()
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+async def test_what_is_committed_is_read(start_postgres: StartPostgres, prepared: bool) -> None:
+    """Whatever the database says to all who come; but behind PgBouncer it has the last word."""
+    postgres = await start_postgres(prepared=prepared)
+    here = "SELECT format('ALTER DATABASE %I ', current_database())"
+    first = await postgres.connect()
+    alter = await first.fetchval(here)
+    await first.execute(f"{alter} SET default_transaction_isolation = 'repeatable read'")
+    try:
+        leader = await postgres.connect()
+        assert await leader.fetchval("SHOW transaction_isolation") == "read committed"
+        leader.terminate()
+        again = await start_postgres(prepared=prepared)
+        (row,) = await again.fetch(
+            read("SELECT current_setting('transaction_isolation') AS how"), [], SHARE
+        )
+        assert row["how"] == ("read committed" if prepared else "repeatable read")
+    finally:
+        await first.execute(f"{alter} RESET default_transaction_isolation")
+        first.terminate()

@@ -80,7 +80,7 @@ async def test_members_come_and_go(stand: Stand, nodes: list[FakeNode]) -> None:
 async def test_places_in_the_slot_map_are_used_again(stand: Stand, nodes: list[FakeNode]) -> None:
     """Pods that come and go for years do not make the map grow."""
     a, b, c = map(member, nodes)
-    for _ in range(50):
+    for _ in range(10):
         stand.cluster._adopt(view([a, b]))
         stand.cluster._adopt(view([a, c]))
     assert len(stand.router.slots.nodes) <= 4
