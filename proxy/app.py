@@ -241,6 +241,8 @@ class App:
         ]
         if self._server.behind is not None:
             states.append(f"behind={self._server.behind.state}")
+        if self._backing is not None and self._backing.uninstalled():
+            states.append("lock_functions=misfit")
         if self._reloads.state.mistakes:
             states.append("rules=refused")
         return True, " ".join(states)

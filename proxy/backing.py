@@ -13,6 +13,7 @@ from proxy.config import Config, Database
 from proxy.control.drift import Drift
 from proxy.control.drift import Surroundings as DriftSurroundings
 from proxy.control.expiry import Expiry
+from proxy.control.expiry import Surroundings as ExpirySurroundings
 from proxy.control.invalidation import (
     Invalidation,
     Lost,
@@ -62,8 +63,11 @@ class Backing:
         mirror = Mirror(router, Errands(router, plumbing.batch))
         self.grants = Grants(self.postgres, mirror, metrics.locks)
         self.expiry = Expiry(
-            router, mirror, metrics.locks, plumbing.states, lambda: self.postgres.connect(LOCKS)
-        )
+            ExpirySurroundings(
+                router, mirror, metrics.locks, plumbing.states,
+                lambda: self.postgres.connect(LOCKS), self.postgres.misfits,
+            )
+        )  # fmt: skip
         self.behind: WriteBehind | None = None
         self._moved: Moved | None = None
         if config.journal is not None:
@@ -139,6 +143,10 @@ class Backing:
 
     def statistics(self) -> tuple[Statistics, ...]:
         return self.invalidation.statistics()
+
+    def uninstalled(self) -> bool:
+        """Return whether functions for locks were called that PostgreSQL lacks."""
+        return self.postgres.misfits.among(plans_in(self._router.ruleset).by_keyspace.values())
 
     def lacks(self, cluster: int, slot: int, since: float) -> bool:
         """Return whether the shard with this first slot, back since then, lacks what it needs."""

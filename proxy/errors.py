@@ -402,6 +402,14 @@ def lock_refused(keyspace: str, what: str) -> bytes:
     return line(f"POLICY {refused} refused by keyspace '{keyspace}': {_LOCK_RULES[what]}")
 
 
+def not_installed(keyspace: str) -> bytes:
+    """Return the line for locks for which PostgreSQL has no functions, or those of other rules."""
+    return line(
+        f"ERR PostgreSQL lacks the functions for locks of keyspace '{keyspace}' by these policies; "
+        "nothing was changed; run sidecache sql install"
+    )
+
+
 def no_statement(keyspace: str) -> bytes:
     """Return the line for a write that a keyspace's statement cannot carry out."""
     rule = "its statement for PostgreSQL cannot do this"

@@ -195,6 +195,20 @@ class Plan(NamedTuple):
         return tuple(part for part in self.pattern if isinstance(part, Segment))
 
     @property
+    def mark(self) -> str:
+        """Return a digest of what the functions about these locks are made from.
+
+        It ends their names, so a policy never calls what was made for another: where the table,
+        its columns, their types or the scope of a limit are others, there is nothing to call.
+        """
+        assert self.locking is not None
+        columns = self.locking.columns
+        kinds = [segment.kind for segment in self.segments] if columns else []
+        scope = self.locking.scope if self.locking.most else None
+        facts = repr((self.locking.table, columns, kinds, scope))
+        return hashlib.sha256(facts.encode()).hexdigest()[:8]
+
+    @property
     def mode(self) -> str:
         """Return what a write is to PostgreSQL: "none" "through" "behind"."""
         return "none" if self.writing is None else self.writing.mode
@@ -241,11 +255,19 @@ def qualified(table: str) -> str:
 
 
 def lock_function(verb: str, keyspace: str) -> str:
-    """Return the name of the function in the database that does something to a keyspace's locks."""
+    """Return how the function in the database is called that does something to a keyspace's locks.
+
+    A mark follows, see `marked_function`.
+    """
     # PostgreSQL cuts names at 63 bytes, and two that differ behind that must not become one.
     digest = hashlib.sha256(keyspace.encode()).hexdigest()[:8]
-    plain = keyspace if len(keyspace) <= 40 else f"{keyspace[:31]}_{digest}"
+    plain = keyspace if len(keyspace) <= 36 else f"{keyspace[:27]}_{digest}"
     return f"sidecache_{verb}_{plain}"
+
+
+def marked_function(verb: str, plan: Plan) -> str:
+    """Return the name of the function that does something to locks where they are by this plan."""
+    return f"{lock_function(verb, plan.name)}_{plan.mark}"
 
 
 def companion(prefix: bytes, name: bytes) -> bytes | None:

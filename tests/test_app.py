@@ -16,8 +16,11 @@ import yaml
 from proxy import config
 from proxy.app import App, load_rules
 from proxy.documents import MistakesFound
+from proxy.embedded.postgres import Postgres
 from proxy.embedded.sidecar import fetch
 from proxy.errors import StartError
+from proxy.origin import installing
+from proxy.policy import compiler, planning
 from tests.fakenode import Answer, FakeCluster, FakeNode
 from tests.integration.rig import Caller, wait_for
 from tests.replies import pack
@@ -189,6 +192,35 @@ async def test_info_and_readiness_tell_the_same(node: FakeNode, tmp_path: Path) 
         it.app.drain()
         await wait_for(lambda: told("draining"), "the drain")
         assert await it.page("/readyz") == (503, "draining\n")
+
+
+@pytest.mark.integration
+async def test_locks_that_are_not_installed_show(
+    node: FakeNode, tmp_path: Path, postgres_server: Postgres
+) -> None:
+    """/readyz says so, who asks for one hears it, and neither does after the install."""
+    url = await postgres_server.create_database("uninstalled")
+    rules = (
+        "keyspaces:\n  mutex: {key: 'mutex:{id}', cluster: cache, kind: lock,"
+        " ttl: {default: 60s}, lock: {owner: value}}\n"
+    )
+    settings = configured(tmp_path, node, rules, database={"url": url})
+    async with running(settings) as it:
+        caller = await it.connect()
+
+        async def says(word: bool) -> bool:
+            status, text = await it.page("/readyz")
+            assert status == 200
+            return ("lock_functions=misfit" in text.split()) == word
+
+        await wait_for(lambda: says(True), "the misfit")
+        said = str(await caller.call("SET", "mutex:1", "me", "NX"))
+        assert said.endswith("run sidecache sql install")
+        plans = planning.locks_of(compiler.read(tmp_path / "policies", ("cache",)))
+        await installing.run(url, (), apply=True, remove=False, locks=plans)
+        assert await caller.call("SET", "mutex:1", "me", "NX") == b"OK"
+        await wait_for(lambda: says(False), "the end of it")
+    await postgres_server.drop_database("uninstalled")
 
 
 async def test_an_incomplete_drain_is_exit_code_1(node: FakeNode, tmp_path: Path) -> None:

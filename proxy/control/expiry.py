@@ -6,12 +6,14 @@ is for those who do not ask: who watches the table, waits in a queue, or reads h
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
 
 from proxy import log, wire
 from proxy.control.lease import FAILURES, Connect, leading
+from proxy.origin.misfits import Misfits
 from proxy.plans import Plan, plans_in
 from proxy.tallies import LockMetrics
 from proxy.upstream.mirror import Mirror
@@ -27,22 +29,28 @@ PAUSE = 0.5
 MANY = 100
 
 
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What is swept, and who hears of it."""
+
+    router: wire.Router
+    mirror: Mirror
+    metrics: LockMetrics
+    states: log.StateLog
+    connect: Connect
+    misfits: Misfits
+
+
 class Expiry:
     """The sweeper of one sidecar."""
 
-    def __init__(
-        self,
-        router: wire.Router,
-        mirror: Mirror,
-        metrics: LockMetrics,
-        states: log.StateLog,
-        connect: Connect,
-    ) -> None:
-        self._router = router
-        self._mirror = mirror
-        self._metrics = metrics
-        self._states = states
-        self._connect = connect
+    def __init__(self, around: Surroundings) -> None:
+        self._router = around.router
+        self._mirror = around.mirror
+        self._metrics = around.metrics
+        self._states = around.states
+        self._connect = around.connect
+        self._misfits = around.misfits
 
     async def watch(self) -> None:
         """Sweep whenever nobody else does, for ever."""
@@ -75,16 +83,21 @@ class Expiry:
         """Sweep a keyspace; return whether that was much. What the database refuses of one keyspace
         keeps no other waiting.
         """
+        assert plan.locking is not None
+        call = plan.locking.calls.sweep
         try:
             busy = await self._sweep(connection, plan)
         except asyncpg.PostgresError as error:
             if connection.is_closed():
                 raise
+            if self._misfits.refused(call, error):
+                return False
             self._states.change(
                 log.WARNING, f"locks {plan.name}", "unswept", "keyspace_unswept",
                 keyspace=plan.name, reason=str(error),
             )  # fmt: skip
             return False
+        self._misfits.answered(call)
         self._states.change(
             log.INFO, f"locks {plan.name}", "swept", "keyspace_swept", keyspace=plan.name
         )

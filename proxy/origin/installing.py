@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from proxy.errors import ConfigError, StartError
-from proxy.origin import locking
+from proxy.origin import lock_tables, locking
 from proxy.plans import Plan, Watch, qualified, quoted
 
 # For everything that the database is asked here, in seconds. CREATE TRIGGER waits for writers of
@@ -234,8 +234,20 @@ def _columns(plan: Plan) -> Watch:
     """Return the table of locks with all columns that are needed of it."""
     assert plan.locking is not None
     place = plan.locking.calls.take.place
-    columns = (*plan.locking.columns, *locking.COLUMNS)
+    columns = (*plan.locking.columns, *lock_tables.COLUMNS)
     return Watch(plan.locking.table or "", tuple((each, place) for each in columns), place)
+
+
+async def _fit(connection: Any, locks: Sequence[Plan]) -> None:
+    """Raise ConfigError where locks cannot be rows of their tables."""
+    mistakes = [
+        f"{plan.locking.calls.take.place}: {mistake}"
+        for plan in locks
+        if plan.locking is not None
+        for mistake in await lock_tables.mistakes(connection, plan.locking, TIMEOUT)
+    ]
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
 
 
 # All as text: whoever connects may have codecs of its own.
@@ -267,6 +279,8 @@ async def run(
     try:
         tables = [_columns(plan) for plan in locks if plan.locking and plan.locking.table]
         place = await look(connection, () if remove else (*watches, *tables))
+        if not remove:
+            await _fit(connection, locks)
         text = (remove_sql if remove else install_sql)(watches, place, locks)
         if apply:
             await connection.execute(text, timeout=TIMEOUT)

@@ -5,7 +5,7 @@ each of them does stands beside its text in `lock_functions`. A call is one roun
 a function decides happens in one transaction.
 
 The table of the application has one row per lock and, beside the columns of the key, those of
-COLUMNS. Locks that no table has are rows of `sidecache_locks`.
+`lock_tables`. Locks that no table has are rows of `sidecache_locks`.
 
 Always true:
   * a lock that is held and has not expired is granted to nobody else, and every new grant of it has
@@ -14,18 +14,25 @@ Always true:
   * no two callers wait for each other: an owner's number is locked before rows, rows before places
     in queues, each in order. Who joins a queue changes its own place, and a sweep waits for nobody;
   * a free lock is kept for the first who waits and has room for it, then for the next;
-  * what is refused because somebody holds it is refused without a row lock, however many ask.
+  * what is refused because somebody holds it is refused without a row lock, however many ask;
+  * of a keyspace there is one set of functions. Their names end with the mark of the policies that
+    they were made from: who has other policies calls what is not there, and is granted nothing.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from proxy.origin import lock_functions, lock_rules
-from proxy.plans import OWN_LOCKS, SQL_TYPES, Plan, lock_function, qualified, quoted
-
-# What the functions read and write of a table, beside the columns of the key.
-COLUMNS = ("status", "locked_by", "locked_at", "locked_until", "lock_token", "booking_id",
-           "session_id", "updated_at")  # fmt: skip
+from proxy.plans import (
+    OWN_LOCKS,
+    SQL_TYPES,
+    Plan,
+    lock_function,
+    marked_function,
+    qualified,
+    quoted,
+)
 
 # How many expired locks, dead waiters and unused rows one sweep takes at most.
 SWEPT = 1000
@@ -73,6 +80,20 @@ CREATE INDEX IF NOT EXISTS sidecache_lock_queue_offers ON {schema}.sidecache_loc
 CREATE INDEX IF NOT EXISTS sidecache_lock_queue_order ON {schema}.sidecache_lock_queue
     (keyspace, name, pos);"""
 
+# The mark is left out where an earlier version knew of none.
+_DROPPED = """\
+DO $sidecache$
+DECLARE
+    _function regprocedure;
+BEGIN
+    FOR _function IN
+        SELECT oid::regprocedure FROM pg_proc
+         WHERE pronamespace = '{schema}'::regnamespace AND proname ~ '^{name}(_[0-9a-f]{{8}})?$'
+    LOOP
+        EXECUTE 'DROP ROUTINE ' || _function::text;
+    END LOOP;
+END $sidecache$;"""
+
 NAMES = ("locks", "lock_queue")  # of these tables, without the prefix
 
 
@@ -101,16 +122,26 @@ def table_of(plan: Plan, schema: str, tables: Mapping[str, str] | None = None) -
 
 
 def functions(plan: Plan, schema: str, tables: Mapping[str, str] | None = None) -> Iterable[str]:
-    """Yield the SQL that makes the functions of a keyspace."""
+    """Yield the SQL that makes the functions of a keyspace, and takes away all others of it."""
+    yield from dropped(plan, schema)
+    yield from _made(plan, schema, tables)
+    take = f"{schema}.{quoted(marked_function('take', plan))}"
+    yield f"COMMENT ON FUNCTION {take} IS '{digest(plan)}';"
+
+
+def digest(plan: Plan) -> str:
+    """Return what tells the functions of a keyspace, which say so, from those of another text."""
+    return hashlib.sha256("\n".join(_made(plan, "sidecache", None)).encode()).hexdigest()[:16]
+
+
+def _made(plan: Plan, schema: str, tables: Mapping[str, str] | None) -> Iterable[str]:
     table = table_of(plan, schema, tables)
     own = plan.locking is not None and plan.locking.table is None
     words = _about(table) | (_of_ours(schema, plan.name) if own else _OF_OTHERS)
     words |= {"schema": schema, "keyspace": plan.name}
-    words |= _ruled(words, f"{schema}.{quoted(lock_function('offer', plan.name))}")
-    # CREATE OR REPLACE cannot change what a function takes and returns.
-    yield from dropped(plan, schema)
+    words |= _ruled(words, f"{schema}.{quoted(marked_function('offer', plan))}")
     for verb, text in lock_functions.FUNCTIONS.items():
-        function = f"{schema}.{quoted(lock_function(verb, plan.name))}"
+        function = f"{schema}.{quoted(marked_function(verb, plan))}"
         yield f"CREATE FUNCTION {function}" + text.format_map(words)
 
 
@@ -176,8 +207,6 @@ _OF_OTHERS = {
 
 
 def dropped(plan: Plan, schema: str) -> Iterable[str]:
-    """Yield the SQL that takes the functions of a keyspace away."""
-    for verb in lock_functions.FUNCTIONS:
-        # There is one of each name, whatever it takes.
-        name = f"{schema}.{quoted(lock_function(verb, plan.name))}"
-        yield f"DROP ROUTINE IF EXISTS {name};"
+    """Yield the SQL that takes the functions of a keyspace away, whatever they were made from."""
+    name = lock_function(f"({'|'.join(lock_functions.FUNCTIONS)})", plan.name)
+    yield _DROPPED.format(schema=schema.replace("'", "''"), name=name)

@@ -16,10 +16,12 @@ from itertools import cycle
 
 import asyncpg
 
+from proxy import errors
 from proxy.config import Database
 from proxy.errors import OriginBusy, OriginDown, OriginRefused
 from proxy.origin import pool
 from proxy.origin.budget import Budget, Share
+from proxy.origin.misfits import Misfits
 from proxy.origin.pool import Connection, Pool
 from proxy.plans import Statement
 from proxy.tallies import OriginMetrics
@@ -69,6 +71,7 @@ class Postgres:
         ]
         self._next = cycle(range(max(1, len(self._replicas))))
         self._watchers: list[Callable[[bool], None]] = []
+        self.misfits = Misfits()
         metrics.used.set_function(lambda: budget.used)
         metrics.waiting.set_function(lambda: budget.waiting)
         for each in (self._primary, *self._replicas):
@@ -100,7 +103,7 @@ class Postgres:
         primary: bool = False,
     ) -> list[Record]:
         """Return the rows of a statement; one that only reads may go to a replica."""
-        with self._counted(_purpose(statement)):
+        with self._told(statement):
             async with self._budget.slot(share):
                 replica = None if primary else self._replica()
                 if replica is not None:
@@ -116,7 +119,7 @@ class Postgres:
         self, statement: Statement, arguments: Sequence[Argument], share: Share
     ) -> int:
         """Run a statement on the primary and return how many rows it was about."""
-        with self._counted(_purpose(statement)):
+        with self._told(statement):
             async with self._budget.slot(share), self._turn(self._primary) as turn:
                 return await turn.execute(statement, arguments)
 
@@ -170,6 +173,19 @@ class Postgres:
         self._metrics.seconds.observe(loop.time() - started)
 
     @contextlib.contextmanager
+    def _told(self, statement: Statement) -> Iterator[None]:
+        """Count a statement, and see whether what it calls is there."""
+        keyspace, _, purpose = statement.name.rpartition(" ")
+        try:
+            with self._counted(purpose):
+                yield
+        except OriginRefused as error:
+            if self.misfits.refused(statement, error.__cause__):
+                error.line = errors.not_installed(keyspace)
+            raise
+        self.misfits.answered(statement)
+
+    @contextlib.contextmanager
     def _counted(self, purpose: str) -> Iterator[None]:
         outcome = "answered"
         try:
@@ -191,7 +207,3 @@ class Postgres:
         if server is self._primary:
             for changed in self._watchers:
                 changed(server.up)
-
-
-def _purpose(statement: Statement) -> str:
-    return statement.name.rpartition(" ")[2]

@@ -8,9 +8,19 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
 import asyncpg
 
+from proxy.origin import lock_tables, locking
 from proxy.origin.pool import Connection
 from proxy.origin.render import TTL, VALUE
-from proxy.plans import SQL_TYPES, Plan, Present, Statement, qualified, quoted
+from proxy.plans import (
+    SQL_TYPES,
+    Locking,
+    Plan,
+    Present,
+    Statement,
+    marked_function,
+    qualified,
+    quoted,
+)
 
 # A complaint: place of the policy as file:line:column, what is wrong.
 Finding = tuple[str, str]
@@ -23,7 +33,13 @@ _SCALAR = ("scalar", "array")
 _NUMBERS = frozenset({"int2", "int4", "int8", "numeric", "float4", "float8"})
 
 # Locks are taken by functions, which are not there before this.
-_INSTALL = "`sidecache sql install` makes what locks need"
+_INSTALL = "run `sidecache sql install`"
+
+# What a function says of itself; NULL where there is none.
+_SAID = "SELECT obj_description(to_regproc($1), 'pg_proc')"
+
+# For looking at one table, in seconds.
+_TIMEOUT = 10.0
 
 _COLUMNS = """
 SELECT attname FROM pg_attribute
@@ -59,15 +75,8 @@ async def findings(connection: Connection, plan: Plan) -> AsyncIterator[Finding]
         for text in [names] if isinstance(names, str) else _about_restore(plan, names):
             yield statement.place, text
     if plan.locking is not None:
-        for statement in plan.locking.calls:
-            refused = await _names(connection, statement)
-            if isinstance(refused, str):
-                yield statement.place, f"{refused}; {_INSTALL}"
-                return
-        if plan.locking.table is not None:
-            doubled = await _doubled(connection, plan.locking.table, plan.locking.columns)
-            if doubled is not None:
-                yield plan.locking.calls.take.place, doubled
+        for text in await _about_locks(connection, plan, plan.locking):
+            yield plan.locking.calls.take.place, text
 
 
 async def about_present(connection: Connection, present: Present) -> AsyncIterator[Finding]:
@@ -90,6 +99,23 @@ async def about_table(connection: Connection, table: str, columns: Sequence[str]
     return None if not missing else (
         f'the table "{table}" has no column "{missing[0]}"; it has: {", ".join(there)}'
     )  # fmt: skip
+
+
+async def _about_locks(connection: Connection, plan: Plan, own: Locking) -> Sequence[str]:
+    """Return what is wrong with the table of locks, or what is made for it, or its statements."""
+    found = list(await lock_tables.mistakes(connection, own, _TIMEOUT))
+    if not found and own.table is not None:
+        doubled = await _doubled(connection, own.table, own.columns)
+        found += [] if doubled is None else [doubled]
+    said = await connection.fetchval(_SAID, quoted(marked_function("take", plan)))
+    if said is None:
+        return [*found, f"PostgreSQL has no functions for the locks of {plan.name}, or those of "
+                f"other policies, so that none is granted: {_INSTALL}"]  # fmt: skip
+    if said != locking.digest(plan):
+        return [*found, f"the functions for the locks of {plan.name} are those of another version "
+                f"of sidecache: {_INSTALL}"]  # fmt: skip
+    refused = [await _names(connection, statement) for statement in own.calls]
+    return found + [text for text in refused if isinstance(text, str)][:1]
 
 
 async def _doubled(connection: Connection, table: str, columns: Sequence[str]) -> str | None:

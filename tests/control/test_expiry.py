@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from proxy import log
-from proxy.control.expiry import Expiry
+from proxy.control.expiry import Expiry, Surroundings
 from proxy.embedded.postgres import Postgres
 from proxy.embedded.redis import Cluster
+from proxy.origin import installing, locking
+from proxy.origin.misfits import Misfits
 from proxy.tallies import LockMetrics
 from tests.integration.rig import wait_for
 from tests.origin.ticketing import Ticketing, ticketing
@@ -30,6 +33,7 @@ class Sweepers:
         self.mirrored = mirrored
         self.registry = CollectorRegistry()
         self.metrics = LockMetrics(self.registry)
+        self.misfits = Misfits()
         self.connections: list[Any] = []
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -41,7 +45,9 @@ class Sweepers:
     def start(self) -> None:
         router = self.mirrored.stand.router
         mirror, states = self.mirrored.mirror, log.StateLog()
-        expiry = Expiry(router, mirror, self.metrics, states, self.connect)
+        expiry = Expiry(
+            Surroundings(router, mirror, self.metrics, states, self.connect, self.misfits)
+        )
         self.tasks.append(asyncio.create_task(expiry.watch()))
 
     async def stop(self) -> None:
@@ -131,3 +137,23 @@ async def test_more_than_one_sweep_takes(sweepers: Sweepers) -> None:
     await wait_for(lambda: sweepers.expired == 1100, "all to be swept")
     left = "SELECT count(*) FROM sidecache_locks WHERE status = 'locked'"
     assert await asker.connection.fetchval(left) == 0
+
+
+async def test_what_is_not_installed_is_told_until_it_is(
+    sweepers: Sweepers, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A sweep that finds no function says so once, and the others are swept all the same."""
+    caplog.set_level(logging.INFO)
+    asker = await sweepers.tickets.asker("mutex")
+    seats = (await sweepers.tickets.asker()).plan
+    await asker.connection.execute("".join(locking.dropped(seats, "public")))
+    await asker.take("me", "mutex:1")
+    await asker.connection.execute("UPDATE sidecache_locks SET locked_until = clock_timestamp()")
+    sweepers.start()
+    await wait_for(lambda: sweepers.misfits.among([seats]), "the misfit")
+    await wait_for(lambda: sweepers.expired == 1, "the sweep of what is there")
+    assert not sweepers.misfits.among([asker.plan])
+    await installing.run(sweepers.tickets.url, (), apply=True, remove=False, locks=[seats])
+    await wait_for(lambda: not sweepers.misfits.among([seats]), "the functions")
+    for event in ("lock_functions_misfit", "lock_functions_fit"):
+        assert caplog.messages.count(event) == 1

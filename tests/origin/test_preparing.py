@@ -8,7 +8,7 @@ import pytest
 from proxy.config import Database
 from proxy.origin import installing, pool
 from proxy.origin.preparing import about_table, findings
-from proxy.plans import plans_in
+from proxy.plans import marked_function, plans_in
 from proxy.policy import planning
 from proxy.secret import Secret
 from tests.policy.rulebook import Folder
@@ -137,5 +137,48 @@ async def test_locks_that_are_not_installed(connection: pool.Connection, tmp_pat
     """Functions that are not there are told once, with what makes them."""
     fields = "    kind: lock\n    ttl: {default: 60s}\n    lock: {owner: value}\n"
     (found,) = await found_of(connection, tmp_path, fields, "k:{id}")
-    assert "sidecache_take_k" in found
-    assert found.endswith("`sidecache sql install` makes what locks need")
+    assert found.startswith("PostgreSQL has no functions for the locks of k, or those of other")
+    assert found.endswith("run `sidecache sql install`")
+
+
+async def test_locks_of_other_policies(
+    connection: pool.Connection, postgres: str, tmp_path: Path
+) -> None:
+    """What was installed for others, or by another version, is told until the next install."""
+    fields = "    kind: lock\n    ttl: {default: 60s}\n    lock: {owner: value}\n"
+    counted = fields.replace("value}", "value, per_owner: {scope: id, max: 2}}")
+    policies = Folder(tmp_path).load(f'keyspaces:\n  k:\n    key: "k:{{id}}"\n{fields}')
+    (plan,) = planning.locks_of(policies)
+    await installing.run(postgres, (), apply=True, remove=False, locks=[plan])
+    try:
+        assert await found_of(connection, tmp_path, fields, "k:{id}") == []
+        (found,) = await found_of(connection, tmp_path, counted, "k:{id}")
+        assert "those of other policies" in found
+        take = marked_function("take", plan)
+        await connection.execute(f"COMMENT ON FUNCTION {take} IS 'of old'")
+        (found,) = await found_of(connection, tmp_path, fields, "k:{id}")
+        assert found == (
+            "the functions for the locks of k are those of another version of sidecache: "
+            "run `sidecache sql install`"
+        )
+    finally:
+        await installing.run(postgres, (), apply=True, remove=True, locks=[plan])
+
+
+async def test_a_table_that_takes_no_lock(connection: pool.Connection, tmp_path: Path) -> None:
+    """Columns of other types are told by name, before anybody installs anything for them."""
+    await connection.execute(
+        "CREATE TABLE shop.seats (seat text PRIMARY KEY, status text, locked_by bigint,"
+        " locked_at timestamptz, locked_until timestamptz, lock_token bigint, booking_id uuid,"
+        " session_id text, updated_at timestamptz);"
+    )
+    fields = (
+        '    kind: lock\n    ttl: {default: 60s}\n    restore: {sql: "SELECT seat,'
+        ' locked_by AS value, 1 AS ttl FROM shop.seats"}\n    on_loss: restore\n'
+        "    lock: {owner: value, table: shop.seats, key: {seat: seat}}\n"
+    )
+    found = await found_of(connection, tmp_path, fields, '"k:{seat}"')
+    of_type = 'of the table "shop.seats" is of type'
+    assert [text.partition(",")[0] for text in found[:2]] == [
+        f'the column "locked_by" {of_type} bigint', f'the column "booking_id" {of_type} uuid',
+    ]  # fmt: skip

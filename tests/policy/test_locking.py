@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from proxy.plans import Locking, plans_in
 from proxy.policy.planning import locks_of
 from tests.integration.holds import RULES
@@ -37,15 +39,13 @@ def test_keys_are_arrays_with_the_types_of_their_segments(tmp_path: Path) -> Non
     """Every function is called with texts, cast to what the columns are."""
     text = RULES.replace("seat_lock:{event}:{seat}", "seat_lock:{event:int}:{seat}")
     calls = locking_of(tmp_path, "seat_lock", text).calls
-    assert calls.take.text.startswith(
-        'SELECT * FROM "sidecache_take_seat_lock"($1::text[]::bigint[], $2::text[]::text[], '
-        "$3::text::text, "
-    )
+    assert calls.take.text.startswith('SELECT * FROM "sidecache_take_seat_lock_')
+    assert '"($1::text[]::bigint[], $2::text[]::text[], $3::text::text, ' in calls.take.text
     assert calls.release.text.endswith(
         "$3::text[]::text[], $4::text[]::bigint[], $5::text[]::text[], $6::text::float8,"
         " $7::text::integer, $8::text::boolean)"
     )
-    assert calls.sweep.text.endswith('seat_lock"($1::text::float8, $2::text::integer)')
+    assert calls.sweep.text.endswith('"($1::text::float8, $2::text::integer)')
     assert '"event" = $1::text::bigint AND "seat" = $2::text::text' in calls.held.text
     assert all(call.place.startswith(str(tmp_path)) for call in calls)
 
@@ -78,6 +78,30 @@ def test_where_redis_decides_there_is_nothing_to_ask(tmp_path: Path) -> None:
     policies = Folder(tmp_path).load(text)
     assert {plan.name for plan in locks_of(policies)} == {"seat_lock", "careful"}
     assert {plan.name for plan in locks_of(load(SHIPPED))} == {"seat_lock"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("table: seats", "table: seats2", False), ("seat: seat}", "seat: chair}", False),
+        ("{event}:{seat}", "{event:int}:{seat}", False), ("scope: event", "scope: seat", False),
+        ("      per_owner: {scope: event, max: 10}\n", "", False), ("max: 10}", "max: 9}", True),
+        ("max_hold: 120s", "max_hold: 240s", True), ("heartbeat: 2s", "heartbeat: 3s", True),
+        ("hash_tag: event", "hash_tag: seat", True),
+    ],
+)  # fmt: skip
+def test_what_the_functions_are_made_from_marks_their_calls(
+    tmp_path: Path, old: str, new: str, same: bool
+) -> None:
+    """Policies that differ in that call other functions; what a call says itself makes no other."""
+    text = RULES.replace(old, new)
+    assert text != RULES
+    before = locking_of(tmp_path, "seat_lock").calls
+    after = locking_of(tmp_path, "seat_lock", text).calls
+    for verb in ("take", "grab", "release", "confirm", "queue", "sweep"):
+        one, other = (getattr(calls, verb).text.partition("(")[0] for calls in (before, after))
+        assert (one == other) == same
+        assert one.startswith(f'SELECT * FROM "sidecache_{verb}_seat_lock_')
 
 
 def test_a_long_name_has_functions_of_its_own(tmp_path: Path) -> None:
