@@ -385,7 +385,7 @@ NOT_THE_OWNER = line("LOCKOWNER this lock is held, and not by this connection")
 
 
 NOT_TEXT = line("ERR an owner, a lock and a booking are text, not empty, and an owner not too long")
-TOO_MANY_LOCKS = line("ERR so many locks are not taken at a time")
+TOO_MANY_LOCKS = line("ERR too many locks for one command")
 
 _LOCK_RULES = {
     "command": "a lock is taken by SET NX, read, extended by EXPIRE and released by DEL",

@@ -6,7 +6,8 @@ one call of a function in the database (`origin.locking`) and what has to be tol
 Always true:
   * granted means committed: whoever is told "acquired" holds the lock until it expires;
   * an answer that was lost is asked for again until RESOLVE: every function may be called twice by
-    the same owner, and does the same. Who still does not know says so;
+    the same owner, and does the same. Who still does not know says so, and so does who is refused
+    then: the call that was lost may come later, and be granted;
   * who is refused without PostgreSQL is refused by the `gate`, which has learnt of it here.
 """
 
@@ -177,6 +178,9 @@ class Grants:
             left = taken.lefts[0] if taken.lefts else None
             said = Said(taken.outcome, taken.holder, left)
             self._gate.note(keys[0], None if taken.outcome in _OWN else said)
+        if again and not mine:
+            # What the lost call asked for may be granted yet, when who holds it has let go.
+            raise OriginDown("the answer to an earlier call was lost", sent=True)
         return taken
 
     def _granted(self, plan: Plan, keys: Sequence[bytes], taken: Taken, claim: Claim) -> None:

@@ -33,6 +33,9 @@ from proxy.plans import Plan
 # Of so many locks at a time one command asks PostgreSQL, which leaves room for others.
 SLICE = 4
 
+# Most locks that one command looks at or gives up: each is a question to PostgreSQL.
+LOOKED_AT = 1000
+
 _Found = TypeVar("_Found")
 
 
@@ -48,6 +51,8 @@ def take(
         # Of several keys all are locks: who asks for others in the same command asks twice.
         plan = next((t.plan for t in targets if t.plan.locking is not None), plan)
         return errors.lock_refused(plan.name, "command")
+    if len(targets) > LOOKED_AT:
+        return errors.TOO_MANY_LOCKS
     if (line := unnamed(targets)) is not None:
         return line
     if handler in _TAKING and _refused(request, grants, targets[0]):
@@ -57,7 +62,8 @@ def take(
 
 def only_locks(request: wire.Request, targets: Sequence[Target]) -> bool:
     """Return whether all keys of a command are locks."""
-    named = {request.arguments[at] for at in request.keys}
+    words = request.arguments
+    named = {words[at] for at in request.keys}
     known = {target.key for target in targets}
     return named == known and all(target.plan.locking is not None for target in targets)
 

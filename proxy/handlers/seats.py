@@ -126,9 +126,9 @@ def _locks(
             return errors.NOT_AN_INTEGER
         if request.ruleset.find_keyspace(key) != plan.keyspace:
             return errors.key_refused(plan.name, "it is no name of a lock")
-        locks = list(dict.fromkeys([key, *(_beside(plan, key, name) for name in names)]))
-        if len(locks) > MOST:
+        if len(names) >= MOST:
             return errors.TOO_MANY_LOCKS
+        locks = list(dict.fromkeys([key, *(_beside(plan, key, name) for name in names)]))
         if operation in _PROVEN and (len(names) != len(rest) or len(locks) <= len(names)):
             return errors.SYNTAX
         if any(request.ruleset.find_keyspace(each) != plan.keyspace for each in locks):

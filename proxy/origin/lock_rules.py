@@ -68,7 +68,8 @@ GRANTED = """SET status = 'locked', locked_by = _who,
                    greatest(_moment + make_interval(secs => _hold),
                             CASE WHEN {mine}{longer} THEN t.locked_until END),
                    CASE WHEN _longest > 0
-                        THEN {since} + make_interval(secs => _longest) END),
+                        THEN greatest({since} + make_interval(secs => _longest),
+                                      CASE WHEN {mine} THEN t.locked_until END) END),
                updated_at = _moment{kept}"""
 
 # Who counts in an older snapshot counts what was there before its turn.

@@ -285,6 +285,21 @@ async def test_what_was_lost_is_unknown_however_it_goes_on(
     assert caught.value.sent
 
 
+async def test_a_refusal_behind_a_lost_call_is_none(counter: Counter) -> None:
+    """What was lost may be granted when who holds the lock lets go, after the refusal was told."""
+    lost = OriginDown("lost", sent=True)
+    left = [dict.fromkeys(("numbers", "outcomes", "tokens", "lefts", "stamps"))]
+    held = [{"outcome": "held", "tokens": None, "lefts": ["5"], "holder": "u2", "has": "0",
+             "fresh": None, "stamps": None}]  # fmt: skip
+    grants = Grants(
+        cast(Postgres, Fails(lost, left, held)),
+        counter.mirrored.mirror, LockMetrics(CollectorRegistry()),
+    )  # fmt: skip
+    with pytest.raises(OriginDown) as caught:
+        await grants.take(counter.plan, [KEY], Claim("u1", 30))
+    assert caught.value.sent
+
+
 async def test_a_client_that_has_gone_gives_up(counter: Counter) -> None:
     """What was granted to it is free again; that nobody holds it is no error."""
     claim = Claim("u1", 30)

@@ -109,7 +109,7 @@ async def test_a_limit_and_a_place(client: Client, run: Run) -> None:
         ("mutex:a", ("x" * 101, "1000"), "POLICY value refused by keyspace 'mutex': it has more"),
         ("mutex:a careful:a", ("me", "1000"), "POLICY command refused"),
         ("mutex:a plain", ("me", "1000"), "POLICY command refused"),
-        (" ".join(f"mutex:{n}" for n in range(MOST + 1)), ("me", "1000"), "ERR so many locks"),
+        (" ".join(f"mutex:{n}" for n in range(MOST + 1)), ("me", "1000"), "ERR too many locks"),
     ],
 )  # fmt: skip
 async def test_what_takes_nothing(

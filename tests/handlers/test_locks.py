@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from proxy import errors
 from proxy.embedded.postgres import Postgres
 from proxy.handlers.claims import Claim
-from proxy.handlers.locks import SLICE, claim_of
+from proxy.handlers.locks import LOOKED_AT, SLICE, claim_of
 from tests.handlers.desk import Client, parsed
 from tests.handlers.lock_desk import LockDesk, lock_desk, told
 from tests.integration.holds import held_by
@@ -92,6 +93,13 @@ async def test_several_keys(client: Client) -> None:
     assert await told(client, "DEL", *keys) == 2
     assert await told(client, "TYPE", "mutex:a") == b"none"
     assert await told(client, "TTL", "mutex:a") == -2
+
+
+@pytest.mark.parametrize("name", [b"MGET", b"EXISTS", b"DEL"])
+async def test_too_many_keys_are_refused_at_once(client: Client, name: bytes) -> None:
+    """A command about thousands of locks asks PostgreSQL for none of them."""
+    client.send(name, *(b"mutex:%d" % number for number in range(LOOKED_AT + 1)))
+    assert await client.reply() == errors.TOO_MANY_LOCKS
 
 
 async def test_many_keys_are_looked_up_side_by_side(desk: LockDesk, client: Client) -> None:

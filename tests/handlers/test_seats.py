@@ -119,7 +119,7 @@ async def test_several_seats_are_one_answer(client: Client) -> None:
     ]
     many = [f"s{number}" for number in range(2, MOST + 2)]
     reply = await told(client, "SEAT.ACQUIRE", "e1", "s1", "u1", "30", "b", "x", *many)
-    assert str(reply).startswith("ERR so many locks")
+    assert str(reply).startswith("ERR too many locks")
 
 
 async def test_the_limit_is_told(client: Client) -> None:

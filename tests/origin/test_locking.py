@@ -203,7 +203,8 @@ async def test_a_hold_ends_however_often_it_is_extended(seats: Asker) -> None:
     """With `max_hold` two minutes from the grant are the end."""
     await seats.take("u1", "s1", hold=60)
     await seats.connection.execute(
-        "UPDATE seats SET locked_at = locked_at - interval '100 s' WHERE seat = 's1'"
+        "UPDATE seats SET locked_at = locked_at - interval '100 s',"
+        " locked_until = locked_until - interval '50 s' WHERE seat = 's1'"
     )
     taken = await seats.take("u1", "s1", hold=60, mine=True)
     assert taken.lefts is not None
@@ -624,6 +625,20 @@ async def test_a_lock_without_a_beginning(seats: Asker) -> None:
         taken = await seats.take("u1", "s1", hold=10 * longest, mine=True)
         assert taken.outcome == "extended"
         assert longest - 1 < (taken.lefts or [0.0])[0] <= longest
+
+
+async def test_what_is_kept_is_never_over(seats: Asker) -> None:
+    """A hold that is longer than rules allow now lasts, is not kept longer, and is no other's."""
+    await seats.connection.execute(
+        "UPDATE seats SET status = 'locked', locked_by = 'u1', lock_token = 1,"
+        " locked_at = clock_timestamp() - interval '2 h',"
+        " locked_until = clock_timestamp() + interval '1 h' WHERE event = 'e1' AND seat = 's1'"
+    )
+    for mine in (False, True):
+        taken = await seats.take("u1", "s1", hold=7200.0, mine=mine)
+        assert taken.outcome == "extended"
+        assert 3590 < (taken.lefts or [0.0])[0] <= 3600
+    assert (await seats.take("u2", "s1")).outcome == "held"
 
 
 async def test_locks_without_a_table(mutexes: Asker) -> None:
