@@ -157,7 +157,8 @@ async def test_a_hold_has_an_end(stage: Hall) -> None:
     caller = await stage.caller()
     await caller.call("SET", KEY, held_by("u"), "NX", "EX", 90)
     await stage.database.execute(
-        "UPDATE seats SET locked_at = locked_at - interval '100 s' WHERE seat = 's1'"
+        "UPDATE seats SET locked_at = locked_at - interval '100 s',"
+        " locked_until = locked_until - interval '80 s' WHERE seat = 's1'"
     )
     assert await caller.call("EXPIRE", KEY, 90) == 1
     assert await caller.call("TTL", KEY) <= 20
