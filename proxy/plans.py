@@ -5,7 +5,7 @@ and no request sees half of two versions. Handlers, origin and control read them
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from proxy import wire
@@ -155,6 +155,7 @@ class Locking(NamedTuple):
     """How locks of a keyspace are taken, where PostgreSQL decides."""
 
     calls: LockCalls
+    mark: str  # at the end of the names of the functions, see `lock_mark`
     table: str | None  # as written; None: sidecache_locks
     columns: tuple[str, ...]  # of the table, one for each segment of the key in its order
     owner: tuple[str, ...]  # members that lead to it in a value that is JSON; none: all of it
@@ -193,20 +194,6 @@ class Plan(NamedTuple):
     @property
     def segments(self) -> tuple[Segment, ...]:
         return tuple(part for part in self.pattern if isinstance(part, Segment))
-
-    @property
-    def mark(self) -> str:
-        """Return a digest of what the functions about these locks are made from.
-
-        It ends their names, so a policy never calls what was made for another: where the table,
-        its columns, their types or the scope of a limit are others, there is nothing to call.
-        """
-        assert self.locking is not None
-        columns = self.locking.columns
-        kinds = [segment.kind for segment in self.segments] if columns else []
-        scope = self.locking.scope if self.locking.most else None
-        facts = repr((self.locking.table, columns, kinds, scope))
-        return hashlib.sha256(facts.encode()).hexdigest()[:8]
 
     @property
     def mode(self) -> str:
@@ -254,6 +241,19 @@ def qualified(table: str) -> str:
     return ".".join(map(quoted, table.split(".")))
 
 
+def lock_mark(
+    table: str | None, columns: Sequence[str], kinds: Sequence[str], scope: int | None
+) -> str:
+    """Return a digest of what the functions about the locks of a keyspace are made from.
+
+    Kinds: of the segments that the columns take; scope: the one within which locks are counted. It
+    ends the names of the functions, so a policy never calls what was made for another: where any of
+    these is another, there is nothing to call.
+    """
+    facts = repr((table, tuple(columns), list(kinds), scope))
+    return hashlib.sha256(facts.encode()).hexdigest()[:8]
+
+
 def lock_function(verb: str, keyspace: str) -> str:
     """Return how the function in the database is called that does something to a keyspace's locks.
 
@@ -265,9 +265,9 @@ def lock_function(verb: str, keyspace: str) -> str:
     return f"sidecache_{verb}_{plain}"
 
 
-def marked_function(verb: str, plan: Plan) -> str:
-    """Return the name of the function that does something to locks where they are by this plan."""
-    return f"{lock_function(verb, plan.name)}_{plan.mark}"
+def marked_function(verb: str, keyspace: str, mark: str) -> str:
+    """Return the name of the function that does something to locks where they are by this mark."""
+    return f"{lock_function(verb, keyspace)}_{mark}"
 
 
 def companion(prefix: bytes, name: bytes) -> bytes | None:

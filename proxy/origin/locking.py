@@ -125,8 +125,13 @@ def functions(plan: Plan, schema: str, tables: Mapping[str, str] | None = None) 
     """Yield the SQL that makes the functions of a keyspace, and takes away all others of it."""
     yield from dropped(plan, schema)
     yield from _made(plan, schema, tables)
-    take = f"{schema}.{quoted(marked_function('take', plan))}"
-    yield f"COMMENT ON FUNCTION {take} IS '{digest(plan)}';"
+    yield f"COMMENT ON FUNCTION {schema}.{quoted(named('take', plan))} IS '{digest(plan)}';"
+
+
+def named(verb: str, plan: Plan) -> str:
+    """Return the name of a function about the locks of a plan."""
+    assert plan.locking is not None
+    return marked_function(verb, plan.name, plan.locking.mark)
 
 
 def digest(plan: Plan) -> str:
@@ -139,9 +144,9 @@ def _made(plan: Plan, schema: str, tables: Mapping[str, str] | None) -> Iterable
     own = plan.locking is not None and plan.locking.table is None
     words = _about(table) | (_of_ours(schema, plan.name) if own else _OF_OTHERS)
     words |= {"schema": schema, "keyspace": plan.name}
-    words |= _ruled(words, f"{schema}.{quoted(marked_function('offer', plan))}")
+    words |= _ruled(words, f"{schema}.{quoted(named('offer', plan))}")
     for verb, text in lock_functions.FUNCTIONS.items():
-        function = f"{schema}.{quoted(marked_function(verb, plan))}"
+        function = f"{schema}.{quoted(named(verb, plan))}"
         yield f"CREATE FUNCTION {function}" + text.format_map(words)
 
 

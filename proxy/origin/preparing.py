@@ -17,7 +17,6 @@ from proxy.plans import (
     Plan,
     Present,
     Statement,
-    marked_function,
     qualified,
     quoted,
 )
@@ -107,7 +106,7 @@ async def _about_locks(connection: Connection, plan: Plan, own: Locking) -> Sequ
     if not found and own.table is not None:
         doubled = await _doubled(connection, own.table, own.columns)
         found += [] if doubled is None else [doubled]
-    said = await connection.fetchval(_SAID, quoted(marked_function("take", plan)))
+    said = await connection.fetchval(_SAID, quoted(locking.named("take", plan)))
     if said is None:
         return [*found, f"PostgreSQL has no functions for the locks of {plan.name}, or those of "
                 f"other policies, so that none is granted: {_INSTALL}"]  # fmt: skip

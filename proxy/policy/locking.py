@@ -4,6 +4,7 @@ The functions that are called are those of `origin.locking`, which installs them
 one for each column, because one call may be about several locks.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from proxy.plans import (
@@ -12,7 +13,8 @@ from proxy.plans import (
     LockCalls,
     Locking,
     Statement,
-    lock_function,
+    lock_mark,
+    marked_function,
     qualified,
     quoted,
 )
@@ -55,13 +57,18 @@ def locking_of(name: str, own: Keyspace, place: str) -> Locking | None:
     if not own.decided:
         return None
     lock, limit, queue = own.locks, own.locks.per_owner, own.locks.queue
+    columns = tuple(lock.key[each] for each in own.key.names) if lock.table else ()
+    scope = own.key.names.index(limit.scope) if limit else None
+    kinds = [segment.kind for segment in own.key.segments] if columns else ()
+    mark = lock_mark(lock.table, columns, kinds, scope)
     return Locking(
-        calls=_calls(name, own, place),
+        calls=_calls(name, own, place, mark),
+        mark=mark,
         table=lock.table,
-        columns=tuple(lock.key[each] for each in own.key.names) if lock.table else (),
+        columns=columns,
         owner=tuple(lock.owner.removeprefix("$.").split(".")) if lock.owner != "value" else (),
         longest=lock.max_hold or 0.0,
-        scope=own.key.names.index(limit.scope) if limit else 0,
+        scope=scope or 0,
         most=limit.max if limit else 0,
         gate=lock.gate,
         heartbeat=queue.heartbeat if queue else 0.0,
@@ -70,20 +77,19 @@ def locking_of(name: str, own: Keyspace, place: str) -> Locking | None:
     )
 
 
-def _calls(name: str, own: Keyspace, place: str) -> LockCalls:
+def _calls(name: str, own: Keyspace, place: str, mark: str) -> LockCalls:
     table = _table(name, own)
 
     def stated(verb: str, text: str) -> Statement:
         return Statement(f"{name} {verb}", text, (), place)
 
+    def called(verb: str, kinds: Sequence[str]) -> Statement:
+        return stated(verb, _call(marked_function(verb, name, mark), kinds))
+
     keys = [f"{kind}[]" for kind in table.kinds]
-    called = {
-        verb: stated(verb, _call(lock_function(verb, name), [*keys, *rest]))
-        for verb, rest in _ARGUMENTS.items()
-    }
     return LockCalls(
-        **called,
-        sweep=stated("sweep", _call(lock_function("sweep", name), ["float8", "integer"])),
+        **{verb: called(verb, [*keys, *rest]) for verb, rest in _ARGUMENTS.items()},
+        sweep=called("sweep", ["float8", "integer"]),
         held=stated("held", _held(table)),
         shown=stated("shown", _shown(own, table)),
         mine=stated("mine", _mine(own, table)),
@@ -99,7 +105,7 @@ def _table(name: str, own: Keyspace) -> _Table:
     return _Table(qualified(lock.table), "", columns, kinds)
 
 
-def _call(function: str, kinds: list[str]) -> str:
+def _call(function: str, kinds: Sequence[str]) -> str:
     arguments = ", ".join(
         f"${n}::{'text[]' if kind.endswith('[]') else 'text'}::{kind}"
         for n, kind in enumerate(kinds, 1)

@@ -12,7 +12,6 @@ from proxy.plans import (
     Age,
     Dependency,
     Detour,
-    LockCalls,
     News,
     Parameter,
     Patch,
@@ -23,8 +22,6 @@ from proxy.plans import (
     Statement,
     Watch,
     Writing,
-    lock_function,
-    marked_function,
 )
 from proxy.policy import sql
 from proxy.policy.blocks import Origin
@@ -37,7 +34,7 @@ from proxy.validation import Location
 def plans_of(policies: Policies, cluster_of: Callable[[str], int]) -> Plans:
     """Return the plans of all keyspaces that have to do with PostgreSQL."""
     by_keyspace = {
-        index: _marked(_plan(index, name, own, policies, cluster_of(own.cluster)))
+        index: _plan(index, name, own, policies, cluster_of(own.cluster))
         for index, (name, own) in enumerate(policies.effective.items())
         if own.backed or own.restore is not None
     }
@@ -94,21 +91,6 @@ def _plan(index: int, name: str, own: Keyspace, policies: Policies, cluster: int
         security=own.security,
         locking=locking_of(name, own, policies.place(("keyspaces", name, "lock"))),
     )  # fmt: skip
-
-
-def _marked(plan: Plan) -> Plan:
-    """Return a plan that calls no functions about locks but those made for such a plan."""
-    if plan.locking is None:
-        return plan
-    calls = {
-        verb: statement._replace(
-            text=statement.text.replace(
-                f'"{lock_function(verb, plan.name)}"', f'"{marked_function(verb, plan)}"'
-            )
-        )
-        for verb, statement in plan.locking.calls._asdict().items()
-    }
-    return plan._replace(locking=plan.locking._replace(calls=LockCalls(**calls)))
 
 
 def _ms(seconds: float | None) -> int:

@@ -20,8 +20,8 @@ from tests.upstream.stand import cluster_config, fake_cluster, key_of, standing
 LOCK = plan(
     kind="lock",
     locking=Locking(
-        calls=LockCalls(*(READ for _ in LockCalls._fields)), table=None, columns=(), owner=(),
-        longest=0.0, scope=0, most=0, gate=True, heartbeat=0.0, offer=0.0, blind=True,
+        calls=LockCalls(*(READ for _ in LockCalls._fields)), mark="", table=None, columns=(),
+        owner=(), longest=0.0, scope=0, most=0, gate=True, heartbeat=0.0, offer=0.0, blind=True,
     ),
 )  # fmt: skip
 HELD = Said("held", "u")

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -236,34 +236,31 @@ class Fails:
         return end
 
 
+def failing(counter: Counter, *ends: Exception | list[Any]) -> Grants:
+    return Grants(
+        cast(Postgres, Fails(*ends)), counter.mirrored.mirror, LockMetrics(CollectorRegistry())
+    )
+
+
 async def test_what_was_lost_is_unknown_however_it_goes_on(
     counter: Counter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither "no room" nor "not yours" says that nothing was done by the call before."""
     monkeypatch.setattr(module, "RESOLVE", 0.1)
     lost = OriginDown("lost", sent=True)
-    grants = Grants(
-        cast(Postgres, Fails(lost, OriginBusy("no room"))),
-        counter.mirrored.mirror, LockMetrics(CollectorRegistry()),
-    )  # fmt: skip
+    grants = failing(counter, lost, OriginBusy("no room"))
     with pytest.raises(OriginDown) as caught:
         await grants.take(counter.plan, [KEY], Claim("u1", 30))
     assert caught.value.sent
     # Asked with others again the lock is in other hands, and asked alone there is no room.
     left = [dict.fromkeys(("numbers", "outcomes", "tokens", "lefts", "stamps"))]
-    grants = Grants(
-        cast(Postgres, Fails(lost, left, OriginBusy("no room"))),
-        counter.mirrored.mirror, LockMetrics(CollectorRegistry()),
-    )  # fmt: skip
+    grants = failing(counter, lost, left, OriginBusy("no room"))
     with pytest.raises(OriginDown) as caught:
         await grants.take(counter.plan, [KEY], Claim("u1", 30))
     assert caught.value.sent
     refused = OriginRefused("not that one", "P0001")
     for call in ("take", "release", "confirm"):
-        grants = Grants(
-            cast(Postgres, Fails(lost, refused)),
-            counter.mirrored.mirror, LockMetrics(CollectorRegistry()),
-        )  # fmt: skip
+        grants = failing(counter, lost, refused)
         hold = [Hold(KEY, "u1", 3)]
         calls = {
             "take": lambda of=grants: of.take(counter.plan, [KEY], Claim("u1", 30)),
@@ -276,10 +273,7 @@ async def test_what_was_lost_is_unknown_however_it_goes_on(
     nothing = [{"numbers": None, "tokens": None, "looked": ["1"]}]
     held = [{"status": "available", "locked_by": None, "token": "3", "booking_id": None,
              "session_id": None, "remains": None}]  # fmt: skip
-    grants = Grants(
-        cast(Postgres, Fails(lost, nothing, held)),
-        counter.mirrored.mirror, LockMetrics(CollectorRegistry()),
-    )  # fmt: skip
+    grants = failing(counter, lost, nothing, held)
     with pytest.raises(OriginDown) as caught:
         await grants.release(counter.plan, [Hold(KEY, "u1", None)])
     assert caught.value.sent
@@ -291,10 +285,7 @@ async def test_a_refusal_behind_a_lost_call_is_none(counter: Counter) -> None:
     left = [dict.fromkeys(("numbers", "outcomes", "tokens", "lefts", "stamps"))]
     held = [{"outcome": "held", "tokens": None, "lefts": ["5"], "holder": "u2", "has": "0",
              "fresh": None, "stamps": None}]  # fmt: skip
-    grants = Grants(
-        cast(Postgres, Fails(lost, left, held)),
-        counter.mirrored.mirror, LockMetrics(CollectorRegistry()),
-    )  # fmt: skip
+    grants = failing(counter, lost, left, held)
     with pytest.raises(OriginDown) as caught:
         await grants.take(counter.plan, [KEY], Claim("u1", 30))
     assert caught.value.sent

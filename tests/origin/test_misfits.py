@@ -76,7 +76,8 @@ async def test_an_install_leaves_one_set_of_functions(
         names = "SELECT proname FROM pg_proc WHERE proname LIKE 'sidecache_take_seat_lock%'"
         (plan,) = (plan for plan in plans if plan.name == "seat_lock")
         left = {row["proname"] for row in await database.fetch(names)}
-        assert left == {f"sidecache_take_seat_lock_{plan.mark}", like[1]}
+        assert plan.locking is not None
+        assert left == {f"sidecache_take_seat_lock_{plan.locking.mark}", like[1]}
         await database.execute(f"DROP FUNCTION {like[1]}()")
         await installing.run(desk.tickets.url, (), apply=True, remove=True, locks=plans)
         assert await database.fetch(names) == []

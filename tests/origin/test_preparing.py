@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from proxy.config import Database
-from proxy.origin import installing, pool
+from proxy.origin import installing, locking, pool
 from proxy.origin.preparing import about_table, findings
-from proxy.plans import marked_function, plans_in
+from proxy.plans import plans_in
 from proxy.policy import planning
 from proxy.secret import Secret
 from tests.policy.rulebook import Folder
@@ -154,7 +154,7 @@ async def test_locks_of_other_policies(
         assert await found_of(connection, tmp_path, fields, "k:{id}") == []
         (found,) = await found_of(connection, tmp_path, counted, "k:{id}")
         assert "those of other policies" in found
-        take = marked_function("take", plan)
+        take = locking.named("take", plan)
         await connection.execute(f"COMMENT ON FUNCTION {take} IS 'of old'")
         (found,) = await found_of(connection, tmp_path, fields, "k:{id}")
         assert found == (
