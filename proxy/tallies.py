@@ -9,7 +9,7 @@ from functools import partial
 from itertools import product
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -53,25 +53,32 @@ SHARD_STATES: Final = (
 )  # fmt: skip
 
 
-class Tally:
-    """A counter whose label values are closed sets; every combination shows from the start."""
+class Tally(Collector):
+    """A counter whose label values are closed sets; every combination shows from the start.
+
+    Counted on the event loop, read by the thread of a scrape.
+    """
 
     def __init__(
         self, registry: CollectorRegistry, name: str, text: str, **labels: Sequence[str]
     ) -> None:
-        self._counter = Counter(name, text, list(labels), registry=registry)
+        self._made = partial(CounterMetricFamily, name, text, labels=list(labels))
         self._sets = [frozenset(values) for values in labels.values()]
-        self._cells = {
-            values: self._counter.labels(*values) if values else self._counter
-            for values in product(*labels.values())
-        }
+        self._counts = dict.fromkeys(product(*labels.values()), 0)
+        registry.register(self)
 
     def count(self, *values: str, amount: int = 1) -> None:
-        cell = self._cells.get(values)
-        if cell is None:
-            known = (v if v in s else OTHER for v, s in zip(values, self._sets, strict=True))
-            cell = self._counter.labels(*known)
-        cell.inc(amount)
+        if values not in self._counts:
+            known = zip(values, self._sets, strict=True)
+            values = tuple(v if v in s else OTHER for v, s in known)
+            self._counts.setdefault(values, 0)
+        self._counts[values] += amount
+
+    def collect(self) -> Iterable[Metric]:
+        family = self._made()
+        for values, count in list(self._counts.items()):
+            family.add_metric(values, count)
+        return [family]
 
 
 class PinMetrics:

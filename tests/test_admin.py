@@ -18,6 +18,8 @@ from proxy.explain import Explainer
 from proxy.policy.model import EMPTY
 from tests.integration.rig import wait_for
 
+pytestmark = pytest.mark.integration
+
 
 class Clock:
     def __init__(self) -> None:

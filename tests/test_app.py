@@ -25,6 +25,8 @@ from tests.fakenode import Answer, FakeCluster, FakeNode
 from tests.integration.rig import Caller, wait_for
 from tests.replies import pack
 
+pytestmark = pytest.mark.integration
+
 # The process that works out rules gives way to all others of the machine.
 DRAFTING = 60.0  # seconds
 
@@ -194,7 +196,6 @@ async def test_info_and_readiness_tell_the_same(node: FakeNode, tmp_path: Path) 
         assert await it.page("/readyz") == (503, "draining\n")
 
 
-@pytest.mark.integration
 async def test_locks_that_are_not_installed_show(
     node: FakeNode, tmp_path: Path, postgres_server: Postgres
 ) -> None:
@@ -257,7 +258,6 @@ async def test_a_port_in_use(node: FakeNode, tmp_path: Path) -> None:
             await wait_for(lambda b=before: asyncio.all_tasks() <= b, "the end of all tasks")
 
 
-@pytest.mark.integration
 async def test_new_rules_reach_idle_and_busy_clients(node: FakeNode, tmp_path: Path) -> None:
     """A reload is judged by whole commands: what was sent before runs by the old rules."""
     async with running(configured(tmp_path, node, policies=UNWATCHED)) as it:
@@ -280,7 +280,6 @@ async def test_new_rules_reach_idle_and_busy_clients(node: FakeNode, tmp_path: P
         assert 'sidecache_reloads_total{outcome="unchanged"} 1.0' in page
 
 
-@pytest.mark.integration
 async def test_a_bad_file_changes_nothing(
     node: FakeNode, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -312,7 +311,6 @@ async def test_a_bad_file_changes_nothing(
         assert "sidecache_reload_failed 0.0" in (await it.page("/metrics"))[1]
 
 
-@pytest.mark.integration
 async def test_a_role_in_use_cannot_be_taken_away(node: FakeNode, tmp_path: Path) -> None:
     """A reload without the role of a configured user fails, and the user keeps its rights."""
     role = RULES + "\nroles: {default: {}, booking: {}}\n"
@@ -346,7 +344,6 @@ async def test_writes_behind_begin_with_a_journal(node: FakeNode, tmp_path: Path
     load_rules(configured(tmp_path, node, behind, database=database, journal=journal))
 
 
-@pytest.mark.integration
 async def test_the_access_log_is_read_again(node: FakeNode, tmp_path: Path) -> None:
     """A reload takes what the configuration says of the access log then, or changes nothing."""
     settings = configured(tmp_path, node, policies=UNWATCHED)

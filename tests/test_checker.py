@@ -7,6 +7,8 @@ import pytest
 from tests.checker import Hunt, Plan, Tally
 from tests.fakenode import Answer, FakeConnection, FakeNode
 
+pytestmark = pytest.mark.integration
+
 
 def answer(node: FakeNode, words: list[bytes]) -> Answer | None:
     """Answer what the checker asks and the fake node does not know by itself."""

@@ -246,6 +246,7 @@ def test_the_context_of_the_build_is_what_it_copies(stages: list[list[Instructio
     assert all((ROOT / name).exists() for name in copied)
 
 
+@pytest.mark.integration
 async def test_the_health_check_tells_the_truth(stages: list[list[Instruction]]) -> None:
     """The health check of the image passes when ready, fails when draining and when gone."""
     options, _, command = only(stages[-1], "HEALTHCHECK").partition("CMD ")

@@ -9,6 +9,8 @@ from redis.asyncio.cluster import RedisCluster
 from tests.fakenode import Answer, FakeCluster, FakeConnection, FakeNode, key_slot
 from tests.replies import pack
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 async def node() -> AsyncIterator[FakeNode]:

@@ -7,6 +7,8 @@ import pytest
 
 from tests.faults import HELD_BYTES, Faults, Relay
 
+pytestmark = pytest.mark.integration
+
 PATIENCE = 5.0
 
 Open = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]

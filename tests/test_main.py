@@ -186,6 +186,7 @@ def test_serve_without_what_it_needs(run: Run, words: tuple[str, ...], told: str
     assert run(*words) == (2, "", told)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("flag", ["--listen", "--admin"])
 def test_a_taken_port(tmp_path: Path, taken: str, flag: str) -> None:
     """A port that somebody else has ends with 1 and a sentence about what to change."""
@@ -200,6 +201,7 @@ def test_a_taken_port(tmp_path: Path, taken: str, flag: str) -> None:
     assert {"--listen": "SIDECACHE_LISTEN", "--admin": "admin"}[flag] in err
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_serve_until_told_to_stop(tmp_path: Path, number: signal.Signals) -> None:
     """With every node away the proxy serves; a signal ends it with 0; flags win over the file."""
@@ -515,6 +517,7 @@ async def admin() -> AsyncIterator[tuple[Proxy, str]]:
     server.stop()
 
 
+@pytest.mark.integration
 async def test_health(run: Run, admin: tuple[Proxy, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A proxy that lives is healthy, also while it drains, when it is not ready any more."""
     proxy, address = admin
@@ -531,6 +534,7 @@ async def test_health(run: Run, admin: tuple[Proxy, str], monkeypatch: pytest.Mo
     assert (await health("--ready"))[0] == 1
 
 
+@pytest.mark.integration
 def test_health_of_nobody(run: Run) -> None:
     """Where nobody answers, it is told which address was asked."""
     with closing(socket.create_server(("127.0.0.1", 0))) as server:

@@ -12,6 +12,8 @@ from tests.front import Front, front
 from tests.integration.rig import Caller, wait_for
 from tests.replies import pack
 
+pytestmark = pytest.mark.integration
+
 LARGE = 20 << 20
 
 # A SET whose value is to come.

@@ -11,6 +11,8 @@ from proxy.admin import Admin
 from proxy.errors import ConfigError, StartError
 from tests.test_admin import Proxy
 
+pytestmark = pytest.mark.integration
+
 
 async def test_an_answer_is_a_status_and_a_text() -> None:
     """Whatever the status, the text is what was said."""

@@ -13,6 +13,8 @@ from proxy.errors import StartError
 from proxy.probe import Address
 from tests.test_admin import Proxy
 
+pytestmark = pytest.mark.integration
+
 
 class Restoring(Proxy):
     """A proxy that is further each time it is looked at."""

@@ -23,6 +23,8 @@ from tests.quiet import Stopwatch
 from tests.replies import pack
 from tests.wire.stage import ruleset
 
+pytestmark = pytest.mark.integration
+
 
 async def test_one_too_many() -> None:
     """A client beyond the limit is told so in Redis' words; a place that is free is given again."""

@@ -16,6 +16,8 @@ from tests.integration.rig import Caller, is_error, wait_for
 from tests.replies import pack
 from tests.upstream.listening import push
 
+pytestmark = pytest.mark.integration
+
 LOCKED = User("default", (hashlib.sha256(b"pw").digest(),), "default", True, False)
 
 

@@ -13,6 +13,8 @@ from tests.fakenode import FakeCluster
 from tests.integration.rig import wait_for
 from tests.upstream.stand import Stand, cluster_config, fake_cluster
 
+pytestmark = pytest.mark.integration
+
 
 class Database:
     """PostgreSQL, of which only one thing is known."""

@@ -16,6 +16,8 @@ import pytest
 from proxy.embedded import process
 from proxy.embedded.process import Child, Launch, ServerFailed, stop_all, wait_until
 
+pytestmark = pytest.mark.integration
+
 # Far above what anything here takes, so that a slow machine does not fail a right answer.
 PATIENCE = 10.0  # seconds
 

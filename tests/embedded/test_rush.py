@@ -10,6 +10,8 @@ import pytest
 from proxy.embedded.rush import Oracle, Sale, _told, _try
 from proxy.embedded.smoke import Client
 
+pytestmark = pytest.mark.integration
+
 
 def test_a_sale_without_fault() -> None:
     """Granted, given up, granted to another with a greater token, sold: nothing is wrong."""

@@ -15,6 +15,8 @@ from proxy.embedded.sidecar import Sidecar, cluster_block, configuration_for, fe
 from tests.conftest import StartProxy
 from tests.integration.rig import wait_for
 
+pytestmark = pytest.mark.integration
+
 PROGRAM = Program(Path("/nonexistent"), "", "")
 
 
@@ -110,13 +112,11 @@ async def test_what_is_not_http_is_an_error() -> None:
             await fetch(host, port, "/")
 
 
-@pytest.mark.integration
 async def test_a_started_proxy_has_reached_its_clusters(proxy: Sidecar) -> None:
     """Started means that every cluster is up as the proxy sees it, and that it says so."""
     assert await proxy.get("/readyz") == (200, "locks=up cache=up\n")
 
 
-@pytest.mark.integration
 async def test_a_proxy_may_be_started_without_its_clusters_and_ends_with_0(
     proxy_process: StartProxy,
 ) -> None:

@@ -11,6 +11,8 @@ from proxy.embedded.postgres import Postgres
 from proxy.embedded.traffic import KINDS, Tally, Traffic, questions
 from tests.integration.rig import wait_for
 
+pytestmark = pytest.mark.integration
+
 REEL = [("GET", "venue:venue_1")]
 
 
@@ -88,7 +90,6 @@ async def test_kinds_of_errors_are_few() -> None:
     assert traffic.kinds["others"] > 0
 
 
-@pytest.mark.integration
 async def test_questions_are_about_rows_that_exist(postgres_server: Postgres) -> None:
     """The same sample gives the same questions, about six keyspaces."""
     dsn = await postgres_server.create_database("traffic")

@@ -57,12 +57,17 @@ def keyspace(own: Plan) -> rules.Keyspace:
     )  # fmt: skip
 
 
+# What a test leaves looking for its PostgreSQL, which would go on beside all later tests.
+LOOKING: list[Postgres] = []
+
+
 def nobody() -> Postgres:
-    """Return a PostgreSQL at a port where nobody listens."""
+    """Return a PostgreSQL at a port where nobody listens; it ends with the test."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = Secret(f"postgresql://nobody@127.0.0.1:{free.getsockname()[1]}/none?sslmode=disable")
-    return Postgres(Database(url, url), OriginMetrics(CollectorRegistry()))
+    LOOKING.append(Postgres(Database(url, url), OriginMetrics(CollectorRegistry())))
+    return LOOKING[-1]
 
 
 class BackedDesk(Desk):

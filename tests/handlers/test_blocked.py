@@ -13,6 +13,8 @@ from tests.front import Front, front
 from tests.integration.rig import Caller, is_error, wait_for
 from tests.replies import pack
 
+pytestmark = pytest.mark.integration
+
 
 @contextlib.asynccontextmanager
 async def house(**fields: object) -> AsyncIterator[Front]:

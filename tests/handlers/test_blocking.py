@@ -17,6 +17,8 @@ from tests.handlers.test_blocked import blocked, waiting_on
 from tests.integration.rig import Caller, wait_for
 from tests.replies import pack
 
+pytestmark = pytest.mark.integration
+
 FORCED = b"-UNBLOCKED force unblocked, instance state changed (master -> replica?)\r\n"
 
 
@@ -149,7 +151,6 @@ async def waits(sidecar: Sidecar, count: int = 1) -> None:
     await wait_for(shown, "the wait")
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("protocol", [2, 3])
 @pytest.mark.parametrize(
     ("command", "feed", "reply"),
@@ -194,7 +195,6 @@ def named(value: object) -> object:
     return value
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("protocol", [2, 3])
 async def test_a_group_reads(proxy: Sidecar, empty_clusters: Clusters, protocol: int) -> None:
     """XREADGROUP waits too, behind the XGROUP of the same pipeline."""
@@ -210,7 +210,6 @@ async def test_a_group_reads(proxy: Sidecar, empty_clusters: Clusters, protocol:
         assert (await other.call("XPENDING", "s", "g"))[0] == 1
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("protocol", [2, 3])
 async def test_same_bytes_as_a_node(
     proxy: Sidecar, empty_clusters: Clusters, protocol: int
@@ -237,7 +236,6 @@ async def test_same_bytes_as_a_node(
             assert repr(got) == repr(expected), command
 
 
-@pytest.mark.integration
 async def test_others_do_not_wait(proxy: Sidecar, empty_clusters: Clusters) -> None:
     """A hundred clients that wait leave the shared connections to the rest."""
     crowd = [await Caller.open(proxy.port) for _ in range(100)]
@@ -254,7 +252,6 @@ async def test_others_do_not_wait(proxy: Sidecar, empty_clusters: Clusters) -> N
         caller.close()
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("protocol", [2, 3])
 async def test_renamed_keys(
     empty_clusters: Clusters, proxy_process: StartProxy, tmp_path: Path, protocol: int

@@ -17,6 +17,8 @@ from tests.fakenode import FakeCluster
 from tests.handlers.backed_desk import READ, plan
 from tests.upstream.stand import cluster_config, fake_cluster, key_of, standing
 
+pytestmark = pytest.mark.integration
+
 LOCK = plan(
     kind="lock",
     locking=Locking(

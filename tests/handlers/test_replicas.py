@@ -15,6 +15,8 @@ from tests.front import front
 from tests.integration.rig import Caller, wait_for
 from tests.replies import pack
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.mark.parametrize(
     ("replies", "expected"),
@@ -83,7 +85,6 @@ def test_no_place_without_nodes() -> None:
     assert shards(slots, 0, True) == []
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("protocol", [2, 3])
 async def test_real_replicas(proxy: Sidecar, empty_clusters: Clusters, protocol: int) -> None:
     """Each primary has one replica: that many acknowledge, and no more."""
@@ -102,7 +103,6 @@ async def test_real_replicas(proxy: Sidecar, empty_clusters: Clusters, protocol:
     caller.close()
 
 
-@pytest.mark.integration
 async def test_a_replica_that_is_behind(proxy: Sidecar, empty_clusters: Clusters) -> None:
     """A shard whose replica has stopped holds the number down, whatever the others say."""
     cluster: Cluster = empty_clusters.cache

@@ -15,6 +15,8 @@ from tests.handlers.test_blocked import blocked, house, waiting_on
 from tests.integration.rig import Caller, wait_for
 from tests.replies import pack
 
+pytestmark = pytest.mark.integration
+
 ELEMENT = b"*2\r\n$1\r\nq\r\n$1\r\nx\r\n"
 
 POLICY = """
@@ -127,7 +129,6 @@ async def vanish(sidecar: Sidecar, key: str, rounds: int) -> tuple[int, int]:
     return rounds, taken
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("policy", ["drop", "push_back"])
 async def test_nothing_is_lost_silently(
     empty_clusters: Clusters, proxy_process: StartProxy, tmp_path: Path, policy: str

@@ -15,6 +15,8 @@ from tests.integration.rig import Caller, is_error, wait_for
 from tests.quiet import Stopwatch
 from tests.replies import pack
 
+pytestmark = pytest.mark.integration
+
 UNIT = pack("MULTI") + pack("SET", "k", "v") + pack("EXEC")
 EXECUTED = b"*1\r\n+OK\r\n"
 
@@ -189,7 +191,6 @@ async def test_a_node_that_is_away() -> None:
 # From here on over real clusters.
 
 
-@pytest.mark.integration
 async def test_slots_and_clusters(proxy: Sidecar, empty_clusters: Clusters) -> None:
     """All keys that are watched share a slot, of one WATCH or of several."""
     caller = await Caller.open(proxy.port)

@@ -11,6 +11,8 @@ from proxy.upstream.connection import Endpoint
 from tests.fakenode import Answer, FakeNode
 from tests.upstream.stand import secret
 
+pytestmark = pytest.mark.integration
+
 PING = wire.pack([b"PING"])
 
 

@@ -12,6 +12,8 @@ from tests.integration.rig import wait_for
 from tests.upstream.listening import Listener, PubSub, push
 from tests.upstream.stand import Stand, cluster_config, fake_cluster, standing
 
+pytestmark = pytest.mark.integration
+
 HERE = Route((0,), b"a", False)
 
 

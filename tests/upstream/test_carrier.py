@@ -12,6 +12,8 @@ from tests.fakenode import Answer, FakeCluster, FakeConnection, key_slot
 from tests.integration.rig import wait_for
 from tests.upstream.stand import Stand, cluster_config, fake_cluster, key_of, standing
 
+pytestmark = pytest.mark.integration
+
 TIMEOUT = 0.3  # seconds for which attempts are made here
 
 

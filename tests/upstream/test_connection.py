@@ -24,6 +24,8 @@ from tests.integration.rig import wait_for
 from tests.quiet import Stopwatch
 from tests.upstream.stand import Client, data_of, ruleset, secret
 
+pytestmark = pytest.mark.integration
+
 NODE_ID = "f" * 40
 
 SILENCE = Answer(b"", 60.0)  # nothing, and nothing behind it either

@@ -11,6 +11,8 @@ from tests.fakenode import Answer, FakeConnection, FakeNode
 from tests.integration.rig import wait_for
 from tests.upstream.stand import Stand, cluster_config, standing
 
+pytestmark = pytest.mark.integration
+
 PLACE = wire.Location(0, 0)
 PING = wire.pack([b"PING"])
 WAIT = wire.pack([b"BLPOP", b"q", b"0"])

@@ -11,6 +11,8 @@ from tests.fakenode import FakeCluster, FakeConnection
 from tests.integration.rig import wait_for
 from tests.upstream.stand import Stand, cluster_config, data_of, fake_cluster, key_of, standing
 
+pytestmark = pytest.mark.integration
+
 SCRIPT = Script("rate")
 
 

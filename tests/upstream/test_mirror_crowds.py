@@ -12,6 +12,8 @@ from tests.fakenode import FakeCluster, FakeConnection
 from tests.handlers.backed_desk import plan
 from tests.upstream.stand import Stand, cluster_config, data_of, fake_cluster, key_of, standing
 
+pytestmark = pytest.mark.integration
+
 VALUE = b"u"
 
 

@@ -12,6 +12,8 @@ from tests.fakenode import Answer, FakeNode, key_slot
 from tests.integration.rig import wait_for
 from tests.upstream.stand import Stand, cluster_config, data_of
 
+pytestmark = pytest.mark.integration
+
 HALF = SLOTS // 2
 
 

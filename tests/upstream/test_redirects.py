@@ -17,6 +17,8 @@ from tests.upstream.moving import play_moving
 from tests.upstream.stand import TIMEOUT, Stand, cluster_config, data_of, key_of
 from tests.wire.test_downstream import KEYS, seeds
 
+pytestmark = pytest.mark.integration
+
 SLACK = 0.1  # seconds
 
 

@@ -16,6 +16,8 @@ from tests.upstream.stand import Stand, cluster_config, fake_cluster, standing
 from tests.wire import stage
 from tests.wire.test_limits import row
 
+pytestmark = pytest.mark.integration
+
 
 def ruleset(**changes: Any) -> Ruleset:
     """Return rules with a shared limit for each key of k:{id}."""

@@ -13,6 +13,8 @@ from tests.integration.rig import wait_for
 from tests.upstream.listening import Audience, PubSub, push
 from tests.upstream.stand import Stand, cluster_config, fake_cluster, standing
 
+pytestmark = pytest.mark.integration
+
 A, B = Key(CHANNEL, b"a"), Key(CHANNEL, b"b")
 EVENTS = Key(PATTERN, b"__keyevent@*")
 ANY = Key(PATTERN, b"*")

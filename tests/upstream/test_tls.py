@@ -15,6 +15,8 @@ from proxy.upstream.topology import ClusterTopology, Member, TopologyError
 from tests.fakenode import FakeCluster, FakeConnection
 from tests.upstream.stand import cluster_config, secret
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.mark.parametrize(
     ("names", "hostname", "server_name", "fine"),

@@ -47,6 +47,8 @@ from tests.upstream.stand import (
     standing,
 )
 
+pytestmark = pytest.mark.integration
+
 A, B, C = "a" * 40, "b" * 40, "c" * 40
 
 
@@ -510,7 +512,6 @@ async def test_the_first_view_after_a_failover_is_enough() -> None:
         assert await stand.client().ask(b"SET", key, b"w") == b"OK"
 
 
-@pytest.mark.integration
 async def test_a_real_cluster(clusters: Clusters) -> None:
     """All members, and an owner for each slot, from any one node."""
     config = cluster_config([])
@@ -524,7 +525,6 @@ async def test_a_real_cluster(clusters: Clusters) -> None:
         }
 
 
-@pytest.mark.integration
 async def test_real_sentinels(redis_binary: Program) -> None:
     """The primary that Sentinels name is served, and after a failover the one that follows it."""
     with temporary_directory("sidecache-test-") as directory:
@@ -545,7 +545,6 @@ async def _writes(client: Client) -> bool:
     return bool(await client.ask(b"SET", b"k", b"w") == b"OK")
 
 
-@pytest.mark.integration
 @pytest.mark.debian
 async def test_tls_to_nodes_learned_from_the_topology(
     start_cluster: StartCluster, debian_redis: Program, certificates: TLSFiles

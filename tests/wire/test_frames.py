@@ -21,7 +21,7 @@ REPLY = b"+OK\r\n"
 READER = Stage(OPEN)
 NODE = Stage()
 
-quick = settings(max_examples=100, deadline=None)
+quick = settings(max_examples=60, deadline=None)
 # Twenty thousand streams at every cut are some ten minutes.
 thorough = pytest.mark.timeout(1800)
 

@@ -15,7 +15,7 @@ DEPTH = 128
 MEMBERS = 131_072
 DANGEROUS = ("__proto__", "constructor", "prototype")
 
-quick = settings(max_examples=100, deadline=None)
+quick = settings(max_examples=60, deadline=None)
 
 
 class Unfit(ValueError):
