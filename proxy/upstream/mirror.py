@@ -27,6 +27,9 @@ DROP = Script("lock_drop")
 # is of no use.
 PATIENCE = 0.05
 
+# What has come by then is read before this is over as well, seconds.
+READING = 0.001
+
 # How long an answer is as good as another question, in seconds, and of how many locks: somebody who
 # is told that a seat is taken would not have been quicker by that.
 SEEN = 0.02
@@ -61,6 +64,10 @@ class Mirror:
         shown = self._seen.get(key)
         return shown if shown is not None and self._loop.time() < shown.until else None
 
+    def stands(self, key: bytes, shown: Shown) -> bool:
+        """Return whether nothing was changed here since that was shown, however long ago."""
+        return self._seen.get(key) is shown
+
     async def look(self, plan: Plan, key: bytes) -> Shown | None:
         """Return what is shown of a lock; None where that is nothing, or nobody knows."""
         if (shown := self.seen(key)) is not None:
@@ -80,7 +87,8 @@ class Mirror:
                 del self._asked[key]
                 self._keep(key, shown)
 
-        late = self._loop.call_later(PATIENCE, settle, None)
+        # A loop that was busy for so long comes to its timers before it reads the answer.
+        late = self._loop.call_later(PATIENCE, lambda: self._loop.call_later(READING, settle, None))
         name = self._router.ruleset.upstream_name(key)
         self._errands.run(
             LOOK, plan.cluster, name, (), lambda reply: settle(_shown(reply, self._loop.time()))

@@ -68,8 +68,8 @@ async def test_others_are_refused_while_it_is_held(gate: Gate, key: bytes) -> No
     assert gate.known(LOCK, key, "w") is None
 
 
-async def test_the_data_plane_refuses_what_the_gate_would(gate: Gate, key: bytes) -> None:
-    """It is told of a refusal, of what PostgreSQL says next, and of every change made here."""
+def told_by(gate: Gate) -> list[tuple[str, bytes]]:
+    """Return what the data plane will be told, and keep it from it."""
     told: list[tuple[str, bytes]] = []
 
     class Told:
@@ -80,6 +80,12 @@ async def test_the_data_plane_refuses_what_the_gate_would(gate: Gate, key: bytes
             told.append(("open", key))
 
     gate._mirror.refusals = Told()  # type: ignore[assignment]
+    return told
+
+
+async def test_the_data_plane_refuses_what_the_gate_would(gate: Gate, key: bytes) -> None:
+    """It is told of a refusal, of what PostgreSQL says next, and of every change made here."""
+    told = told_by(gate)
     gate.note(key, HELD)
     await gate.shut(LOCK, key, "u")
     assert told == [("open", key)]
@@ -88,6 +94,20 @@ async def test_the_data_plane_refuses_what_the_gate_would(gate: Gate, key: bytes
     gate.note(key, Said("booked", "x"))
     gate.known(LOCK, key, "v")
     assert told[1:] == [("held", key), ("open", key), ("open", key), ("booked", key)]
+
+
+async def test_what_a_busy_loop_hears_late_is_told(
+    gate: Gate, key: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The data plane is told of who holds a lock, if it was shown longer ago than it is good for.
+
+    Else a crowd that keeps the loop busy is never refused without Python, and keeps it so.
+    """
+    monkeypatch.setattr(showing, "SEEN", 0.0)
+    told = told_by(gate)
+    gate.note(key, HELD)
+    assert refused(await gate.shut(LOCK, key, "v"))
+    assert told == [("open", key), ("held", key)]
 
 
 async def test_redis_is_not_believed_alone(gate: Gate, key: bytes) -> None:

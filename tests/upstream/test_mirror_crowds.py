@@ -1,6 +1,8 @@
 """Crowds that look at one lock, before fake nodes."""
 
 import asyncio
+import os
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -77,6 +79,22 @@ async def test_an_answer_grows_old(
         assert value_of(await mirror.look(plan(), key)) == VALUE
         assert mirror.seen(key) is None
     assert asked(cluster) == ["look", "look"]
+
+
+async def test_an_answer_that_a_busy_loop_has_not_read_counts(
+    cluster: FakeCluster, mirror: Mirror, key: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came in time is heard, also where the loop comes to read it after that time."""
+    monkeypatch.setattr(module, "PATIENCE", 0.05)
+
+    def busy(connection: FakeConnection, words: list[bytes]) -> bytes:
+        assert connection.transport is not None
+        os.write(connection.transport.get_extra_info("socket").fileno(), answer(connection, words))
+        time.sleep(2 * module.PATIENCE)
+        return b""
+
+    cluster.nodes[0].answers["EVALSHA"] = busy
+    assert value_of(await mirror.look(plan(), key)) == VALUE
 
 
 async def test_a_release_ends_what_was_seen(
