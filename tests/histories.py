@@ -91,7 +91,8 @@ def holds_of(operations: Sequence[Operation]) -> list[Hold]:
             mine[-1].end = until
         elif each.grants:
             if each.outcome == "acquired":
-                mine.clear()
+                # Where an answer was lost, it is a hold of before as if it were new; by its token.
+                mine[:] = [hold for hold in mine if hold.token is None]
             begin = each.told
             mine.append(
                 Hold(each.lock, each.owner, each.token, each.sent, begin, max(until, begin))

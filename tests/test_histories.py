@@ -54,6 +54,18 @@ def found(history: list[Operation]) -> dict[str, int]:
     return {kind: len(each) for kind, each in kinds.items() if each}
 
 
+def test_a_hold_without_a_token_may_be_the_one_that_is_given_back() -> None:
+    """Who was granted a seat without a token, and again by one, gives back both."""
+    history = [
+        grant("a", 0.0, None, outcome="granted"),
+        grant("a", 1.0, 1),
+        release("a", 2.0, 1),
+        grant("b", 3.0, 2),
+    ]
+    assert found(history) == {}
+    assert found(history[:2] + history[3:]) == {"overlaps": 2}
+
+
 def test_nothing_is_found_in_what_is_right() -> None:
     """Extensions, releases, expiry and contention are no fault."""
     assert found(list(RIGHT)) == {}
