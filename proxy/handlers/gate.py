@@ -7,9 +7,10 @@ fifty, however large it is.
 Always true:
   * the gate refuses only what PostgreSQL has refused within BELIEVED. Of a seat that is held, only
     while Redis shows the same holder, or did so less than `mirror.SEEN` ago, and GRACE more while
-    one asks again; of one that is sold, blocked or kept for who is next in its queue, without
-    asking. A sale that is cancelled, an offer that another sidecar ends, or what Redis shows by
-    mistake, costs others that long; for whom a lock is held or kept is never turned away;
+    one asks again, or longer where the loop is too busy for that (`wire.refusals`); of one that is
+    sold, blocked or kept for who is next in its queue, without asking. A sale that is cancelled, an
+    offer that another sidecar ends, or what Redis shows by mistake, costs others that long; for
+    whom a lock is held or kept is never turned away;
   * a release or a grant of this sidecar ends what was seen before it: who is told of a release
     finds the gate open. Behind another sidecar it may stay shut for SEEN and GRACE;
   * of a crowd one at a time asks PostgreSQL, however long that takes. Others wait for its answer

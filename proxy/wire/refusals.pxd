@@ -17,4 +17,4 @@ cdef class Refusal:
 cdef class Refusals:
     cdef dict held             # by the keys of locks, as clients name them
     cdef public long long count   # so many were refused
-    cdef Refusal find(self, const char* key, Py_ssize_t size, double now)
+    cdef Refusal find(self, const char* key, Py_ssize_t size, double now, double turn)

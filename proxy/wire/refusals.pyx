@@ -17,6 +17,9 @@ from proxy.wire.json_values cimport JSON_FINE, judge_json
 # Locks that are known; of too many all are forgotten, and asked about again.
 MOST = 10_000
 
+# How much longer a busy loop makes an answer last at most, seconds.
+cdef double BUSY = 0.2
+
 cdef extern from "<string.h>" nogil:
     void* memmem(const void* text, size_t size, const void* part, size_t length)
 
@@ -117,15 +120,20 @@ cdef class Refusals:
         """Refuse a lock no longer."""
         self.held.pop(key, None)
 
-    cdef Refusal find(self, const char* key, Py_ssize_t size, double now):
-        """Return what is known of a lock; None where it has to be asked."""
+    cdef Refusal find(self, const char* key, Py_ssize_t size, double now, double turn):
+        """Return what is known of a lock; None where it has to be asked.
+
+        A turn of the loop takes so many seconds. What is heard in one is told in the next and used
+        in the one after that: of a crowd that makes them longer than grace nobody would be refused
+        here, and so they would stay as long.
+        """
         cdef Refusal refusal
         if not self.held:
             return None
         refusal = self.held.get(PyBytes_FromStringAndSize(key, size))
         if refusal is None or now < refusal.until:
             return refusal
-        if now >= refusal.late or (refusal.ends and now >= refusal.ends):
+        if now >= refusal.late + min(2 * turn, BUSY) or (refusal.ends and now >= refusal.ends):
             return None
         if not refusal.asked:
             refusal.asked = True

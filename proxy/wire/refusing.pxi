@@ -11,7 +11,7 @@ cdef int _refuse_lock(Downstream client, const char* frame, CommandRow* row, dou
     cdef Refusal refusal
     if client.capture:
         return PASSED
-    refusal = refusals.find(frame + word.at, word.size, now)
+    refusal = refusals.find(frame + word.at, word.size, now, client.batch.longest)
     if refusal is None:
         return PASSED
     if row.takes == TAKES_NAMED:

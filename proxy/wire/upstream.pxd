@@ -67,6 +67,9 @@ cdef class Pending:
 cdef class Batch:
     cdef object schedule
     cdef bint scheduled
+    cdef double began              # when it was
+    cdef double longest            # seconds from there to the end of an iteration, of those of late
+    cdef double noted              # when that was
     cdef list touched
     cdef list ready
     cdef public double slow_after   # seconds
@@ -77,6 +80,8 @@ cdef class Batch:
     cdef public object on_denied
     cdef int touch(self, Upstream upstream) except -1
     cdef int wake(self, object downstream) except -1
+    cdef int begin(self) except -1
+    cdef int end(self) except -1
     cdef double now(self) except? -1.0
     cdef int tell(self, object owner, list traces) except -1
 

@@ -126,6 +126,10 @@ cdef class Pending:
     """A command sent and unanswered. Untracked by the collector: its queues are always emptied."""
 
 
+# For how long the loop is said to be as busy as in its longest iteration, seconds.
+cdef double LATELY = 0.25
+
+
 cdef class Batch:
     """Who has something to say at the end of this loop iteration."""
 
@@ -139,16 +143,24 @@ cdef class Batch:
     cdef int touch(self, Upstream upstream) except -1:
         upstream.touched = True
         self.touched.append(upstream)
-        if not self.scheduled:
-            self.scheduled = True
-            self.schedule()
-        return 0
+        return 0 if self.scheduled else self.begin()
 
     cdef int wake(self, object downstream) except -1:
         self.ready.append(downstream)
-        if not self.scheduled:
-            self.scheduled = True
-            self.schedule()
+        return 0 if self.scheduled else self.begin()
+
+    cdef int begin(self) except -1:
+        self.scheduled = True
+        self.began = self.now()
+        self.schedule()
+        return 0
+
+    cdef int end(self) except -1:
+        """Note how long this iteration took, if it is the longest of late."""
+        cdef double now = self.now()
+        if now - self.began >= self.longest or now - self.noted > LATELY:
+            self.longest = now - self.began
+            self.noted = now
         return 0
 
     cdef double now(self) except? -1.0:
@@ -178,11 +190,11 @@ cdef class Batch:
         cdef Upstream upstream
         self.touched = []
         self.scheduled = False
+        self.end()
         for upstream in touched:
             upstream.touched = False
         if self.ready:
-            self.scheduled = True
-            self.schedule()
+            self.begin()
         return touched
 
 

@@ -158,6 +158,44 @@ def test_one_of_a_crowd_asks_again(desk: Desk) -> None:
     assert desk.say(b"SETNX", KEY, BOB, now=20.01) is None
 
 
+def test_a_busy_loop_goes_on_refusing(desk: Desk) -> None:
+    """Where turns of the loop take longer than what is known lasts, it lasts two turns longer.
+
+    That ends a quarter of a second after such a turn, and is a fifth of a second at most.
+    """
+
+    (node,), batch, moment = desk.stage.upstreams, desk.stage.batch, 0.0
+    batch.clock = lambda: moment
+
+    def ended() -> None:
+        batch.take_ready()
+        batch.take_touched()
+
+    def turn(begins: float, ends: float) -> None:
+        nonlocal moment
+        ended()
+        moment = begins
+        desk.client.receive_data(wire.pack([b"GET", b"other"]), begins)
+        moment = ends
+        ended()
+        moment = 0.0  # what is said between two turns takes none
+        node.data_to_send(ends)
+        node.receive_data(b"$1\r\nx\r\n", ends)
+        desk.client.data_to_send()
+
+    turn(9.9, 9.95)
+    assert desk.say(b"SETNX", KEY, BOB, now=10.1) is None
+    assert desk.say(b"SETNX", KEY, BOB, now=10.12) == b":0\r\n"
+    turn(10.12, 10.121)
+    assert desk.say(b"SETNX", KEY, BOB, now=10.125) == b":0\r\n"
+    assert desk.say(b"SETNX", KEY, BOB, now=10.14) is None
+    turn(10.3, 10.301)
+    assert desk.say(b"SETNX", KEY, BOB, now=10.12) is None
+    turn(11.0, 12.0)
+    assert desk.say(b"SETNX", KEY, BOB, now=10.22) == b":0\r\n"
+    assert desk.say(b"SETNX", KEY, BOB, now=10.24) is None
+
+
 def test_what_is_sold_is_refused_to_everybody(desk: Desk) -> None:
     """Of a seat that nobody can hold there is no holder who may ask."""
     desk.refusals.close(KEY, "booked", 10.0, None, desk.path)
