@@ -312,9 +312,13 @@ class Session(asyncio.BufferedProtocol):
                 # A handler has said goodbye.
                 self._reason = "quit" if self._reason == "client" else self._reason
                 downstream.finish()
+            if downstream.output_bytes > OUTPUT_LOW:
+                # What is answered at once has no window: who does not read it is answered no more.
+                self._send()
+                self.count_unread()
             request = downstream.receive_data(b"", now)
         if downstream.output_bytes > OUTPUT_LOW or downstream.role_name is None:
-            # What is answered at once has no window: it is sent before more is read.
+            # It is sent before more is read.
             self._send()
         if downstream.held_bytes > RECEIVE_BYTES:
             self.server.begun.count(self, downstream.held_bytes)

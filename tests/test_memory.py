@@ -65,6 +65,20 @@ async def test_a_reply_above_the_total_reaches_who_reads(
     assert lines == ["output_over_limit", "output_within_limit"] * (len(lines) // 2)
 
 
+async def test_what_is_answered_at_once_waits_for_who_reads() -> None:
+    """A pipeline of commands that no node is asked for is answered as far as its client reads."""
+    async with front() as house:
+        caller = await house.connect(4096)
+        caller.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        caller.writer.write(pack("COMMAND") * 300)
+        await wait_for(lambda: house.server.unread.total, "output")
+        assert house.server.unread.total < 4 << 20
+        caller.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        sizes = {len(await caller.next()) for _ in range(300)}
+        assert len(sizes) == 1
+        await wait_for(lambda: house.server.unread.total == 0, "an even account")
+
+
 async def reads(caller: Caller, session: Session) -> None:
     """Let a client read until its session has seen it."""
     owed = session.unread_bytes
