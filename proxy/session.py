@@ -318,7 +318,6 @@ class Session(asyncio.BufferedProtocol):
                 self.count_unread()
             request = downstream.receive_data(b"", now)
         if downstream.output_bytes > OUTPUT_LOW or downstream.role_name is None:
-            # It is sent before more is read.
             self._send()
         if downstream.held_bytes > RECEIVE_BYTES:
             self.server.begun.count(self, downstream.held_bytes)
@@ -431,9 +430,7 @@ class Session(asyncio.BufferedProtocol):
         downstream = self.downstream
         if self._transport is None or downstream.pending or downstream.output_bytes:
             return
-        if not (self._ended or self.closing or downstream.closing):
-            return
-        if self._ended and downstream.blocked and not downstream.closing:
+        if not (downstream.closing or (not downstream.blocked if self._ended else self.closing)):
             return
         if downstream.closing and not self.closing:
             self._reason = "protocol"

@@ -14,7 +14,7 @@ for a transaction that no node has carried out; later commands of the client see
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from operator import itemgetter
 from typing import Protocol
 
@@ -30,6 +30,11 @@ EXEC = b"*1\r\n$4\r\nEXEC\r\n"
 # A unit above this size keeps its client from sending more: units count as one command each in a
 # client's window, and 128 of them must not fill a node's queue.
 HELD_BYTES = 64 * 1024
+
+
+# Bytes of replies that no node gives, beyond which the rest of them are refused: all of a
+# transaction are made at once, whether their client reads or not.
+MOST_HERE = 8 * 1024 * 1024
 
 
 class Watch(Holding, Protocol):
@@ -310,7 +315,7 @@ async def _merged(
 
 
 def _here_alone(session: Session, plan: Plan) -> bytes | Awaitable[bytes]:
-    replies = [_started(session, request) for _, request in plan.here]
+    replies = [reply for _, reply in _begun(session, plan)]
     ready = [reply for reply in replies if isinstance(reply, bytes)]
     return resp.array(ready) if len(ready) == len(replies) else _all(replies)
 
@@ -323,9 +328,17 @@ async def _run_here(session: Session, plan: Plan, elements: list[bytes]) -> None
     """Let handlers answer their commands, in order, unless the client has gone meanwhile."""
     if session.downstream.owner is None:
         return
-    started = [(place, _started(session, request)) for place, request in plan.here]
-    for place, reply in started:
+    for place, reply in [*_begun(session, plan)]:
         elements[place] = await _one(reply)
+
+
+def _begun(session: Session, plan: Plan) -> Iterator[tuple[int, bytes | Awaitable[bytes]]]:
+    """Let handlers begin to answer, in order, as long as there is room for replies."""
+    room = MOST_HERE
+    for place, request in plan.here:
+        reply = _started(session, request) if room > 0 else errors.TOO_MUCH_HERE
+        room -= len(reply) if isinstance(reply, bytes) else 0
+        yield place, reply
 
 
 def _started(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:

@@ -34,6 +34,17 @@ async def test_only_local_commands_need_no_node() -> None:
     assert reply.startswith(b"*3\r\n$1\r\nx\r\n" + errors.SELECT_REFUSED + b"*2\r\n$")
 
 
+async def test_local_replies_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is beyond the bytes that a transaction may have of them is refused, and not begun."""
+    monkeypatch.setattr(execution, "MOST_HERE", 10)
+    client = multi(Desk())
+    for words in (b"ECHO 12345678", b"CLIENT SETNAME me", b"PING"):
+        assert client.ask(*words.split()) == QUEUED
+    refused = errors.TOO_MUCH_HERE
+    assert client.ask(b"EXEC") == b"*3\r\n$8\r\n12345678\r\n" + 2 * refused
+    assert client.ask(b"CLIENT", b"GETNAME") == b"$-1\r\n"
+
+
 async def test_local_commands_do_nothing_when_the_rest_failed() -> None:
     """An error of EXEC is the whole answer, and says that nothing was done."""
     desk = Desk()
