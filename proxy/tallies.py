@@ -74,6 +74,10 @@ class Tally(Collector):
             self._counts.setdefault(values, 0)
         self._counts[values] += amount
 
+    def describe(self) -> Iterable[Metric]:
+        # By this a registry knows the name, and refuses it to a second one.
+        return [self._made()]
+
     def collect(self) -> Iterable[Metric]:
         family = self._made()
         for values, count in list(self._counts.items()):

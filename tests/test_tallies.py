@@ -1,5 +1,6 @@
 """Counters with closed sets of label values."""
 
+import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from proxy.tallies import PinMetrics, Tally
@@ -15,6 +16,14 @@ def test_every_combination_shows_from_the_start() -> None:
     assert 't_total{end="left"} 2.0' in page
     assert 't_total{end="right"} 0.0' in page
     assert 't_total{end="other"} 1.0' in page
+
+
+def test_a_name_is_given_once() -> None:
+    """Two counters of one name would be two families of one page."""
+    registry = CollectorRegistry()
+    Tally(registry, "t", "text")
+    with pytest.raises(ValueError, match="Duplicated"):
+        Tally(registry, "t", "text")
 
 
 def test_pins_show_from_the_start() -> None:
