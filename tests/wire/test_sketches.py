@@ -189,8 +189,7 @@ def test_a_trace_tells_the_whole_way() -> None:
     spaces = [keyspace("thing", [b"thing:", wire.rules.Segment("id", "text")])]
     stage = Stage(ruleset(keyspaces=spaces))
     seen = traced(stage)
-    moments = iter((1.25, 2.0))
-    stage.batch.clock = lambda: next(moments)
+    stage.batch.clock = lambda: 1.25
     node = stage.upstreams[0]
     node.owner = "node"
     client = stage.client()
@@ -234,11 +233,12 @@ def test_a_trace_of_what_a_handler_answers() -> None:
     """A command of a handler has the times of its first and its last part at the nodes."""
     stage = Stage(nodes=2)
     seen = traced(stage)
-    moments = iter((1.25, 3.0, 3.0, 3.0))
-    stage.batch.clock = lambda: next(moments)
+    moment = 1.25
+    stage.batch.clock = lambda: moment
     client = stage.client()
     request = client.receive_data(pack(b"MGET", b"a", b"b"), 1.0)
     assert request is not None
+    moment = 3.0
     row, replies = request.row, list[bytes]()
     for key in (b"a", b"b"):
         place = client.locate(key, row)
@@ -260,13 +260,15 @@ def test_a_slow_handler_is_traced() -> None:
     stage = Stage()
     seen = traced(stage)
     stage.batch.sketches.look(0.0, 0.0)
-    moments = iter((1.0, 1.2, 2.0, 2.6))
-    stage.batch.clock = lambda: next(moments)
+    moment = 0.0
+    stage.batch.clock = lambda: moment
     stage.batch.slow_after = 0.5
     client = stage.client()
-    for received in (1.0, 2.0):
+    for received, answered in ((1.0, 1.2), (2.0, 2.6)):
+        moment = received
         request = client.receive_data(pack(b"PING"), received)
         assert request is not None
+        moment = answered
         client.answer(request, b"+PONG\r\n")
         client.data_to_send()
     assert [(t.words, t.replied, t.handled, t.sampled) for t in seen] == [
