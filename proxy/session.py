@@ -428,9 +428,9 @@ class Session(asyncio.BufferedProtocol):
     def _close_if_done(self) -> None:
         """Close when the client is owed nothing and will be taken nothing from."""
         downstream = self.downstream
-        if self._transport is None or downstream.pending or downstream.output_bytes:
-            return
-        if not (downstream.closing or (not downstream.blocked if self._ended else self.closing)):
+        owed = downstream.pending or downstream.output_bytes
+        leaving = not downstream.blocked if self._ended else self.closing
+        if self._transport is None or owed or not (leaving or downstream.closing):
             return
         if downstream.closing and not self.closing:
             self._reason = "protocol"

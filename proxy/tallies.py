@@ -4,6 +4,7 @@
 value that is in no set counts as `other`, so nothing that a client or a node says adds a series.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import product
@@ -56,7 +57,7 @@ SHARD_STATES: Final = (
 class Tally(Collector):
     """A counter whose label values are closed sets; every combination shows from the start.
 
-    Counted on the event loop, read by the thread of a scrape.
+    Any thread may count: a line of a log is lost in the one that writes it.
     """
 
     def __init__(
@@ -65,14 +66,15 @@ class Tally(Collector):
         self._made = partial(CounterMetricFamily, name, text, labels=list(labels))
         self._sets = [frozenset(values) for values in labels.values()]
         self._counts = dict.fromkeys(product(*labels.values()), 0)
+        self._lock = threading.Lock()
         registry.register(self)
 
     def count(self, *values: str, amount: int = 1) -> None:
         if values not in self._counts:
             known = zip(values, self._sets, strict=True)
             values = tuple(v if v in s else OTHER for v, s in known)
-            self._counts.setdefault(values, 0)
-        self._counts[values] += amount
+        with self._lock:
+            self._counts[values] = self._counts.get(values, 0) + amount
 
     def describe(self) -> Iterable[Metric]:
         # By this a registry knows the name, and refuses it to a second one.

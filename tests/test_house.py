@@ -85,8 +85,8 @@ SILENT_TEST = re.compile(r'def (test_\w+)\((?>(?s:.*?):(?:  #.*)?\n)(?! *""")')
 
 # What starts a server of ours, or a scripted node.
 SERVERS = re.compile(
-    r"^from (proxy\.app|proxy\.admin|tests\.front) import|^from tests\..*"
-    r"\b(fake_cluster|standing|FakeCluster)\b", re.MULTILINE
+    r"^from (proxy\.app|proxy\.admin|tests\.front) import"
+    r"|^from tests\.\S+ import (\([^)]*|.*)\b(fake_cluster|standing|FakeCluster)\b", re.MULTILINE
 )  # fmt: skip
 
 SOURCES = sorted(PROXY.rglob("*.py"))

@@ -14,7 +14,7 @@ for a transaction that no node has carried out; later commands of the client see
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from operator import itemgetter
 from typing import Protocol
 
@@ -30,7 +30,6 @@ EXEC = b"*1\r\n$4\r\nEXEC\r\n"
 # A unit above this size keeps its client from sending more: units count as one command each in a
 # client's window, and 128 of them must not fill a node's queue.
 HELD_BYTES = 64 * 1024
-
 
 # Bytes of replies that no node gives, beyond which the rest of them are refused: all of a
 # transaction are made at once, whether their client reads or not.
@@ -328,17 +327,18 @@ async def _run_here(session: Session, plan: Plan, elements: list[bytes]) -> None
     """Let handlers answer their commands, in order, unless the client has gone meanwhile."""
     if session.downstream.owner is None:
         return
-    for place, reply in [*_begun(session, plan)]:
+    for place, reply in _begun(session, plan):
         elements[place] = await _one(reply)
 
 
-def _begun(session: Session, plan: Plan) -> Iterator[tuple[int, bytes | Awaitable[bytes]]]:
+def _begun(session: Session, plan: Plan) -> list[tuple[int, bytes | Awaitable[bytes]]]:
     """Let handlers begin to answer, in order, as long as there is room for replies."""
-    room = MOST_HERE
+    room, begun = MOST_HERE, list[tuple[int, bytes | Awaitable[bytes]]]()
     for place, request in plan.here:
         reply = _started(session, request) if room > 0 else errors.TOO_MUCH_HERE
         room -= len(reply) if isinstance(reply, bytes) else 0
-        yield place, reply
+        begun.append((place, reply))
+    return begun
 
 
 def _started(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
