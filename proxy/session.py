@@ -20,9 +20,11 @@ from typing import Any, Protocol, cast
 
 from proxy import errors, handlers, log, sockets, wire
 from proxy.handlers import Holding, Mode, backed, bound
+from proxy.handlers.blocked import blocked_by
 from proxy.handlers.runs import Runs
 from proxy.memory import Begun, Unread
 from proxy.metrics import Metrics
+from proxy.output import OUTPUT_HIGH, OUTPUT_LOW, STRANGER_BYTES, Output
 from proxy.wire.rules import Reason
 
 # One read from a client; shared by all sessions, because each read is taken apart before the next.
@@ -34,17 +36,12 @@ _RECEIVED = memoryview(bytearray(RECEIVE_BYTES))
 # Unparsed bytes of a blocked client above which nothing more is read from its socket.
 HELD_BYTES = 64 * 1024
 
-# Replies in the transport above which no further command of the client is taken, and below which
-# it goes on. A MiB is a few milliseconds of loopback and bounds what a client that stopped costs.
-OUTPUT_HIGH = 1024 * 1024
-OUTPUT_LOW = 256 * 1024
-
-# Unread replies below which a client that was behind counts towards the total of all no longer.
-CAUGHT_UP = 4 * 1024
-
-# Before AUTH nobody needs to send more at once, or to leave more than a few error lines unread.
-STRANGER_BYTES = 4 * 1024
+# Before AUTH nobody needs to send more at once.
 _STRANGE = _RECEIVED[:STRANGER_BYTES]
+
+# How long a client that is to go may take to close its end, in seconds. What it still sends until
+# then is read and dropped: a close before that would make its system drop replies on their way.
+LINGER = 1.0
 
 
 class Server(handlers.Server, Protocol):
@@ -97,11 +94,11 @@ class Session(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._reading = True
         self._delayed = False  # sending waits for the next turn of the loop
-        self._behind = False  # unread replies are counted
-        self._kept = sockets.Kept()  # by the transport, since it is behind
+        self._output = Output(self, server.unread)
         self._ended = False  # the client has sent all it will
         self._leaving = False  # it is closed as soon as it is owed nothing
         self._deaf = False  # and taken nothing more from when it is owed something
+        self._lingering = False  # it has been told so, and nothing is taken any more
         self._runs: Runs | None = None  # made for the first script
         self._reason = "client"
 
@@ -139,8 +136,7 @@ class Session(asyncio.BufferedProtocol):
     @property
     def unread_bytes(self) -> int:
         """Return the bytes of replies that the client has not taken yet."""
-        sent = self._transport.get_write_buffer_size() if self._transport is not None else 0
-        return sent + self.downstream.output_bytes
+        return self._output.unread_bytes
 
     # Identity, changed by handlers.
 
@@ -148,7 +144,7 @@ class Session(asyncio.BufferedProtocol):
         self.user = user
         self.downstream.user = user.encode()
         self.downstream.assume(self.server.role_of(user))
-        self._set_marks()
+        self._output.set_marks()
 
     def deauthenticate(self) -> None:
         """Return to the identity of a client that has just connected."""
@@ -160,7 +156,7 @@ class Session(asyncio.BufferedProtocol):
         self.downstream.assume(None)
         self.stranger_since = self._loop.time()
         self.server.estrange(self)
-        self._set_marks()
+        self._output.set_marks()
 
     def switch_protocol(self, version: int) -> None:
         self.downstream.protocol = version
@@ -188,10 +184,17 @@ class Session(asyncio.BufferedProtocol):
 
     def finish(self, reason: str) -> None:
         """Close once everything that was taken is answered."""
+        if self._lingering:
+            return
+        idle = self.idle
         self._reason = reason
         self.closing = True
         self.downstream.finish()
-        self._close_if_done()
+        if idle and self._transport is not None:
+            # Nothing is on its way to who has been silent: there is nothing to wait for.
+            self._transport.close()
+        else:
+            self._close_if_done()
 
     def leave(self, *, deaf: bool) -> None:
         """Close in the turn that gives the client its last answer: later its next request may come.
@@ -213,6 +216,7 @@ class Session(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._output.attach(self._transport)
         name = transport.get_extra_info("peername")
         self.peer = sockets.address(name)
         self.downstream.address = str(name[0]).encode() if isinstance(name, tuple) else b""
@@ -221,8 +225,7 @@ class Session(asyncio.BufferedProtocol):
         if refusal is not None:
             self._transport.write(refusal)
             self._transport.close()
-            self._transport = None
-            self.downstream.connection_lost()
+            self._part()
             return
         self.deauthenticate()
 
@@ -235,24 +238,25 @@ class Session(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         """Keep the connection while replies are owed: a half-close asks for them, not for less."""
         self._ended = True
-        self._leave_if_blocked()
+        if (wait := blocked_by(self)) is not None:
+            wait.leave_soon()
         self._close_if_done()
         return True
-
-    def _leave_if_blocked(self) -> None:
-        """Take a half-close for a close where the client waits: so does Redis."""
-        if self._ended and "blocked" in self.holdings:
-            self.close("client")
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._transport is None:
             return
-        self._transport = None
-        self.downstream.connection_lost()
+        self._part()
         for request in self.downstream.take_deferred():
             bound.note(self, request)
         self._release()
         self.server.dismiss(self, self._reason)
+
+    def _part(self) -> None:
+        """Forget the connection."""
+        self._transport = None
+        self._output.detach()
+        self.downstream.connection_lost()
 
     def _release(self) -> None:
         """Give up what the client holds beyond its connection."""
@@ -263,40 +267,15 @@ class Session(asyncio.BufferedProtocol):
             holding.release()
 
     def pause_writing(self) -> None:
-        self.count_unread()
+        self._output.count()
 
     def resume_writing(self) -> None:
-        if self.downstream.paused:
-            self.downstream.paused = False
-            self._set_marks()
-        self.count_unread()
+        self._output.resume()
         self._go_on()
-
-    def _set_marks(self) -> None:
-        """Say when to hear of the transport: of falling behind, or, paused, of going on."""
-        if self._transport is None:
-            return
-        if self.downstream.role_name is None:
-            self._transport.set_write_buffer_limits(high=STRANGER_BYTES)
-        elif self.downstream.paused:
-            self._transport.set_write_buffer_limits(high=OUTPUT_HIGH, low=OUTPUT_LOW)
-        else:
-            self._transport.set_write_buffer_limits(high=wire.BEHIND, low=CAUGHT_UP)
 
     def count_unread(self) -> None:
         """Tell the server what is unread, and take no more from a client that leaves too much."""
-        if self._transport is None:
-            return
-        unsent = self._transport.get_write_buffer_size()
-        stranger = self.downstream.role_name is None
-        if not self.downstream.paused and unsent > (STRANGER_BYTES if stranger else OUTPUT_HIGH):
-            self.downstream.paused = True
-            self._set_marks()
-        waiting = self.downstream.output_bytes
-        # Above the low mark the transport stays silent, however much is added.
-        self._behind = self.downstream.paused or unsent + waiting > CAUGHT_UP
-        held = self._kept.of(unsent)
-        self.server.unread.count(self, held + waiting if self._behind else 0)
+        self._output.count()
 
     # The way of a command.
 
@@ -314,11 +293,11 @@ class Session(asyncio.BufferedProtocol):
                 downstream.finish()
             if downstream.output_bytes > OUTPUT_LOW:
                 # What is answered at once has no window: who does not read it is answered no more.
-                self._send()
+                self._output.send()
                 self.count_unread()
             request = downstream.receive_data(b"", now)
         if downstream.output_bytes > OUTPUT_LOW or downstream.role_name is None:
-            self._send()
+            self._output.send()
         if downstream.held_bytes > RECEIVE_BYTES:
             self.server.begun.count(self, downstream.held_bytes)
         if downstream.blocked and self._reading and self._holds_much():
@@ -327,7 +306,6 @@ class Session(asyncio.BufferedProtocol):
                 self._transport.pause_reading()
         self._turn_away()
         if self._ended or downstream.closing:
-            self._leave_if_blocked()
             self._close_if_done()
 
     def _handle(self, request: wire.Request) -> None:
@@ -386,7 +364,7 @@ class Session(asyncio.BufferedProtocol):
         while deferred := self.downstream.take_deferred():
             for request in deferred:
                 self._handle(request)
-        self._send()
+        self._output.send()
         if self._transport is None:
             return
         if self.downstream.blocked:
@@ -396,20 +374,10 @@ class Session(asyncio.BufferedProtocol):
             and self.idle
             and not (self._reading and sockets.has_more(self._transport))
         ):
-            self.finish("drain")
+            self._reason, self.closing = "drain", True
+            self.downstream.finish()
         if self.closing or self._ended or self.downstream.closing:
             self._close_if_done()
-
-    def _send(self) -> None:
-        downstream = self.downstream
-        data = downstream.data_to_send()
-        if data and self._transport is not None:
-            self._transport.write(data)
-            if self._behind:
-                self._kept.add(len(data))
-        if self._behind or downstream.output_bytes > wire.BEHIND:
-            # Replies that wait for one before them are in no transport yet.
-            self.count_unread()
 
     def _go_on(self) -> None:
         if self.downstream.resumable:
@@ -434,14 +402,20 @@ class Session(asyncio.BufferedProtocol):
             return
         if downstream.closing and not self.closing:
             self._reason = "protocol"
-        if self._ended or not self._deaf:
+        if self._ended or not self._transport.can_write_eof():
             # The transport sends what it still holds before it closes.
             self._transport.close()
-        elif not self._reading:
-            # Closed before it is read, what the client still sends would take its answers back.
+        elif not self._lingering:
+            self._linger(self._transport)
+
+    def _linger(self, transport: asyncio.Transport) -> None:
+        """Say that nothing more comes, and close when the client has closed its end, or soon."""
+        self._lingering = True
+        transport.write_eof()
+        if not self._reading:
             self._reading = True
-            self._transport.write_eof()
-            self._transport.resume_reading()
+            transport.resume_reading()
+        self._loop.call_later(LINGER, self.close, self._reason)
 
 
 def _failed(request: wire.Request, error: BaseException) -> bytes:

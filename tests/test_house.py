@@ -48,6 +48,7 @@ FLOORS: dict[str, float] = {
     "handlers": 3,
     "control": 3,
     "backing": 4,  # joins control, origin and upstream
+    "output": 3.9,
     "session": 4,
     "sight": 4,
     "server": 4.5,  # makes sessions

@@ -87,6 +87,38 @@ async def test_replies_in_flight_survive_quit_and_the_end_of_the_stream() -> Non
         await wait_for(lambda: house.closed("quit") == 1, "the reason")
 
 
+@pytest.mark.parametrize("last", [pack("QUIT"), b"*x\r\n"])
+async def test_what_stands_behind_the_end_takes_nothing_back(last: bytes) -> None:
+    """Bytes behind QUIT or a mistake are read and dropped, so that replies on their way arrive."""
+    async with front() as house:
+        value = b"x" * 200_000
+        house.node.values[b"k"] = value
+        caller = await house.connect(4096)
+        caller.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        caller.writer.write(pack("GET", "k") * 4 + last)
+        await wait_for(lambda: house.session.downstream.closing, "the end")
+        caller.writer.write(b"x" * 500_000)
+        await caller.writer.drain()
+        caller.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        replies = await everything(caller)
+        assert replies[:4] == [value] * 4
+        assert len(replies) == 5
+        assert house.server.sessions
+        caller.close()
+        await wait_for(lambda: not house.server.sessions, "the end of the session")
+
+
+async def test_who_does_not_close_its_end_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that has quit and stays is not waited for."""
+    monkeypatch.setattr(session, "LINGER", 0.05)
+    async with front() as house:
+        caller = await house.connect()
+        caller.writer.write(pack("QUIT"))
+        assert await everything(caller) == [b"OK"]
+        await wait_for(lambda: not house.server.sessions, "the end of the session")
+        assert house.closed("quit") == 1
+
+
 async def test_the_rest_of_a_refused_request_is_part_of_it() -> None:
     """A client that is refused before it has sent everything counts as amid its request."""
     async with front() as house:

@@ -18,6 +18,10 @@ from proxy.handlers.connection import integer
 from proxy.upstream.dedicated import Pin, Reply
 from proxy.upstream.redirects import PAUSE
 
+# How long a wait lasts whose client has closed its end, in seconds since it began. Redis answers
+# what it has at once, and then takes such an end for the client's going; a node needs a moment.
+MOMENT = 0.05
+
 TIMEOUT = b"TIMEOUT"
 ERROR = b"ERROR"
 
@@ -35,11 +39,19 @@ class Blocked:
         self.gone = False  # nobody is there to take the reply
         self.ended = False  # by what called it off, and not by the node in the same moment
         self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
         self._connections = connections
         self._how: asyncio.Future[bytes] = self._loop.create_future()
         self._outcome: asyncio.Future[bool] = self._loop.create_future()
         session.holdings["blocked"] = self
         session.downstream.hold()
+        if session.gone:
+            self.leave_soon()
+
+    @property
+    def abandoned(self) -> bool:
+        """Return whether the client is not there to take the reply."""
+        return self.gone or (self.session.gone and self._loop.time() >= self._began + MOMENT)
 
     @property
     def called_off(self) -> bool:
@@ -55,6 +67,15 @@ class Blocked:
     def release(self) -> None:
         self.gone = True
         self.call_off(TIMEOUT)
+
+    def leave_soon(self) -> None:
+        """Hear that the client has closed its end: it gets what comes in a moment, and is gone."""
+        self._loop.call_at(self._began + MOMENT, self._leave)
+
+    def _leave(self) -> None:
+        if not self._outcome.done():
+            self.release()
+            self.session.close("client")
 
     def call_off(self, how: bytes) -> None:
         """End the wait: as if its time were over, or with an error."""

@@ -77,7 +77,7 @@ class Wait(Blocked):
         reply: Reply = Missing.UNSENT
         if not self.called_off:
             reply = await carry(self.pins, self._cluster, self)
-        if not self.gone and self.session.gone:
+        if not self.gone and self.abandoned:
             # A half of the connection may still be there, and must not get what is counted as lost.
             self.session.close()
             self.gone = True

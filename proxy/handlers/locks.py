@@ -137,12 +137,21 @@ async def grant(
         return errors.no_row(plan.name)
     if taken.outcome == "limit":
         return errors.lock_refused(plan.name, "limit")
+    await note(session, grants, plan, keys, claim, taken)
+    return taken.granted
+
+
+async def note(
+    session: Session, grants: Grants, plan: Plan, keys: Sequence[bytes], claim: Claim, taken: Taken
+) -> None:
+    """Remember whose connection was granted locks; of one that has gone they are given back."""
     if taken.granted and session.gone:
+        # A half of the connection may still be there, and must not hear of what is not so.
+        session.close()
         await grants.vanish(plan, keys, claim, taken)
     elif taken.granted:
         for key, token in zip(keys, taken.tokens, strict=True):
             remember(session, key, claim.owner, token)
-    return taken.granted
 
 
 async def _taken(grants: Grants, plan: Plan, keys: Sequence[bytes], claim: Claim) -> Taken:

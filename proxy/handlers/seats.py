@@ -16,8 +16,8 @@ from proxy.handlers import Session
 from proxy.handlers.claims import Claim, Hold, Taken
 from proxy.handlers.connection import integer
 from proxy.handlers.grants import Grants, scope_of
-from proxy.handlers.held import forget, remember
-from proxy.handlers.locks import answered, unnamed
+from proxy.handlers.held import forget
+from proxy.handlers.locks import answered, note, unnamed
 from proxy.handlers.owners import text_of, value_for
 from proxy.handlers.targets import misspelled, target_of
 from proxy.handlers.terms import LONGEST, MOST, bounded, oversized
@@ -180,11 +180,7 @@ async def _acquire(order: Order) -> bytes:
     """`owner` takes locks for `seconds`, or as long as the policy says; `booking`, `session`."""
     claim = Claim(order.owner, _seconds(order), order.value("booking"), order.value("session"))
     taken = await order.grants.take(order.plan, order.keys, claim)
-    if taken.granted and order.session.gone:
-        await order.grants.vanish(order.plan, order.keys, claim, taken)
-    elif taken.granted:
-        for key, token in zip(order.keys, taken.tokens, strict=True):
-            remember(order.session, key, order.owner, token)
+    await note(order.session, order.grants, order.plan, order.keys, claim, taken)
     return _told(order, taken)
 
 

@@ -5,8 +5,9 @@ to take it. It is counted, and put back at the same end where the keyspace says 
 back is a write of its own: a consumer that pops in between sees the elements behind it first, and
 one that is put back into a full or expired collection makes it anew.
 
-Always true: no element is dropped without being counted. What a command moved from one key to
-another, or left pending in a group, is not gone and not counted.
+Always true: no element is dropped without being counted, except in the first moment of a wait
+(`blocked.MOMENT`), where a client that closes its end may have said all and still listen. What a
+command moved from one key to another, or left pending in a group, is not gone and not counted.
 """
 
 import asyncio

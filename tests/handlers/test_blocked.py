@@ -148,14 +148,29 @@ async def test_a_client_that_goes(how: str) -> None:
 
 
 async def test_a_client_that_had_said_all_before_it_waits() -> None:
-    """An end of the stream that came before the wait began keeps it from beginning."""
+    """It gets what it had asked for before, and its wait lasts for a moment."""
     async with house() as made:
         made.node.answers["GET"] = Answer(b"$-1\r\n", delay=0.05)
         caller = await made.connect()
         caller.writer.write(pack("GET", "k") + pack("BLPOP", "q", "0"))
         caller.writer.write_eof()
-        await wait_for(lambda: not made.server.sessions, "the end of the client")
-        assert not made.node.received("BLPOP")
+        assert await caller.rest() == [None]
+        await wait_for(lambda: made.node.received("CLIENT")[-1][1] == b"UNBLOCK", "the word")
+        await wait_for(lambda: not made.server.tasks, "the end of the wait")
+
+
+@pytest.mark.parametrize("waits", [("BLPOP", "q", "0"), ("WAIT", "0", "0")])
+async def test_a_half_closed_client_gets_what_is_there(waits: tuple[str, ...]) -> None:
+    """Who sends a command that need not wait, and closes its end with it, hears the answer."""
+    async with house() as made:
+        element = b"*2\r\n$1\r\nq\r\n$1\r\nx\r\n"
+        made.node.answers["BLPOP"] = Answer(element, delay=0.02)
+        made.node.answers["WAIT"] = Answer(b":0\r\n", delay=0.02)
+        caller = await made.connect()
+        caller.writer.write(pack("PING") + pack(*waits) + pack("PING"))
+        caller.writer.write_eof()
+        expected = [b"q", b"x"] if waits[0] == "BLPOP" else 0
+        assert await caller.rest() == [b"PONG", expected, b"PONG"]
 
 
 async def test_a_drain_ends_waits() -> None:

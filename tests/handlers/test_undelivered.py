@@ -61,8 +61,9 @@ async def test_an_element_for_nobody_is_counted(caplog: pytest.LogCaptureFixture
         assert not made.node.received("LPUSH")
 
 
-async def test_a_client_that_has_gone_is_looked_for() -> None:
+async def test_a_client_that_has_gone_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """An element that comes in the turn in which the client goes is not taken for delivered."""
+    monkeypatch.setattr("proxy.handlers.blocked.MOMENT", 0.0)
     async with house() as made:
         caller = await blocked(made)
         caller.writer.transport.abort()
