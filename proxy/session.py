@@ -84,7 +84,7 @@ class Session(asyncio.BufferedProtocol):
         self.created = time.time()
         self.peer = self.local = "?"
         self.clustered = False
-        self.closing = False
+        self.closing = self.failed_auth = False
         self.database = 0
         self.holdings: dict[str, Holding] = {}
         self.mode: Mode | None = None

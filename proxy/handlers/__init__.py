@@ -221,6 +221,7 @@ class Session(Protocol):
     library: tuple[bytes, bytes]
     clustered: bool  # came in by the listener that shows a cluster
     closing: bool  # close as soon as the replies that are ready are sent
+    failed_auth: bool  # has given a wrong password, whatever it did since
 
     @property
     def id(self) -> int: ...

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from proxy import errors, resp, wire
 from proxy.config import User
 from proxy.handlers import REDIS_VERSION, Handler, Session
+from proxy.handlers.budget import Account
 from proxy.handlers.subscriptions import subscriptions_of
 
 # Databases that Redis has by default; a number beyond them is out of range, one within them that is
@@ -191,23 +192,24 @@ def _checked(
     finish: Callable[[User | None], bytes],
 ) -> bytes | Awaitable[bytes]:
     """Compare a password, after a wait where its source has failed too often."""
-    source = session.peer.rpartition(":")[0]
+    account = Account(session.peer.rpartition(":")[0], session.failed_auth)
     failures = session.server.failures
 
     def check() -> bytes:
         user = verified(session, name, password)
         if user is None:
+            session.failed_auth = True
             _note(session, request, name)
         return finish(user)
 
-    wait = failures.wait(source, request.received)
+    wait = failures.wait(account, request.received)
     if wait:
         # Nothing behind this command may be judged while it is not known who the client will be.
         session.downstream.hold()
         return _late(session, wait, check)
     reply = check()
     if reply is errors.WRONGPASS:
-        failures.fail(source, request.received)
+        failures.fail(account, request.received)
     return reply
 
 

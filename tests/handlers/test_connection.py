@@ -7,7 +7,7 @@ import pytest
 
 from proxy import errors
 from proxy.config import User
-from proxy.handlers.budget import BURST, INTERVAL
+from proxy.handlers.budget import BURST, INTERVAL, Account
 from proxy.handlers.connection import integer
 from tests.handlers.desk import Client, Desk
 
@@ -105,19 +105,19 @@ async def test_quit_finishes_what_was_asked() -> None:
 
 
 async def test_guessing_is_slowed_down() -> None:
-    """After ten failures of one source the next attempt waits, and nothing runs meanwhile."""
+    """Who has failed eleven times waits, and nothing of it runs meanwhile; nobody else does."""
     desk = Desk([_user("app", "pw"), _user("default", nopass=True)])
     client = desk.connect("10.0.0.9")
-    for _ in range(int(BURST / INTERVAL)):
+    for _ in range(1 + int(BURST / INTERVAL)):
         assert client.ask(b"AUTH", b"app", b"wrong") == errors.WRONGPASS
-    # Two more from another connection, so that the clock's last digit does not matter.
+    # Two more from elsewhere, so that the clock's last digit does not matter.
     for _ in range(2):
-        desk.server.failures.fail("10.0.0.9", client.session.active)
+        desk.server.failures.fail(Account("10.0.0.9", failed=True), client.session.active)
     client.send(b"AUTH", b"app", b"pw")
     client.send(b"ACL", b"WHOAMI")
     assert client.take() == b""
-    other = desk.connect("10.0.0.10")
-    assert other.ask(b"AUTH", b"app", b"pw") == b"+OK\r\n"
+    for source in ("10.0.0.9", "10.0.0.10"):
+        assert desk.connect(source).ask(b"AUTH", b"app", b"pw") == b"+OK\r\n"
     received = await client.reply()
     # What was sent behind the waiting AUTH is judged as the user whom it made.
     desk.settle()
