@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from proxy import effects, errors
-from proxy.wire.rules import Command, Grows, KeyKind, Keys, Makes, Path, Pause
+from proxy.wire.rules import Command, CountErrors, Grows, KeyKind, Keys, Makes, Path, Pause
 
 FAMILIES = ("string", "hash", "list", "set", "zset", "stream", "generic", "connection")
 
@@ -512,6 +512,30 @@ _FREE = {b"multi", b"exec", b"discard", b"unwatch"}
 # Redis pauses with writes whatever may have to be replicated, without being flagged a write.
 _PAUSED_WITH_WRITES = {b"exec", b"publish", b"spublish", b"pfcount"}
 
+# How commands refuse a number of keys. Scripts take 0 of them.
+_SCRIPT_COUNT = errors.NEGATIVE_KEYS, errors.TOO_MANY_KEYS
+_COUNT_ERRORS: Mapping[bytes, CountErrors] = {
+    b"msetex": CountErrors(errors.MSETEX_NUMKEYS, errors.MSETEX_NUMKEYS, errors.MSETEX_PAIRS),
+    b"sintercard": CountErrors(errors.NUMKEYS, errors.NUMKEYS, errors.TOO_MANY_KEYS),
+    **{
+        name: CountErrors(errors.NOT_AN_INTEGER, errors.no_input_key(name), errors.SYNTAX)
+        for name in (
+            b"zdiff", b"zdiffstore", b"zinter", b"zintercard", b"zinterstore", b"zunion",
+            b"zunionstore",
+        )
+    },
+    **dict.fromkeys(
+        (b"eval", b"eval_ro", b"evalsha", b"evalsha_ro"),
+        CountErrors(errors.NOT_AN_INTEGER, *_SCRIPT_COUNT),
+    ),
+    **dict.fromkeys(
+        (b"fcall", b"fcall_ro"),
+        CountErrors(errors.BAD_NUMBER_OF_KEYS, *_SCRIPT_COUNT),
+    ),
+}  # fmt: skip
+# LMPOP, ZMPOP, their blocking forms, and commands that are no part of Redis.
+_OTHER_COUNT_ERRORS = CountErrors(errors.NUMKEYS, errors.NUMKEYS, errors.SYNTAX)
+
 _FAMILY_OF_GROUP: Mapping[str, str] = {
     "bitmap": "string", "hyperloglog": "string", "sortedset": "zset", "geo": "zset",
     "keyspace": "generic", "scripting": "generic", "pubsub": "generic", "transaction": "generic",
@@ -590,6 +614,12 @@ def _path(row: Row) -> Path:
     return Path.LOCAL if row.container == b"cluster" and not row.offered else row.path
 
 
+def _count_errors(row: Row) -> CountErrors | None:
+    if row.keys.kind is not KeyKind.NUMKEYS:
+        return None
+    return _COUNT_ERRORS.get(row.name, _OTHER_COUNT_ERRORS)
+
+
 def _told(row: Row, line: bytes) -> bytes:
     """Return an error line as the command says it: EXEC always tells that it has discarded."""
     return errors.discarded(line) if row.name == b"exec" else line
@@ -614,6 +644,7 @@ def command(row: Row) -> Command:
         family=family,
         arity_error=_told(row, errors.wrong_arity(row.name)),
         refused_error=_told(row, _refused_error(row)),
+        count_errors=_count_errors(row),
         denied_error=_told(row, errors.no_command(row.name)),
         types=effects.types(row.name, FAMILIES[family]),
         makes=Makes.DECLARED if "module" in row.groups and row.write else effect.makes,

@@ -104,6 +104,8 @@ NUMKEYS = line("ERR numkeys should be greater than 0")
 TOO_MANY_KEYS = line("ERR Number of keys can't be greater than number of args")
 NEGATIVE_KEYS = line("ERR Number of keys can't be negative")
 BAD_NUMBER_OF_KEYS = line("ERR Bad number of keys provided")
+MSETEX_NUMKEYS = line("ERR invalid numkeys value")
+MSETEX_PAIRS = line("ERR wrong number of key-value pairs")
 TOO_MUCH_HERE = line("ERR replies of one transaction that no node gives are too large")
 CROSSSLOT = line("CROSSSLOT Keys in request don't hash to the same slot")
 CROSS_CLUSTER = line("CROSSSLOT Keys in request live in different clusters")
@@ -158,6 +160,10 @@ def unknown_subcommand(container: bytes, word: bytes | None) -> bytes:
     """Return Redis' line for an unknown sub-command; None where its word is not at hand."""
     spelled = "" if word is None else f" '{quoted(word)}'"
     return line(f"ERR unknown subcommand{spelled}. Try {quoted(container.upper())} HELP.")
+
+
+def no_input_key(name: bytes) -> bytes:
+    return line(f"ERR at least 1 input key is needed for '{quoted(name)}' command")
 
 
 def wrong_arity(name: bytes) -> bytes:
@@ -484,7 +490,6 @@ DATA_PLANE = Errors(
     crossslot=CROSSSLOT,
     cross_cluster=CROSS_CLUSTER,
     clusterdown=CLUSTERDOWN,
-    bad_numkeys=NUMKEYS,
     syntax=SYNTAX,
     overloaded=OVERLOADED,
     unmatched=key_refused(None, "a key must belong to a keyspace"),

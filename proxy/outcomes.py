@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from proxy import effects, errors, wire
-from proxy.handlers import blocking, guarded, scripts
+from proxy.handlers import blocking, guarded
 from proxy.handlers.channels import KEYED, channels_of
 from proxy.handlers.connection import integer
 from proxy.handlers.forward import followers_of, place_all
@@ -21,11 +21,8 @@ from proxy.plans import Plan, plans_in
 from proxy.wire import rules
 from proxy.wire.scripts import run_of
 
-# Commands that run a script or function, by what they say to a number of keys that is none.
-_RUNS = {
-    **dict.fromkeys([b"eval", b"eval_ro", b"evalsha", b"evalsha_ro"], errors.NOT_AN_INTEGER),
-    **dict.fromkeys([b"fcall", b"fcall_ro"], errors.BAD_NUMBER_OF_KEYS),
-}
+# Commands that run a script or function.
+_RUNS = {b"eval", b"eval_ro", b"evalsha", b"evalsha_ro", b"fcall", b"fcall_ro"}
 
 
 class Outcome(NamedTuple):
@@ -99,10 +96,8 @@ def _places(
     if row.path is rules.Path.SPLIT:
         return _spread(side, request)
     if request.name in _RUNS and not keys:
-        count = integer(words[2])
-        return [] if count == 0 else scripts.keys_error(count, _RUNS[request.name])
-    places = place_all(side, request, words, keys)
-    return errors.NUMKEYS if places is errors.SYNTAX and row.path is rules.Path.BARRIER else places
+        return [] if integer(words[2]) == 0 else request.keys_error
+    return place_all(side, request, words, keys)
 
 
 def _spread(side: wire.Downstream, request: wire.Request) -> list[wire.Location] | bytes:

@@ -125,7 +125,7 @@ def _begin(session: Session, request: wire.Request, form: Form) -> Wait | bytes:
     """Return a wait that has begun, or the error line of why there is none."""
     places = locate_all(session, request, request.arguments)
     if isinstance(places, bytes):
-        return errors.NUMKEYS if places is errors.SYNTAX else places
+        return places
     if crowded(session):
         return errors.MAX_BLOCKED
     return Wait(session, request, form, places)

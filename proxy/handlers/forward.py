@@ -49,7 +49,7 @@ def place_all(
         locations.append(location)
         source = locations[0].keyspace
     # No key where the table says that there are some: the arguments cannot be read for certain.
-    return locations or errors.SYNTAX
+    return locations or request.keys_error
 
 
 def _taken_over(rules: wire.Ruleset, row: int, keys: list[bytes]) -> bytes | None:

@@ -45,7 +45,7 @@ def call(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
         ]
         return (*loads, wire.pack(words)) if loads else ()
 
-    return run(session, request, words, name, errors.BAD_NUMBER_OF_KEYS, mend)
+    return run(session, request, words, name, mend)
 
 
 def load(session: Session, request: wire.Request) -> Awaitable[bytes]:

@@ -43,7 +43,7 @@ def answer(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
     def mend(error: bytes) -> Frames:
         return (wire.pack(whole(script, words)),) if error.startswith(NOSCRIPT) else ()
 
-    reply = run(session, request, words, script.digest, errors.NOT_AN_INTEGER, mend)
+    reply = run(session, request, words, script.digest, mend)
     if isinstance(reply, bytes):
         return reply
     if waits:

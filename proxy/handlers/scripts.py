@@ -64,7 +64,7 @@ def run_body(session: Session, request: wire.Request) -> bytes | Awaitable[bytes
     words = request.arguments
     sha = sha1(words[1])
     session.server.scripts.put(sha, words[1])
-    return run(session, request, words, sha, errors.NOT_AN_INTEGER, _not_mended)
+    return run(session, request, words, sha, _not_mended)
 
 
 def run_sha(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
@@ -77,7 +77,7 @@ def run_sha(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]
         whole = for_transaction(session, words)
         return () if whole is words else (wire.pack(whole),)
 
-    return run(session, request, words, words[1].lower(), errors.NOT_AN_INTEGER, mend)
+    return run(session, request, words, words[1].lower(), mend)
 
 
 def _not_mended(error: bytes) -> Frames:
@@ -89,7 +89,6 @@ def run(
     request: wire.Request,
     words: list[bytes],
     name: bytes,
-    not_a_number: bytes,
     mend: Callable[[bytes], Frames],
 ) -> bytes | Awaitable[bytes]:
     """Send a script or function to where its keys live; without keys, to where its name says.
@@ -98,9 +97,8 @@ def run(
     """
     keys = request.keys
     if not keys:
-        count = integer(words[2])
-        if count != 0:
-            return keys_error(count, not_a_number)
+        if integer(words[2]) != 0:
+            return request.keys_error
         place = session.server.router.slots.place_of(session.default_cluster, name)
         return session.runs.start(request, place, wire.pack(words), mend, [])
     locations = locate_all(session, request, words, keys)
@@ -113,13 +111,6 @@ def run(
             frame = b""
     behind = followers(session, request, locations)
     return session.runs.start(request, locations[0], frame or wire.pack(words), mend, behind)
-
-
-def keys_error(count: int | None, not_a_number: bytes) -> bytes:
-    """Return Redis' line for a number of keys that cannot be."""
-    if count is None:
-        return not_a_number
-    return errors.NEGATIVE_KEYS if count < 0 else errors.TOO_MANY_KEYS
 
 
 def load(session: Session, request: wire.Request) -> Awaitable[bytes]:

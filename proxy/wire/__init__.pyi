@@ -291,6 +291,9 @@ class Request:
     @property
     def keys(self) -> list[int]:
         """Return the positions of the keys among the arguments; none where that is not certain."""
+    @property
+    def keys_error(self) -> bytes:
+        """Return the error line for a command whose keys are not certain."""
 
 @final
 class Trace:

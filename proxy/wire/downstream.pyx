@@ -282,7 +282,6 @@ cdef class Downstream(Sink):
         self.named = self.matcher = self.limits = None
         self.key_bytes = STRANGER_WORD_BYTES
         self.rates = ()
-        self.allowed = NULL
         self.bounds.words = STRANGER_WORDS
         self.bounds.word_bytes = self.inline_bytes = STRANGER_WORD_BYTES
         for index, role in enumerate(self.ruleset.roles):
@@ -539,5 +538,3 @@ cdef class Downstream(Sink):
         if self.traces is not None:
             _tell_seen(self)
         self.owner = None
-        octets_free(&self.input)
-        octets_free(&self.output)

@@ -160,8 +160,7 @@ cdef int _route(Downstream client, const char* frame, Py_ssize_t size, int index
     if status == KEYS_UNPAIRED:
         return _reply(client, rules.commands[index].arity_error, -1, row.family)
     if status < 0 or KEYS.count == 0:
-        return _reply(client, rules.errors.bad_numkeys if status == KEYS_BAD_COUNT
-                           else rules.errors.syntax, -1, row.family)
+        return _reply(client, _keys_error(rules, frame, index), -1, row.family)
     for i in range(KEYS.count):
         refusal = _judge_key(client, frame, &KEYS.items[i], index, i, KEYS.items[0].keyspace, &found)
         if refusal is not None:

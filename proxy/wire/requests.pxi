@@ -18,6 +18,12 @@ cdef class Request:
             return []
         return find_keys(self.ruleset, self.row, self.command) or []
 
+    @property
+    def keys_error(self):
+        """Return the line for a command whose keys are not certain."""
+        _collect(self.command)
+        return _keys_error(self.ruleset, <char*> self.command, self.row)
+
 
 def find_keys(Ruleset rules not None, int row, bytes command not None):
     """Return the positions of the keys of a canonical frame, or None where they are not certain."""

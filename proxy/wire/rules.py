@@ -169,6 +169,14 @@ class Keys(NamedTuple):
     step: int = 0
 
 
+class CountErrors(NamedTuple):
+    """What a command answers to a number of keys that cannot be: whole error lines."""
+
+    no_integer: bytes
+    too_small: bytes
+    too_large: bytes  # there are not so many words
+
+
 class Command(NamedTuple):
     """One row of the command table as the data plane needs it."""
 
@@ -185,6 +193,7 @@ class Command(NamedTuple):
     family: int  # index into Ruleset.families, for the counters
     arity_error: bytes  # the whole error line, CR LF included
     refused_error: bytes  # what Path.REFUSED and a container's unknown word answer
+    count_errors: CountErrors | None = None  # of KeyKind.NUMKEYS
     denied_error: bytes = b""  # what a role that may not send it is told
     alias: bytes = b""  # the only name that clients know it by, if it is not its own
     types: tuple[int, int] = (63, 63)  # bits of `effects.TYPES` for the first key, for the others
@@ -408,7 +417,6 @@ class Errors(NamedTuple):
     crossslot: bytes
     cross_cluster: bytes  # keys of one command live in different clusters
     clusterdown: bytes  # no node for the slot, or the node is not available
-    bad_numkeys: bytes
     syntax: bytes
     overloaded: bytes  # a node's queue is full
     unmatched: bytes  # key of no keyspace while defaults.unmatched is reject

@@ -4,8 +4,7 @@
 cdef enum:
     KEYS_UNSURE = -1
     KEYS_BLOCKING = -2
-    KEYS_BAD_COUNT = -3
-    KEYS_UNPAIRED = -4
+    KEYS_UNPAIRED = -3
 
 cdef struct KeyPlaces:
     KeyPlace* items
@@ -70,6 +69,22 @@ cdef int64_t _word_number(const char* frame, Py_ssize_t index) noexcept:
     return value
 
 
+cdef bytes _keys_error(Ruleset rules, const char* frame, int index):
+    """The line for a command whose keys are not certain, which _find_keys has said of it."""
+    cdef CommandRow* row = &rules.rows[index]
+    cdef bytes text, digits
+    words = rules.commands[index].count_errors
+    if words is None or row.first >= WORDS.count:
+        return rules.errors.syntax
+    text = _text(frame, row.first)
+    digits = text.removeprefix(b"-")
+    # An integer as Redis reads it.
+    if (not digits.isdigit() or len(digits) > 19 or (digits.startswith(b"0") and text != b"0")
+            or not -2**63 <= int(text) < 2**63):
+        return words.no_integer
+    return words.too_small if int(text) <= 0 else words.too_large
+
+
 cdef bytes _text(const char* frame, Py_ssize_t index):
     return PyBytes_FromStringAndSize(frame + WORDS.items[index].at, WORDS.items[index].size)
 
@@ -107,7 +122,7 @@ cdef int _find_keys(const char* frame, CommandRow* row) except -100:
         # With a step each key stands before its value.
         last = max(row.step, 1)
         if count <= 0 or count > (WORDS.count - row.first - 1) // last:
-            return KEYS_BAD_COUNT
+            return KEYS_UNSURE
         if row.last:
             _add_key(row.last)
         for i in range(count):

@@ -45,7 +45,20 @@ COPY a {a}b OVER|COPY a {a}b DB|QUIT
 EVAL x y|EVAL x -1|EVAL x 2 a|EVAL_RO x 01 a|EVAL x|SCRIPT LOAD|SCRIPT|SCRIPT EXISTS|FCALL f
 """
 
-COMMANDS = [line for line in SAME.replace("\n", "|").split("|") if line]
+# What takes a number of keys, here #, with fewer than nine words behind it.
+COUNTED = [
+    *(f"{name} # k" for name in ("ZUNION", "ZINTER", "ZDIFF", "ZINTERCARD", "SINTERCARD")),
+    *(f"{name} d # k" for name in ("ZUNIONSTORE", "ZINTERSTORE", "ZDIFFSTORE")),
+    "LMPOP # k LEFT", "ZMPOP # k MIN", "BLMPOP 0 # k LEFT", "BZMPOP 0 # k MIN",
+    "EVAL x # k", "EVAL_RO x # k",
+]  # fmt: skip
+COUNTS = ["-1", "a", "01", "+1", "9", "9999999999", str(2**63), str(-(2**63) - 1), "9" * 40]
+
+COMMANDS = [
+    *(line for line in SAME.replace("\n", "|").split("|") if line),
+    *(line.replace("#", count) for line in COUNTED for count in COUNTS),
+    *(line.replace("#", "0") for line in COUNTED if not line.startswith("EVAL")),
+]
 
 
 @pytest.fixture(scope="module", params=PROGRAMS)

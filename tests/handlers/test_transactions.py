@@ -132,7 +132,7 @@ async def test_new_rules_before_exec_end_a_transaction() -> None:
         (b"COPY a {a}b DB 3", errors.COPY_DB_REFUSED),
         (b"COPY a b", errors.CROSSSLOT),
         (b"SORT a BY w_*", errors.SORT_BY_REFUSED),
-        (b"ZUNION 2 a", errors.NUMKEYS),
+        (b"ZUNION 2 a", errors.SYNTAX),
         (b"HELLO 3", errors.NOT_IN_TRANSACTION),
         (b"AUTH secret", errors.NOT_IN_TRANSACTION),
     ],

@@ -207,6 +207,8 @@ def explain(
     if theirs == QUEUED and ours[:1] == b"-":
         # A plain server finds out at EXEC what the proxy has to know in advance: where it goes.
         theirs = plain.ask(*words)
+        if ours == theirs:
+            return UNTOLD
     if ours[:1] == theirs[:1] == b"-":
         for pattern, reason in REFUSALS.items():
             if re.fullmatch(pattern, ours, re.DOTALL):
