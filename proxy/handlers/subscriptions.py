@@ -83,7 +83,8 @@ class Subscriptions:
         if request.name in _ALLOWED or request.refusal is not None:
             return session.server.handlers[request.name](session, request)
         if request.name != b"ping":
-            return errors.in_subscriber_mode(request.name)
+            line = errors.in_subscriber_mode(request.name)
+            return errors.discarded(line) if request.name == b"exec" else line
         words = request.arguments
         if len(words) > 2:
             return errors.wrong_arity(b"ping")

@@ -41,6 +41,7 @@ SEQUENCES = [
 IN_THE_MODE = [
     "GET nosuch", "SET k v", "MGET {a}1 {a}2", "CLIENT ID", "HELLO 3", "AUTH x", "ECHO x", "INFO",
     "PUBLISH a b", "PUBSUB CHANNELS", "SELECT 0", "CONFIG GET x", "COMMAND COUNT", "DEL a",
+    "MULTI", "EXEC", "DISCARD", "WATCH a", "UNWATCH",
 ]  # fmt: skip
 
 
