@@ -5,6 +5,7 @@ Called by `__main__`. Everything lives in one directory and ends together.
 Always true:
   * whatever ends the demo, at whatever moment, no process and no file of it stays: signals stop
     everything in order, a failure does the same, and kill -9 is looked after by `process`;
+  * flags that cannot be followed are refused before anything is started, with exit code 2;
   * nothing listens but on loopback, and on no port that was not free.
 """
 
@@ -17,6 +18,7 @@ import math
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack
@@ -34,7 +36,7 @@ from proxy.embedded.process import EmbeddedError, port_is_free, temporary_direct
 from proxy.embedded.redis import SLOTS, Cluster, cluster_for, together
 from proxy.embedded.sidecar import Sidecar, configuration_for, free_address
 from proxy.embedded.standby import Standby, standby_for
-from proxy.errors import SidecacheError
+from proxy.errors import ConfigError, SidecacheError
 from proxy.origin import installing
 from proxy.plans import Plan, Watch
 from proxy.policy import compiler, planning
@@ -87,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
         return asyncio.run(_Demo(options).play())
     except SidecacheError as error:
         print(f"sidecache demo: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, ConfigError) else 1
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,11 @@ class _Demo:
         task = asyncio.current_task()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)  # type: ignore[union-attr]
-        self._refuse_taken_ports()
+        self._refuse_ports()
+        if self._options.keep is not None:
+            _make_directory(self._options.keep)
+        if self._options.json is not None:
+            _refuse_unwritable(self._options.json)
         try:
             async with self._stage() as stage:
                 self._ready = True
@@ -227,13 +233,19 @@ class _Demo:
         )
         return Sidecar(configuration, home)
 
-    def _refuse_taken_ports(self) -> None:
+    def _refuse_ports(self) -> None:
+        users: dict[int, str] = {}
         for flag, port in (
             ("--port", self._options.port),
             ("--admin-port", self._options.admin_port),
             ("--cluster-port", self._options.cluster_port),
         ):
-            if port and not port_is_free(port):
+            if not port:
+                continue
+            if port in users:
+                raise ConfigError(f"{users[port]} and {flag} are both {port}")
+            users[port] = flag
+            if not port_is_free(port):
                 raise EmbeddedError(f"port {port} is taken; choose another with {flag}, or 0")
 
     @contextlib.contextmanager
@@ -245,9 +257,12 @@ class _Demo:
             return
         unfinished = file.with_name(f"{file.name}.part")
         try:
-            # Whoever waits for the file must not read half of it.
-            unfinished.write_text(json.dumps(_description(stage), indent=2) + "\n")
-            unfinished.replace(file)
+            try:
+                # Whoever waits for the file must not read half of it.
+                unfinished.write_text(json.dumps(_description(stage), indent=2) + "\n")
+                unfinished.replace(file)
+            except OSError as error:
+                raise EmbeddedError(f"--json {file}: {error.strerror}") from error
             yield
         finally:
             unfinished.unlink(missing_ok=True)
@@ -263,13 +278,32 @@ def _installed() -> tuple[tuple[Watch, ...], tuple[Plan, ...]]:
     return planning.watches_of(policies), planning.locks_of(policies)
 
 
+def _make_directory(kept: Path) -> None:
+    """Make the directory of --keep, or take one that is empty."""
+    try:
+        kept.mkdir(parents=True, exist_ok=True)
+        full = any(kept.iterdir())
+        tempfile.TemporaryFile(dir=kept).close()
+    except OSError as error:
+        raise ConfigError(f"--keep {kept}: {error.strerror}") from error
+    if full:
+        raise ConfigError(f"{kept} is not empty; --keep wants a new or an empty directory")
+
+
+def _refuse_unwritable(file: Path) -> None:
+    """Refuse what the file of --json cannot be, while nothing depends on it yet."""
+    if file.exists() and not file.is_file():
+        raise ConfigError(f"--json {file}: it is there, and no file")
+    try:
+        tempfile.TemporaryFile(dir=file.parent).close()
+    except OSError as error:
+        raise ConfigError(f"--json {file}: {error.strerror}") from error
+
+
 @contextlib.contextmanager
 def _directory(kept: Path | None) -> Iterator[Path]:
     """Yield the directory to work in: the user's own, or one that is gone afterwards."""
     if kept is not None:
-        kept.mkdir(parents=True, exist_ok=True)
-        if any(kept.iterdir()):
-            raise EmbeddedError(f"{kept} is not empty; --keep wants a new or an empty directory")
         yield kept.resolve()
         return
     with temporary_directory("sidecache-demo-") as directory:

@@ -226,11 +226,45 @@ async def test_a_taken_port_is_refused_before_anything_starts(demo: StartDemo, f
     assert "working in" not in play.output
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--json {0}/none/demo.json", "--json {0}/none/demo.json: No such file or directory"),
+        ("--json {0}/file/demo.json", "--json {0}/file/demo.json: Not a directory"),
+        ("--json {0}", "--json {0}: it is there, and no file"),
+        ("--keep {0}/file", "--keep {0}/file: File exists"),
+        ("--keep {0}/file/kept", "--keep {0}/file/kept: Not a directory"),
+        ("--keep /proc/kept", "--keep /proc/kept: No such file or directory"),
+        ("--port {1} --admin-port {1}", "--port and --admin-port are both {1}"),
+        ("--admin-port {1} --cluster-port {1}", "--admin-port and --cluster-port are both {1}"),
+    ],
+)
+async def test_flags_that_cannot_be_followed_are_refused_before_anything_starts(
+    demo: StartDemo, tmp_path: Path, flags: str, said: str
+) -> None:
+    """It is wrong usage, told in one line."""
+    (tmp_path / "file").touch()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    play = await demo(*flags.format(tmp_path, port).split())
+    assert await play.end() == 2
+    assert play.lines == [f"sidecache demo: {said.format(tmp_path, port)}"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+async def test_a_json_file_may_lie_in_the_kept_directory(demo: StartDemo, tmp_path: Path) -> None:
+    """The directory of --keep is made before it is seen whether the file can be written."""
+    kept = tmp_path / "kept"
+    play = await demo("--keep", str(kept), "--json", str(kept / "demo.json"))
+    await play.hear("working in")
+    assert await play.end(signal.SIGTERM) == 1
+
+
 async def test_a_kept_directory_must_be_empty(demo: StartDemo, tmp_path: Path) -> None:
     """Nobody's files are mixed with those of a demo."""
     (tmp_path / "mine").touch()
     play = await demo("--keep", str(tmp_path))
-    assert await play.end() == 1
+    assert await play.end() == 2
     assert "is not empty" in play.output
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
