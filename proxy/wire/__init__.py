@@ -8,8 +8,7 @@ date are held against the system's clock. The contract, typed and documented, is
 from proxy.wire.downstream import BEHIND, Downstream, Request, find_keys
 from proxy.wire.frames import frame_end, pack
 from proxy.wire.json_values import JSON_FAULTS, json_fault
-from proxy.wire.limits import LIMIT_OUTCOMES, Rate, Table
-from proxy.wire.refusals import Refusals
+from proxy.wire.limits import LIMIT_OUTCOMES, Rate
 from proxy.wire.sketches import Sketches, Trace
 from proxy.wire.tables import (
     AMENDMENTS,
@@ -40,13 +39,11 @@ __all__ = [
     "Location",
     "Orphan",
     "Rate",
-    "Refusals",
     "Request",
     "Router",
     "Ruleset",
     "Sketches",
     "SlotMap",
-    "Table",
     "Trace",
     "Train",
     "Upstream",
