@@ -7,8 +7,9 @@ turn, the right ones too, because an early answer would tell right from wrong.
 What an attempt says cannot decide who waits, but its connection can: in a pod all clients have one
 address. A source has two accounts, one for connections that have never failed and one for those
 that have. Who stays and guesses on uses up the second one, and a client that has just connected
-does not wait. Who guesses on a new connection each time uses up the first one too: then everybody
-of that source waits, and `LONGEST_WAIT` is what bounds it.
+does not wait. Who guesses on a new connection each time uses up the first one too, and so do more
+than 25 that are closed for want of a right password (`limits.unauthenticated`) and come back: then
+everybody of that source waits, and `LONGEST_WAIT` is what bounds it.
 
 Always true: a wait is never longer than `LONGEST_WAIT`, so guessing cannot lock a source out, and
 at most `MOST_ACCOUNTS` accounts are remembered. Time is an argument.
@@ -19,7 +20,7 @@ from typing import NamedTuple
 # Ten guesses a second on both accounts together leave a password of 40 bits safe for centuries,
 # and a human unhindered.
 INTERVAL = 0.2  # seconds per failed attempt of one account
-BURST = 2.0  # seconds: ten failures at once, a deployment with one wrong password
+BURST = 5.0  # seconds: 25 failures at once, such as of a deployment with one wrong password
 
 # As long as a connection may stay without having authenticated. With more connections than have a
 # turn within it, 25 on one account, each of them guesses once in this time, however many they are.

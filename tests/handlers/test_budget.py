@@ -28,7 +28,7 @@ def _exhausted(account: Account = FRESH) -> FailureBudget:
     return budget
 
 
-def test_ten_failures_are_free() -> None:
+def test_the_first_failures_are_free() -> None:
     """A deployment with a wrong password makes nobody wait at first."""
     budget = FailureBudget()
     for _ in range(int(BURST / INTERVAL)):

@@ -105,7 +105,7 @@ async def test_quit_finishes_what_was_asked() -> None:
 
 
 async def test_guessing_is_slowed_down() -> None:
-    """Who has failed eleven times waits, and nothing of it runs meanwhile; nobody else does."""
+    """Who has failed too often waits, and nothing of it runs meanwhile; nobody else does."""
     desk = Desk([_user("app", "pw"), _user("default", nopass=True)])
     client = desk.connect("10.0.0.9")
     for _ in range(1 + int(BURST / INTERVAL)):
