@@ -5,7 +5,7 @@ something to say, which opens the socket when it is closed. Always true:
   * commands leave only behind a handshake that the node has answered rightly: who we are, which
     protocol, and that it is the node that its cluster says lives at this address;
   * one write per loop iteration;
-  * a connection whose position in the stream is in doubt, or whose oldest command is overdue, is
+  * a connection whose position in the stream is in doubt, or whose oldest reply does not come, is
     closed and never used again. What it leaves unanswered goes to `Owner.orphaned`.
 Where orphans go, and which node owns what, is left to the topology.
 """
@@ -317,7 +317,7 @@ class UpstreamConnection:
         if overdue:
             self._owner.orphaned(self, overdue)
         if stuck:
-            self.abort(Loss("timeout", f"no reply within {self.endpoint.timeout:g} s"))
+            self.abort(Loss("timeout", f"no whole reply in time ({self.endpoint.timeout:g} s)"))
         elif self.upstream.pending:
             self._watch(self.upstream.next_deadline())
 

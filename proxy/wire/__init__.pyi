@@ -589,7 +589,10 @@ class Upstream:
     def receive_data(self, data: Buffer, now: float) -> list[Orphan] | None:
         """Take bytes from the node; return the commands that must go elsewhere, in order."""
     def next_deadline(self) -> float:
-        """Return the earliest deadline of what is queued, or infinity."""
+        """Return when `expire` may have something to do, or infinity.
+
+        It moves while a reply arrives: look again then.
+        """
     def expire(self, now: float) -> tuple[bool, list[Orphan]]:
         """Return (whether to close the connection, overdue commands to be answered)."""
     def connection_lost(self) -> list[Orphan]:

@@ -117,6 +117,7 @@ cdef class Upstream:
     cdef uint64_t first       # count of the byte at queue.start
     cdef uint64_t sent        # count of the first byte not handed to the socket
     cdef Octets partial       # a reply of which the end is missing
+    cdef double grew          # when a part of a reply, and not its end, came last
     cdef bint reading         # receivers are being called
     cdef bint lost            # by one of them
     cdef list refused         # by the node, while it is reading
@@ -129,6 +130,8 @@ cdef class Upstream:
     cdef Pending pop(self)
     cdef int give(self, Pending pending, const char* data, Py_ssize_t size, double now) except -1
     cdef double _stuck_at(self) noexcept
+    cdef double _arrives_until(self) noexcept
+    cdef double _due(self, Pending pending) noexcept
     cdef Orphan settle(self, const char* data, Py_ssize_t size, double now)
     cdef int _measure(self, Pending pending, bint failed, Py_ssize_t size, double now) except -1
     cdef Orphan _finish_unit(self, Pending pending, const char* data, Py_ssize_t size, double now)

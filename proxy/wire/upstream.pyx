@@ -47,6 +47,11 @@ LOOKUP_SECONDS = 0.2
 # A reply that took longer than this came late: half of what such a look-up waits, in seconds.
 cdef double LATE = LOOKUP_SECONDS / 2
 
+# A reply of which more and more arrives is waited for beyond its deadline, but no longer than this
+# from when its command was sent: 512 MiB, the largest value that Redis keeps, take as long over a
+# link that gives it 150 Mbit/s. A node that trickles holds its connection no longer.
+cdef double LONGEST_REPLY = 30.0  # seconds
+
 # What a node says about where or when a command can run, instead of running it. All of them prove
 # that the command has not run, so it may be sent again whatever it is.
 cdef list ELSEWHERE = [
@@ -490,9 +495,12 @@ cdef class Upstream:
         if not kept:
             if position < size:
                 octets_append(&self.partial, data + position, size - position)
+                self.grew = now
         else:
             octets_consume(&self.partial, position)
-            if self.partial.end == 0 and self.partial.capacity > KEPT_CAPACITY:
+            if self.partial.end:
+                self.grew = now
+            elif self.partial.capacity > KEPT_CAPACITY:
                 octets_free(&self.partial)
         self._release()
         return 0
@@ -595,8 +603,8 @@ cdef class Upstream:
         cdef Pending pending = self.head
         cdef double earliest = self._stuck_at()
         while pending is not None:
-            if pending.sink is not None and pending.deadline < earliest:
-                earliest = pending.deadline
+            if pending.sink is not None and self._due(pending) < earliest:
+                earliest = self._due(pending)
             pending = pending.next_of_node
         return earliest
 
@@ -604,16 +612,31 @@ cdef class Upstream:
         """Return until when the node may owe the oldest reply: what came late has its time too.
 
         A tenth of it may be gone before a command is sent, or every deadline would have two steps.
+        Behind a reply that took long the next one has its time as well.
         """
         if self.head is None or self.head.sent == 0:
             return INFINITY
-        return max(self.head.deadline, self.head.sent + 0.9 * self.timeout)
+        return max(self.head.deadline, self.head.sent + 0.9 * self.timeout, self._arrives_until())
+
+    cdef double _arrives_until(self) noexcept:
+        """Return until when more must come of what the node is sending."""
+        return min(self.grew + self.timeout, self.head.sent + LONGEST_REPLY)
+
+    cdef double _due(self, Pending pending) noexcept:
+        """Return when a command is overdue: the oldest not while its reply is arriving.
+
+        Where PostgreSQL can answer as well, a look-up does not wait for that.
+        """
+        if pending is self.head and self.partial.end and not pending.detours:
+            return max(pending.deadline, self._arrives_until())
+        return pending.deadline
 
     def expire(self, double now):
         """Return (whether to close the connection, commands past their deadline, to be answered).
 
-        A node that owes the oldest reply for the whole timeout is stuck. What is overdue otherwise
-        keeps its place, and once answered nobody there waits; what was never sent loses its bytes.
+        A node that owes the oldest reply for the whole timeout, and sends no more of it, is stuck.
+        What is overdue otherwise keeps its place, and once answered nobody there waits; what was
+        never sent loses its bytes.
         """
         cdef Pending before = None
         cdef Pending pending = self.head
@@ -621,7 +644,7 @@ cdef class Upstream:
         if self._stuck_at() <= now:
             return True, overdue
         while pending is not None and pending is not self.unsent:
-            if pending.deadline <= now and pending.sink is not None:
+            if pending.sink is not None and self._due(pending) <= now:
                 overdue.append(self._orphan(pending, "overdue"))
                 if pending.request is not None:
                     pending = self._replace(before, pending)
@@ -712,6 +735,7 @@ cdef class Upstream:
         self.head = self.tail = self.unsent = None
         self.pending = 0
         self.first = self.sent = 0
+        self.grew = 0
         self.fault = None
         octets_free(&self.queue)
         if self.reading:

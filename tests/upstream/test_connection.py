@@ -247,6 +247,30 @@ async def test_a_silent_node_is_given_up_at_the_deadline(node: FakeNode, links: 
     await wait_for(lambda: link.connection.ready, "the next connection")
 
 
+async def test_a_large_reply_may_come_slowly(node: FakeNode, links: list[Link]) -> None:
+    """A value takes longer than the deadline as long as it comes; others' commands are served."""
+    link = await Link(node.port, timeout=0.5).opened()
+    links.append(link)
+    part = b"x" * 100_000
+
+    def slowly(connection: FakeConnection, words: list[bytes]) -> Answer:
+        connection.put(b"$800000\r\n")
+        for _ in range(8):
+            connection.put(Answer(part, 0.1))
+        return Answer(b"\r\n")
+
+    node.answers["GET"] = slowly
+    watch = Stopwatch()
+    link.client.send((b"GET", b"large"))
+    await wait_for(lambda: link.upstream.pending and watch.elapsed > 0.6, "most of it")
+    another = link.another()
+    another.send((b"SET", b"k", b"v"))
+    assert await link.client.take(1) == [part * 8]
+    assert watch.elapsed >= 0.799
+    assert await another.take(1) == [b"OK"]
+    assert (link.owner.losses, link.owner.orphans) == ([], [])
+
+
 async def test_what_is_overdue_behind_others_keeps_its_place(
     node: FakeNode, other: FakeNode, links: list[Link]
 ) -> None:

@@ -6,8 +6,10 @@ import sys
 import pytest
 
 from proxy import wire
+from proxy.commands import ROWS
+from proxy.wire import rules
 from tests.wire import model
-from tests.wire.stage import TIMEOUT, Stage
+from tests.wire.stage import TIMEOUT, Stage, keyspace, ruleset
 
 # What a node has at least for a command that was sent late: nine tenths of the timeout.
 PATIENCE = 0.9 * TIMEOUT
@@ -101,6 +103,77 @@ def test_deadlines() -> None:
     assert node.next_deadline() == 1.5 + PATIENCE
     assert node.expire(2.3) == (False, [])
     assert node.expire(2.4) == (True, [])
+
+
+def arriving(*times: float) -> tuple[wire.Upstream, wire.Downstream, wire.Downstream]:
+    """Return a node that sends parts of a reply then, its client, and another one's behind it."""
+    stage = Stage()
+    (node,) = stage.upstreams
+    first, second = stage.client(), stage.client()
+    first.receive_data(GET, 1.0)
+    second.receive_data(GET, 1.0)
+    node.data_to_send(1.0)
+    node.receive_data(b"$1000\r\n", times[0])
+    for now in times[1:]:
+        node.receive_data(b"x", now)
+    return node, first, second
+
+
+def test_a_reply_that_arrives_is_not_overdue() -> None:
+    """While more of the oldest reply comes its client waits; who is behind it has its deadline."""
+    node, first, second = arriving(1.5, 1.9)
+    stuck, overdue = node.expire(2.0)
+    assert (stuck, len(overdue)) == (False, 1)
+    overdue[0].answer(b"-LATE\r\n", 2.0)
+    assert second.data_to_send() == b"-LATE\r\n"
+    assert node.next_deadline() == 1.9 + TIMEOUT
+    node.receive_data(b"x" * 500, 2.8)
+    assert node.next_deadline() == 2.8 + TIMEOUT
+    assert node.expire(3.7) == (False, [])
+    node.receive_data(b"x" * 499 + b"\r\n", 3.7)
+    assert first.data_to_send() == b"$1000\r\n" + b"x" * 1000 + b"\r\n"
+    # The node has its time for what it could not answer before.
+    assert node.expire(3.7) == (False, [])
+    node.receive_data(b"+late\r\n", 3.75)
+    assert (node.pending, node.next_deadline()) == (0, float("inf"))
+    assert first.data_to_send() == second.data_to_send() == b""
+
+
+def test_a_reply_of_which_no_more_comes_is_overdue() -> None:
+    """A node that stops within a reply is stuck a timeout after its last byte."""
+    node, _, second = arriving(1.5)
+    second.connection_lost()
+    assert node.expire(2.4) == (False, [])
+    assert node.expire(2.5) == (True, [])
+    assert len(node.connection_lost()) == 1
+    assert node.next_deadline() == float("inf")
+
+
+def test_a_node_that_trickles_is_stuck_in_the_end() -> None:
+    """However steadily a reply comes, half a minute from when it was asked for it must be whole."""
+    node, _, second = arriving(*(1.5 + number / 2 for number in range(59)))
+    second.connection_lost()
+    assert node.next_deadline() == 31.0
+    assert node.expire(30.9) == (False, [])
+    assert node.expire(31.0) == (True, [])
+
+
+def test_a_look_up_does_not_wait_for_what_arrives() -> None:
+    """Where PostgreSQL can answer too, a reply that is not whole in time is left to it."""
+    duties = bytes(rules.Duty.ORIGIN * (row.keys.kind is not rules.KeyKind.NONE) for row in ROWS)
+    stage = Stage(ruleset(keyspaces=(keyspace("b", [b"b"], duties=duties, detours=True),)))
+    (node,) = stage.upstreams
+    client = stage.client()
+    assert client.receive_data(GET, 1.0) is None
+    node.data_to_send(1.0)
+    node.receive_data(b"$1000\r\n", 1.1)
+    assert node.next_deadline() == 1.0 + wire.LOOKUP_SECONDS
+    stuck, overdue = node.expire(1.2)
+    assert (stuck, [orphan.detours for orphan in overdue]) == (False, [True])
+    # Nobody waits in its place, and the node is not stuck for it.
+    assert node.next_deadline() == 1.1 + TIMEOUT
+    node.receive_data(b"x" * 1000 + b"\r\n", 2.0)
+    assert (node.pending, client.data_to_send()) == (0, b"")
 
 
 def test_what_nobody_waits_for_has_no_deadline() -> None:
