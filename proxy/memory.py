@@ -1,6 +1,9 @@
 """What clients make the process hold: replies they have not read, requests they have only begun.
 
-Made by `server`, which hears of both from sessions and has them looked at from time to time.
+Made by `server`, which hears of both from sessions and has them looked at from time to time. What
+is gathered of a reply that nodes send in parts counts as unread. In no account are the one reply
+that each connection to a node is receiving (so many of the largest at most), the copy of a gathered
+one while it is made, and requests that wait for their answers.
 Always true:
   * of clients that stop reading no more than `output_total_bytes` is kept for longer than
     `output_seconds`. A FEW at a time may be on their way to replies of any size that a request
@@ -123,7 +126,11 @@ class Unread(Account):
         Above its limit it has only if it owes less than before: a subscriber that is sent more
         than it reads has not.
         """
-        owed = session.unread_bytes
+        # What waits for a reply before it, or for the rest of itself, cannot be read yet.
+        owed = session.unread_bytes - session.downstream.waiting_bytes
+        if not owed:
+            self._seen.pop(session, None)
+            return True
         since, before = self._seen.get(session, (now, 0))
         if owed < before or (owed != before and before <= self._limits.output_bytes):
             self._seen[session] = now, owed

@@ -21,6 +21,7 @@ from typing import Protocol
 from proxy import errors, resp, wire
 from proxy.handlers import Holding, Session
 from proxy.handlers.fanout import Merge, Part
+from proxy.handlers.gathered import Gathered
 from proxy.handlers.offered import as_map, maps
 from proxy.handlers.renamed import Names, names_keys, restored
 
@@ -223,7 +224,8 @@ def execute(
     if not plan.units:
         return _here_alone(session, plan)
     units = list(plan.units.values())
-    replies = [_send(session, unit, received) for unit in units]
+    gathered = Gathered(session.downstream)
+    replies = [_send(session, unit, received, gathered) for unit in units]
     if len(units) == 1 and not plan.here:
         return replies[0]
     if plan.here:
@@ -232,7 +234,9 @@ def execute(
     return _merged(session, plan, units, replies, done)
 
 
-def _send(session: Session, unit: Unit, received: float) -> asyncio.Future[bytes]:
+def _send(
+    session: Session, unit: Unit, received: float, gathered: Gathered
+) -> asyncio.Future[bytes]:
     future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
     downstream, replies = session.downstream, unit.replies
     frames = unit.packed()
@@ -243,6 +247,7 @@ def _send(session: Session, unit: Unit, received: float) -> asyncio.Future[bytes
             downstream.release()
         if future.done():
             return
+        gathered.add(len(reply))
         try:
             future.set_result(unit.restore(reply))
         except (ValueError, IndexError):

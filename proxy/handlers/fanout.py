@@ -17,6 +17,7 @@ from typing import TypeVar, cast
 
 from proxy import errors, resp, wire
 from proxy.handlers import Handler, Session
+from proxy.handlers.gathered import Gathered
 from proxy.handlers.targets import followed, written_by
 
 # Keys, or parts, after which others get their turn: about five milliseconds.
@@ -99,16 +100,21 @@ class Positions(Merge):
     """Puts the elements of arrays where their keys stood, as the bytes that the nodes sent.
 
     A part that failed makes the whole reply that error: client libraries would hand an error among
-    the elements to the application as a value.
+    the elements to the application as a value. Nothing is kept for it, nor for who has gone.
     """
 
-    __slots__ = ("elements",)
+    __slots__ = ("elements", "gathered")
 
-    def __init__(self, parts: int, keys: int) -> None:
+    def __init__(self, parts: int, keys: int, downstream: wire.Downstream) -> None:
         super().__init__(parts)
         self.elements = [b""] * keys
+        self.gathered = Gathered(downstream)
 
     def add(self, part: Part, reply: bytes) -> None:
+        if self.error or not self.gathered.add(len(reply)):
+            self.elements.clear()
+            self.gathered.clear()
+            return
         places = part.places
         start = reply.index(b"\r\n") + 2
         if len(places) == 1:
@@ -181,7 +187,7 @@ def _send(session: Session, request: wire.Request) -> Turns[bytes | Awaitable[by
 def _divide(session: Session, request: wire.Request) -> Turns[tuple[list[Part], Merge] | bytes]:
     step, merge = _KINDS[request.name]
     parts = yield from _split(session, request, step)
-    return parts if isinstance(parts, bytes) else (parts, merge(parts))
+    return parts if isinstance(parts, bytes) else (parts, merge(session, parts))
 
 
 def _split(session: Session, request: wire.Request, step: int) -> Turns[list[Part] | bytes]:
@@ -219,20 +225,20 @@ def _split(session: Session, request: wire.Request, step: int) -> Turns[list[Par
     return list(parts.values())
 
 
-def _positions(parts: list[Part]) -> Merge:
-    return Positions(len(parts), sum(len(part.places) for part in parts))
+def _positions(session: Session, parts: list[Part]) -> Merge:
+    return Positions(len(parts), sum(len(part.places) for part in parts), session.downstream)
 
 
-def _all(parts: list[Part]) -> Merge:
+def _all(session: Session, parts: list[Part]) -> Merge:
     return Merge(len(parts))
 
 
-def _sum(parts: list[Part]) -> Merge:
+def _sum(session: Session, parts: list[Part]) -> Merge:
     return Sum(len(parts))
 
 
 # How many words belong to a key, and how the parts' replies become one.
-_KINDS: dict[bytes, tuple[int, Callable[[list[Part]], Merge]]] = {
+_KINDS: dict[bytes, tuple[int, Callable[[Session, list[Part]], Merge]]] = {
     b"mget": (1, _positions),
     b"mset": (2, _all),
     b"del": (1, _sum),

@@ -15,6 +15,7 @@ from proxy.errors import OriginError
 from proxy.handlers import Session, in_redis, waiting
 from proxy.handlers.ageing import lengthened
 from proxy.handlers.forward import ask
+from proxy.handlers.gathered import Gathered
 from proxy.handlers.lookups import answer_of_string
 from proxy.handlers.reading import Found, Reads, There
 from proxy.handlers.targets import Target, targets_of
@@ -48,17 +49,23 @@ async def read(session: Session, request: wire.Request, reads: Reads) -> bytes:
         key: _asked(session, request, place, targets.get(key))
         for key, place in places.items() if key not in apart
     }  # fmt: skip
-    answers = await asyncio.gather(
-        *(_element(session, request, reads, targets.get(key), asked.get(key)) for key in keys),
-        return_exceptions=True,
-    )
     found: dict[bytes, bytes] = {}
-    for key, element in zip(keys, answers, strict=True):
-        if isinstance(element, Refused):
-            return element.line
-        if isinstance(element, BaseException):
-            raise element
+    gathered = Gathered(session.downstream)
+
+    async def fetch(key: bytes) -> None:
+        # What a node has said is kept no longer than it takes to read it.
+        said = asked.pop(key, None)
+        element = await _element(session, request, reads, targets.get(key), said)
+        if not gathered.add(len(element)):
+            found.clear()
+            raise Refused(errors.TIMEOUT)
         found[key] = element
+
+    for error in await asyncio.gather(*map(fetch, keys), return_exceptions=True):
+        if isinstance(error, Refused):
+            return error.line
+        if isinstance(error, BaseException):
+            raise error
     elements = [found[key] for key in words[1:]]
     if request.name == b"mget":
         return resp.array(elements)

@@ -409,13 +409,14 @@ class Downstream(Sink):
     blocked: bool  # parsing waits: for replies, a slow command, a new topology or room to send
     closing: bool  # no further command is taken: after `finish` or a protocol error
     passing: bool  # the rest of a request that is refused already is passed over as it comes
+    waiting_bytes: int  # of replies that cannot be sent yet: one before them or a part is missing
     def __init__(self, router: Router, batch: Batch, lane: int) -> None: ...
     @property
     def held_bytes(self) -> int:
         """Return the bytes received and not parsed yet."""
     @property
     def output_bytes(self) -> int:
-        """Return the bytes of replies that wait, those behind a missing one included."""
+        """Return the bytes of replies that wait to be sent, `waiting_bytes` among them."""
     @property
     def resumable(self) -> bool:
         """Return whether parsing was blocked and may go on: call receive_data with no bytes."""
@@ -449,6 +450,8 @@ class Downstream(Sink):
     def hold(self) -> None:
         """Parse no further until `release`: the barrier of a slow command."""
     def release(self) -> None: ...
+    def gather(self, change: int) -> None:
+        """Count what a handler keeps of replies until it can answer; below 0: keeps no longer."""
     def finish(self) -> None:
         """Take no further command; what is pending is still answered."""
     def locate(

@@ -92,7 +92,7 @@ cdef class Downstream(Sink):
     cdef Py_ssize_t inline_bytes
     cdef double reply_estimate
     cdef Py_ssize_t request_bytes
-    cdef Py_ssize_t waiting_bytes  # of replies behind one that is missing
+    cdef readonly Py_ssize_t waiting_bytes  # of replies behind one that is missing, or in parts
     cdef list deferred             # Requests that came to be after their commands were taken
     cdef list traces               # of commands whose replies are about to be written
     cdef int empty_frames

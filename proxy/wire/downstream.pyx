@@ -382,6 +382,12 @@ cdef class Downstream(Sink):
             self.awake = True
             self.batch.wake(self)
 
+    def gather(self, Py_ssize_t change):
+        """Count what a handler keeps of replies until it can answer; below 0: keeps no longer."""
+        self.waiting_bytes += change
+        if change > 0 and self.waiting_bytes > MOST_BEHIND:
+            _wake(self)
+
     def finish(self):
         """Take no further command; what is pending is still answered."""
         self.closing = True
