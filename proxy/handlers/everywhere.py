@@ -96,12 +96,6 @@ def one_succeeded(replies: Sequence[bytes]) -> bytes:
     return (succeeded(replies) or replies)[0]
 
 
-def concatenated(replies: Sequence[bytes]) -> bytes:
-    """Return one array of the elements of all; one error is the whole reply."""
-    error = _error(replies)
-    return error or resp.array([element for reply in replies for element in resp.elements(reply)])
-
-
 def summed(replies: Sequence[bytes]) -> bytes:
     """Return the sum of integers; one error is the whole reply."""
     return _error(replies) or resp.integer(sum(int(reply[1:-2]) for reply in replies))

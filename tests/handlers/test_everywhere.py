@@ -5,7 +5,6 @@ from proxy.handlers import Session
 from proxy.handlers.everywhere import (
     all_succeeded,
     ask_primaries,
-    concatenated,
     each_true,
     every_cluster,
     merged,
@@ -83,13 +82,6 @@ def test_one_success_is_enough() -> None:
     """Whoever had nothing to do does not count."""
     assert one_succeeded([NO, b"+OK\r\n"]) == b"+OK\r\n"
     assert one_succeeded([NO, b"-ERR other\r\n"]) == NO
-
-
-def test_arrays_are_joined() -> None:
-    """Elements stand one behind the other as the bytes that the nodes sent, nested ones too."""
-    replies = [b"*1\r\n*1\r\n:1\r\n", b"*0\r\n", b"*2\r\n$1\r\n*\r\n_\r\n"]
-    assert concatenated(replies) == b"*3\r\n*1\r\n:1\r\n$1\r\n*\r\n_\r\n"
-    assert concatenated([b"*0\r\n", NO]) == NO
 
 
 def test_integers_are_added() -> None:
