@@ -39,8 +39,8 @@ HELD_BYTES = 64 * 1024
 # Before AUTH nobody needs to send more at once.
 _STRANGE = _RECEIVED[:STRANGER_BYTES]
 
-# How long a client that is to go may take to close its end, in seconds. What it still sends until
-# then is read and dropped: a close before that would make its system drop replies on their way.
+# How long a client that is to go, and has been sent all, may take to close its end, in seconds.
+# What it still sends until then is read and dropped: a close before would take replies back.
 LINGER = 1.0
 
 
@@ -415,7 +415,18 @@ class Session(asyncio.BufferedProtocol):
         if not self._reading:
             self._reading = True
             transport.resume_reading()
-        self._loop.call_later(LINGER, self.close, self._reason)
+        unsent = transport.get_write_buffer_size()
+        self._loop.call_later(LINGER, self._hang_up, self._loop.time(), unsent)
+
+    def _hang_up(self, since: float, unsent: int) -> None:
+        """Close who has had a moment since it was sent everything, or has long read nothing."""
+        if self._transport is None:
+            return
+        now, left = self._loop.time(), self._transport.get_write_buffer_size()
+        if not unsent or now - since > self.server.config.limits.output_seconds:
+            self.close(self._reason)
+            return
+        self._loop.call_later(LINGER, self._hang_up, since if left == unsent else now, left)
 
 
 def _failed(request: wire.Request, error: BaseException) -> bytes:

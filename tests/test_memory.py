@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import socket
 
 import pytest
 
@@ -11,6 +10,7 @@ from proxy.session import RECEIVE_BYTES, Session
 from tests.front import Front, front
 from tests.integration.rig import Caller, wait_for
 from tests.replies import pack
+from tests.test_session import near
 
 pytestmark = pytest.mark.integration
 
@@ -28,16 +28,6 @@ def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def events(caplog: pytest.LogCaptureFixture, word: str) -> list[str]:
     return [each.message for each in caplog.records if each.message.startswith(word)]
-
-
-async def near(house: Front) -> Caller:
-    """Return a client of whom the kernel keeps little, so that each read of it is seen."""
-    caller = await house.connect(4096)
-    assert await caller.call("PING") == b"PONG"
-    transport = house.session._transport
-    assert transport is not None
-    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    return caller
 
 
 async def deaf(house: Front, key: str) -> Caller:

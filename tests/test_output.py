@@ -6,7 +6,7 @@ from proxy.output import CAUGHT_UP, OUTPUT_HIGH
 from tests.front import Front, front
 from tests.integration.rig import Caller, wait_for
 from tests.replies import pack
-from tests.test_memory import near
+from tests.test_session import near
 
 pytestmark = pytest.mark.integration
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import socket
 from collections.abc import Awaitable
 from typing import Any
 
@@ -11,7 +12,7 @@ from proxy import errors, session, wire
 from proxy.config import User
 from proxy.handlers import Session
 from tests.fakenode import Answer
-from tests.front import front
+from tests.front import Front, front
 from tests.integration.rig import Caller, is_error, wait_for
 from tests.replies import pack
 from tests.upstream.listening import push
@@ -25,6 +26,16 @@ LOCKED = User("default", (hashlib.sha256(b"pw").digest(),), "default", True, Fal
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at deadlines often enough for a test."""
     monkeypatch.setattr("proxy.server.ROUND", 0.01)
+
+
+async def near(house: Front) -> Caller:
+    """Return a client of whom the kernel keeps little, so that each read of it is seen."""
+    caller = await house.connect(4096)
+    assert await caller.call("PING") == b"PONG"
+    transport = house.session._transport
+    assert transport is not None
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    return caller
 
 
 async def everything(caller: Caller) -> list[Any]:
@@ -106,6 +117,34 @@ async def test_what_stands_behind_the_end_takes_nothing_back(last: bytes) -> Non
         assert house.server.sessions
         caller.close()
         await wait_for(lambda: not house.server.sessions, "the end of the session")
+
+
+async def test_who_quits_may_read_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The moment in which to go begins when everything has been sent, however long that takes."""
+    monkeypatch.setattr(session, "LINGER", 0.01)
+    async with front() as house:
+        value = b"x" * 500_000
+        house.node.values[b"k"] = value
+        caller = await near(house)
+        caller.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        caller.writer.write(pack("GET", "k") + pack("QUIT"))
+        await wait_for(lambda: house.session._lingering, "the end")
+        end = asyncio.get_running_loop().time() + 0.1
+        await wait_for(lambda: asyncio.get_running_loop().time() > end, "ten moments")
+        caller.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        assert await everything(caller) == [value, b"OK"]
+
+
+async def test_who_quits_and_does_not_read_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replies that nobody reads keep no connection for longer than others of the kind."""
+    monkeypatch.setattr(session, "LINGER", 0.01)
+    async with front(output_seconds=0.1) as house:
+        house.node.values[b"k"] = b"x" * 500_000
+        caller = await near(house)
+        caller.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        caller.writer.write(pack("GET", "k") + pack("QUIT"))
+        await wait_for(lambda: house.closed("quit") == 1, "the end")
+        assert not house.server.sessions
 
 
 async def test_who_does_not_close_its_end_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
