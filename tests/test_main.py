@@ -239,10 +239,10 @@ def test_an_interrupt_while_starting_is_quiet(run: Run, monkeypatch: pytest.Monk
 
 
 def test_demo_says_what_is_wrong(run: Run, tmp_path: Path) -> None:
-    """The demo's own complaint comes with 1, before anything is started."""
+    """The demo's own complaint of a flag comes with 2, before anything is started."""
     (tmp_path / "file").touch()
     code, _, err = run("demo", "--keep", str(tmp_path))
-    assert code == 1
+    assert code == 2
     assert "is not empty" in err
 
 
