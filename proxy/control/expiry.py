@@ -1,7 +1,8 @@
 """Locks that nobody holds any more are given back: in PostgreSQL, and so in all that follows it.
 
-One sidecar of many sweeps for all. An expired lock is free for whoever asks, swept or not; a sweep
-is for those who do not ask: who watches the table, waits in a queue, or reads how many are left.
+One sidecar of all that have the same locks sweeps for them. An expired lock is free for whoever
+asks, swept or not; a sweep is for those who do not ask: who watches the table, waits in a queue, or
+reads how many are left.
 """
 
 import asyncio
@@ -66,14 +67,22 @@ class Expiry:
             await asyncio.sleep(PAUSE)
 
     async def _lead(self) -> None:
-        async with leading("locks", self._connect) as connection:
+        async with leading(self._lease, self._connect) as connection:
             self._states.change(log.INFO, "locks", "swept", "locks_swept_here")
-            while plans := self._plans():
+            lease = self._lease()
+            while (plans := self._plans()) and self._lease() == lease:
                 busy = False
                 for plan in plans:
                     busy = await self._swept(connection, plan) or busy
                 if not busy:
                     await asyncio.sleep(PERIOD)
+
+    def _lease(self) -> str:
+        """Name what is swept: sidecars of other policies sweep something else, or otherwise."""
+        locks = [plan.locking for plan in self._plans() if plan.locking is not None]
+        return "\n".join(
+            sorted(f"{each.calls.sweep.text} {each.offer} {each.most}" for each in locks)
+        )
 
     def _plans(self) -> Sequence[Plan]:
         known = plans_in(self._router.ruleset).by_keyspace.values()

@@ -190,7 +190,7 @@ class Applier:
         # Sidecars in front of other clusters of the same name have nothing to do with this lease.
         await self._identify()
         lease = f"invalidation {self._identity.decode()}"
-        async with leading(lease, self._around.connect) as connection:
+        async with leading(lambda: lease, self._around.connect) as connection:
             await set_codecs(connection)
             async with self._turn:
                 reader = await self._begin(connection)

@@ -46,20 +46,23 @@ def number_of(name: str) -> int:
 
 
 @contextlib.asynccontextmanager
-async def leading(name: str, connect: Connect) -> AsyncIterator["asyncpg.Connection[Any]"]:
+async def leading(
+    name: Callable[[], str], connect: Connect
+) -> AsyncIterator["asyncpg.Connection[Any]"]:
     """Wait until this sidecar leads, and give the connection that makes it so.
 
-    Raises one of FAILURES where it is lost while waiting.
+    The name is asked for each time: what is to be led may change while somebody waits. Raises one
+    of FAILURES where it is lost while waiting.
     """
     async with asyncio.timeout(DEADLINE):
         connection = await connect()
     try:
         for setting, value in KEEPALIVE.items():
             await connection.execute(f"SET tcp_keepalives_{setting} = {value}", timeout=DEADLINE)
-        held = await _holds(connection, name)
+        held = await _holds(connection, name())
         while not held:
             await asyncio.sleep(ROUND)
-            held = await _holds(connection, name)
+            held = await _holds(connection, name())
         yield connection
     finally:
         # Not close(): a dead network would hold it up, and the server ends the session either way.

@@ -9,8 +9,9 @@ Always true:
     while Redis shows the same holder, or did so less than `mirror.SEEN` ago, and GRACE more while
     one asks again, or longer where the loop is too busy for that (`wire.refusals`); of one that is
     sold, blocked or kept for who is next in its queue, without asking. A sale that is cancelled, an
-    offer that another sidecar ends, or what Redis shows by mistake, costs others that long; for
-    whom a lock is held or kept is never turned away;
+    offer that another sidecar ends, or what Redis shows by mistake, costs others that long;
+  * for whom a lock is held or kept, as far as is known here, is never turned away. Who was granted
+    it through another sidecar a moment ago, or by SQL, counts as another until then;
   * a release or a grant of this sidecar ends what was seen before it: who is told of a release
     finds the gate open. Behind another sidecar it may stay shut for SEEN and GRACE;
   * of a crowd one at a time asks PostgreSQL, however long that takes. Others wait for its answer

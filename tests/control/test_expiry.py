@@ -11,13 +11,15 @@ import asyncpg
 import pytest
 from prometheus_client import CollectorRegistry
 
-from proxy import log
+from proxy import log, wire
 from proxy.control.expiry import Expiry, Surroundings
 from proxy.embedded.postgres import Postgres
 from proxy.embedded.redis import Cluster
 from proxy.origin import installing, locking
 from proxy.origin.misfits import Misfits
+from proxy.policy import compiler
 from proxy.tallies import LockMetrics
+from tests.integration.holds import RULES
 from tests.integration.rig import wait_for
 from tests.origin.ticketing import Ticketing, ticketing
 from tests.upstream.mirrored import KEY, Mirrored, mirrored
@@ -42,8 +44,8 @@ class Sweepers:
         self.connections.append(connection)
         return connection
 
-    def start(self) -> None:
-        router = self.mirrored.stand.router
+    def start(self, router: wire.Router | None = None) -> None:
+        router = router or self.mirrored.stand.router
         mirror, states = self.mirrored.mirror, log.StateLog()
         expiry = Expiry(
             Surroundings(router, mirror, self.metrics, states, self.connect, self.misfits)
@@ -125,6 +127,26 @@ async def test_another_takes_over(sweepers: Sweepers) -> None:
             "SELECT pg_terminate_backend(pid) FROM pg_locks"
             " WHERE locktype = 'advisory' AND granted AND pid <> pg_backend_pid()"
         )
+
+
+async def test_other_locks_are_swept_by_others(sweepers: Sweepers, tmp_path: Path) -> None:
+    """A sidecar whose policies know other locks sweeps those, whoever sweeps what it has not."""
+    asker = await sweepers.tickets.asker("mutex")
+    seats = tmp_path / "seats.yaml"
+    seats.write_text(RULES[: RULES.index("  mutex:")])
+    router = wire.Router(compiler.from_files(seats, ("locks",))[0], wire.SlotMap([], []))
+    sweepers.start(router)
+    await wait_for(lambda: sweepers.connections, "the first sweeper")
+    await asker.take("me", "mutex:a")
+    await asker.connection.execute("UPDATE sidecache_locks SET locked_until = clock_timestamp()")
+    sweepers.start()
+    await wait_for(lambda: sweepers.expired == 1, "the sweep", 3.0)
+    # Who learns of further locks sweeps with who has had them.
+    router.ruleset = sweepers.mirrored.stand.router.ruleset
+    sweepers.tasks[1].cancel()
+    await asker.take("me", "mutex:b")
+    await asker.connection.execute("UPDATE sidecache_locks SET locked_until = clock_timestamp()")
+    await wait_for(lambda: sweepers.expired == 2, "the next sweep", 5.0)
 
 
 async def test_more_than_one_sweep_takes(sweepers: Sweepers) -> None:

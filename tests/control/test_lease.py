@@ -31,7 +31,7 @@ class Candidate:
         return self.connection
 
     async def run(self, name: str) -> None:
-        async with leading(name, self.connect):
+        async with leading(lambda: name, self.connect):
             self.led += 1
             await self.release.wait()
 
@@ -95,7 +95,7 @@ async def test_a_server_that_says_nothing_is_not_waited_for(
         await asyncio.Event().wait()
 
     with pytest.raises(TimeoutError):
-        async with leading("work", silent):
+        async with leading(lambda: "work", silent):
             raise AssertionError("nobody can lead")
 
 
