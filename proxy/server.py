@@ -27,7 +27,7 @@ from proxy.config import Config, Limits, User
 from proxy.handlers import ClusterStatistics, Handler, RuleStatistics, Statistics
 from proxy.handlers.blocked import TIMEOUT, blocked_by
 from proxy.handlers.bonds import Bonds
-from proxy.handlers.budget import FailureBudget
+from proxy.handlers.budget import LONGEST_WAIT, FailureBudget
 from proxy.handlers.cursors import Scans
 from proxy.handlers.flow import Pauses
 from proxy.handlers.glimpse import SlowLog
@@ -193,10 +193,17 @@ class Server:
         for session in list(self._strangers):
             if session.downstream.role_name is not None:
                 self._strangers.discard(session)
-            elif now - session.stranger_since > limits.unauthenticated:
-                session.close("unauthenticated")
+            else:
+                # Who has asked in time has the time that its answer is held back, too.
+                held_back = LONGEST_WAIT if session.downstream.pending else 0.0
+                if now - session.stranger_since > limits.unauthenticated + held_back:
+                    session.close("unauthenticated")
         self.unread.look(now)
         self.begun.look(now)
+        for session in list(self.sessions.values()):
+            # Of who has sent too much behind its wait nothing is read, its end neither.
+            if (wait := blocked_by(session)) is not None and session.gone:
+                wait.leave_soon()
         if limits.idle:
             for session in list(self.sessions.values()):
                 # Who listens need not say anything, as in Redis.

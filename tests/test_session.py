@@ -11,6 +11,7 @@ import pytest
 from proxy import errors, session, wire
 from proxy.config import User
 from proxy.handlers import Session
+from proxy.handlers.budget import Account
 from tests.fakenode import Answer
 from tests.front import Front, front
 from tests.integration.rig import Caller, is_error, wait_for
@@ -249,22 +250,23 @@ async def test_a_slow_reader_that_reads_is_not_closed() -> None:
         assert house.closed("output") == 0
 
 
+# What is too much of a stranger, and of what Redis says so.
 STRANGE = [
-    b"*11\r\n" + b"$4\r\nPING\r\n" * 11,
-    b"*2\r\n$4\r\nAUTH\r\n$1025\r\n",
-    b"x" * 2000,
-    b"*1000000\r\n",
+    (b"*11\r\n" + b"$4\r\nPING\r\n" * 11, "unauthenticated multibulk length"),
+    (b"*2\r\n$4\r\nAUTH\r\n$1025\r\n", "unauthenticated bulk length"),
+    (b"x" * 2000, "too big inline request"),
+    (b"*1000000\r\n", "unauthenticated multibulk length"),
 ]
 
 
-@pytest.mark.parametrize("data", STRANGE, ids=["words", "bytes", "line", "count"])
-async def test_what_a_stranger_may_send(data: bytes) -> None:
+@pytest.mark.parametrize(("data", "why"), STRANGE, ids=["words", "bytes", "line", "count"])
+async def test_what_a_stranger_may_send(data: bytes, why: str) -> None:
     """Before AUTH a command has at most ten words of a KiB; more is a protocol error."""
     async with front(users=[LOCKED]) as house:
         caller = await house.connect()
         caller.writer.write(data)
         (reply,) = await everything(caller)
-        assert str(reply).startswith("ERR Protocol error")
+        assert str(reply) == f"ERR Protocol error: {why}"
         await wait_for(lambda: house.closed("protocol") == 1, "the reason")
 
 
@@ -279,6 +281,19 @@ async def test_a_stranger_has_little_time() -> None:
             assert await everything(caller) == []
         assert house.closed("unauthenticated") == 2
         assert await friend.call("SET", "k", "v") == b"OK"
+
+
+async def test_who_asks_in_time_is_answered() -> None:
+    """A right password that waits its turn, because others guess, does not end with its time."""
+    async with front(users=[LOCKED], unauthenticated=0.2) as house:
+        caller = await house.connect()
+        account, now = Account("127.0.0.1", failed=False), house.session._loop.time()
+        while not house.server.failures.wait(account, now):
+            house.server.failures.fail(account, now)
+        house.server.failures.fail(account, now)
+        assert await caller.call("AUTH", "pw") == b"OK"
+        assert house.session._loop.time() > now + 0.3
+        assert await caller.call("PING") == b"PONG"
 
 
 async def test_reset_makes_a_stranger_again() -> None:

@@ -272,5 +272,8 @@ class Session(Protocol):
     def close(self, reason: str = "killed") -> None:
         """Close now, whatever is under way."""
 
+    def finish(self, reason: str) -> None:
+        """Close once everything that was taken is answered."""
+
 
 Handler = Callable[[Session, wire.Request], bytes | Awaitable[bytes]]

@@ -70,12 +70,13 @@ class Blocked:
 
     def leave_soon(self) -> None:
         """Hear that the client has closed its end: it gets what comes in a moment, and is gone."""
-        self._loop.call_at(self._began + MOMENT, self._leave)
+        self._loop.call_at(self._began + MOMENT, self.leave)
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """End the wait of a client that is gone; what it was answered before may be on its way."""
         if not self._outcome.done():
             self.release()
-            self.session.close("client")
+            self.session.finish("client")
 
     def call_off(self, how: bytes) -> None:
         """End the wait: as if its time were over, or with an error."""

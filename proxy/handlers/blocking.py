@@ -77,11 +77,8 @@ class Wait(Blocked):
         reply: Reply = Missing.UNSENT
         if not self.called_off:
             reply = await carry(self.pins, self._cluster, self)
-        if not self.gone and self.abandoned:
-            # A half of the connection may still be there, and must not get what is counted as lost.
-            self.session.close()
-            self.gone = True
-        if self.gone:
+        if self.abandoned:
+            self.leave()
             await account_for(self.session, self._request, reply, self.place, self._names)
         if self.called_off and not_run(reply):
             self.ended = True
@@ -90,6 +87,9 @@ class Wait(Blocked):
         if self._behind and line[:1] != b"-":
             # On the client's own lane, and before anybody hears that something was moved.
             self.session.downstream.follow(self.place, self._behind, self._loop.time())
+        if self.gone:
+            # A half of the connection may still be there, and must not get what is counted as lost.
+            return self.called_off_reply
         if all(name == known for name, known in self._names.items()):
             return line
         if line[:1] == b"-":

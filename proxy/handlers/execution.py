@@ -247,7 +247,8 @@ def _send(
             downstream.release()
         if future.done():
             return
-        gathered.add(len(reply))
+        if not gathered.add(len(reply)):
+            reply = errors.TIMEOUT  # nobody is there to read it
         try:
             future.set_result(unit.restore(reply))
         except (ValueError, IndexError):

@@ -31,9 +31,9 @@ cimport cython
 from proxy.wire.bounds cimport ArgumentBounds
 from proxy.wire.edits cimport Edit, edit_write, put_head, put_length, put_word
 from proxy.wire.frames cimport (
-    COMPLETE, INCOMPLETE, TOO_LONG_LINE, Bounds, Octets, Progress, Word, Words, fault_line,
-    octets_append, octets_consume, octets_fit, octets_free, pack, pass_request, progress_reset,
-    scan_request, split_line,
+    BAD_TYPE, COMPLETE, INCOMPLETE, TOO_LONG_LINE, TOO_LONG_WORD, TOO_MANY_WORDS,
+    Bounds, Octets, Progress, Word, Words, fault_line, octets_append, octets_consume, octets_fit,
+    octets_free, pack, pass_request, progress_reset, scan_request, split_line,
 )
 from proxy.wire.growth cimport growth_follows, judge_growth, put_trim
 from proxy.wire.json_values cimport JSON_FINE, judge_json

@@ -25,10 +25,25 @@ cdef Py_ssize_t _frame(Downstream client, const char* data, Py_ssize_t size) exc
         progress_reset(&client.progress)
         return size
     if status < 0:
-        _fail(client, fault_line(status))
+        _fail(client, _fault(client, status, data))
     elif client.progress.need != before and client.progress.need > AHEAD_BYTES:
         _foresee(client, data, size)
     return 0
+
+
+cdef bytes _fault(Downstream client, int status, const char* data):
+    """Return what Redis says of bytes at data that are no request."""
+    cdef char found
+    if status == TOO_MANY_WORDS and client.role_name is None:
+        return b"-ERR Protocol error: unauthenticated multibulk length\r\n"
+    if status == TOO_LONG_WORD and client.role_name is None:
+        return b"-ERR Protocol error: unauthenticated bulk length\r\n"
+    if status == BAD_TYPE:
+        found = data[client.progress.position]
+        # An error is one line, whatever it speaks of.
+        return b"-ERR Protocol error: expected '$', got '%c'\r\n" % (
+            c" " if found == c"\r" or found == c"\n" else <uint8_t> found)
+    return fault_line(status)
 
 
 cdef Py_ssize_t _pass(Downstream client, const char* data, Py_ssize_t size) except -100:
@@ -39,7 +54,7 @@ cdef Py_ssize_t _pass(Downstream client, const char* data, Py_ssize_t size) exce
         client.passing = False
         progress_reset(&client.progress)
     if status < 0:
-        _fail(client, fault_line(status))
+        _fail(client, _fault(client, status, data))
     return passed
 
 

@@ -12,6 +12,7 @@ from tests.fakenode import Answer, FakeConnection
 from tests.front import Front, front
 from tests.integration.rig import Caller, is_error, wait_for
 from tests.replies import pack
+from tests.test_session import near
 
 pytestmark = pytest.mark.integration
 
@@ -154,9 +155,46 @@ async def test_a_client_that_had_said_all_before_it_waits() -> None:
         caller = await made.connect()
         caller.writer.write(pack("GET", "k") + pack("BLPOP", "q", "0"))
         caller.writer.write_eof()
-        assert await caller.rest() == [None]
+        assert await caller.rest() == [None, None]
         await wait_for(lambda: made.node.received("CLIENT")[-1][1] == b"UNBLOCK", "the word")
         await wait_for(lambda: not made.server.tasks, "the end of the wait")
+
+
+@pytest.mark.parametrize("how", ["finish", "half", "reset"])
+async def test_the_end_of_a_client_that_is_not_read(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has sent much behind its wait, so that no more of it is read, does not wait for ever."""
+    monkeypatch.setattr("proxy.server.ROUND", 0.01)
+    async with house() as made:
+        caller = await made.connect()
+        caller.writer.write(pack("BLPOP", "q", "0") + b"*2\r\n$4\r\nECHO\r\n$300000\r\n")
+        caller.writer.write(b"x" * 200_000)
+        await wait_for(lambda: not made.session._reading, "the end of reading")
+        await wait_for(lambda: made.node.received("BLPOP"), "the wait")
+        if how == "half":
+            caller.writer.write_eof()
+        elif how == "reset":
+            made.abandon(caller)
+        else:
+            caller.close()
+        await wait_for(lambda: made.node.received("CLIENT")[-1][1] == b"UNBLOCK", "the word")
+        await wait_for(lambda: not made.server.tasks, "the end of the wait")
+        await wait_for(lambda: not made.server.sessions, "the end of the client")
+
+
+async def test_a_wait_that_is_left_takes_no_replies_back() -> None:
+    """What a half-closed client was answered before its wait reaches it, however it reads."""
+    async with house() as made:
+        value = b"x" * 500_000
+        made.node.values[b"k"] = value
+        caller = await near(made)
+        caller.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        caller.writer.write(pack("GET", "k") + pack("BLPOP", "q", "0"))
+        caller.writer.write_eof()
+        await wait_for(lambda: made.node.received("CLIENT")[-1][1] == b"UNBLOCK", "the word")
+        caller.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        assert await caller.rest() == [value, None]
 
 
 @pytest.mark.parametrize("waits", [("BLPOP", "q", "0"), ("WAIT", "0", "0")])

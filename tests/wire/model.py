@@ -37,6 +37,7 @@ class Fault(Exception):
 BAD_COUNT = b"-ERR Protocol error: invalid multibulk length\r\n"
 BAD_LENGTH = b"-ERR Protocol error: invalid bulk length\r\n"
 BAD_TYPE = b"-ERR Protocol error: expected '$'\r\n"
+BAD_WORD = b"-ERR Protocol error: expected '$', got '%b'\r\n"
 BAD_TERMINATOR = b"-ERR Protocol error: expected CR LF after a bulk\r\n"
 TOO_BIG_INLINE = b"-ERR Protocol error: too big inline request\r\n"
 UNBALANCED = b"-ERR Protocol error: unbalanced quotes in request\r\n"
@@ -98,8 +99,8 @@ def multibulk(data: bytes, at: int, bounds: Bounds) -> tuple[list[bytes], int]:
     for _ in range(count):
         if at >= len(data):
             raise Incomplete
-        if data[at : at + 1] != b"$":
-            raise Fault(BAD_TYPE)
+        if (found := data[at : at + 1]) != b"$":
+            raise Fault(BAD_WORD % (b" " if found in b"\r\n" else found))
         size, at = number(data, at + 1, BAD_LENGTH, False)
         if size > bounds.word_bytes:
             raise Fault(BAD_LENGTH)
