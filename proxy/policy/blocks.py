@@ -403,7 +403,8 @@ class PerOwner(Strict):
     """How much one owner may hold."""
 
     scope: Name = Field(description="Segment within which locks of one owner are counted.")
-    max: int = Field(ge=1, description="Most locks at a time.")
+    # PostgreSQL is given it as an integer.
+    max: int = Field(ge=1, le=2**31 - 1, description="Most locks at a time.")
 
 
 class LockQueue(Strict):

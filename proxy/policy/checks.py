@@ -54,8 +54,9 @@ def _durable(own: Keyspace) -> Iterator[Complaint]:
             yield Complaint(("freshness", field), f"a keyspace {what} is never served stale; "
                             "leave it out")  # fmt: skip
         if own.fallback.reads == "stale":
+            allowed = "origin" if own.decided else "origin, error"
             yield Complaint(("fallback", "reads"), f"a keyspace {what} is never served stale; "
-                            "allowed: origin, error")  # fmt: skip
+                            f"allowed: {allowed}")  # fmt: skip
     if own.kind != "cache" and own.transactions == "split":
         yield Complaint(("transactions",), f"a transaction over keys of kind {own.kind} is done "
                         "whole or not at all; allowed: single")  # fmt: skip
@@ -69,40 +70,6 @@ def _durable(own: Keyspace) -> Iterator[Complaint]:
     if own.near is not None:
         yield Complaint(("near",), f"a copy in the sidecar may be old, which a key of kind "
                         f"{own.kind} must not be; leave near out")  # fmt: skip
-
-
-def _lock(own: Keyspace) -> Iterator[Complaint]:
-    if own.kind != "lock":
-        if own.lock is not None:
-            yield Complaint(("lock",), f"only keyspaces of kind lock have this block; this one is "
-                            f"of kind {own.kind}", "kind")  # fmt: skip
-        return
-    if own.write.mode != "none":
-        yield Complaint(("write", "mode"), "a lock is written by its authority alone: a buffered "
-                        "one can be granted twice; leave write out")  # fmt: skip
-    if own.fallback.writes == "journal":
-        yield Complaint(("fallback", "writes"), "a journalled lock can be granted twice; allowed: "
-                        "origin, error")  # fmt: skip
-    if own.ttl.default is None:
-        yield Complaint(("ttl", "default"), "a lock needs a time to live, or one crash holds it for"
-                        " ever: ttl: {default: 600s}", "ttl")  # fmt: skip
-    if own.lock is None:
-        return
-    for name in own.lock.idle:
-        yield Complaint(("lock", name), "with authority: redis nothing acts on it; leave it out")
-    if own.lock.authority == "redis":
-        return
-    columns = [*mapped(own.key, ("lock", "key"), own.lock.key, complete=own.lock.table is not None)]
-    yield from columns
-    if own.decided and own.lock.table is not None and own.restore is None and not columns:
-        yield Complaint(("lock", "table"), "what a row of it looks like as a key is said by the "
-                        "statement that restores it: restore: {sql: SELECT … AS value, … AS ttl}",
-                        "restore")  # fmt: skip
-    per_owner = own.lock.per_owner
-    if per_owner is not None and per_owner.scope not in own.key.names:
-        yield _no_segment(own.key, ("lock", "per_owner", "scope"), per_owner.scope)
-    if own.lock.max_hold and own.ttl.default and own.lock.max_hold < own.ttl.default:
-        yield Complaint(("lock", "max_hold"), "is shorter than ttl.default")
 
 
 def _ttl(own: Keyspace) -> Iterator[Complaint]:
@@ -134,7 +101,7 @@ def _hash_tag(own: Keyspace) -> Iterator[Complaint]:
     if isinstance(own.hash_tag, HashTagWord):
         return
     if own.hash_tag not in own.key.names:
-        yield _no_segment(own.key, ("hash_tag",), own.hash_tag)
+        yield no_segment(own.key, ("hash_tag",), own.hash_tag)
         return
     before = own.key.parts[: own.key.position(own.hash_tag)]
     if any(isinstance(part, bytes) and b"{" in part for part in before):
@@ -254,7 +221,7 @@ def _bound(own: Keyspace) -> Iterator[Complaint]:
 
 
 _OWN_CHECKS: tuple[Callable[[Keyspace], Iterator[Complaint]], ...] = (
-    _durable, _lock, _ttl, _hash_tag, _grammar, _types, _origin, _restore, _rate, _bound,
+    _durable, _ttl, _hash_tag, _grammar, _types, _origin, _restore, _rate, _bound,
 )  # fmt: skip
 
 
@@ -389,7 +356,7 @@ def mapped(
     """Yield segments that a pattern does not have, and those that are missing."""
     for segment in mapping:
         if segment not in key.names:
-            yield _no_segment(key, (*at, segment), segment)
+            yield no_segment(key, (*at, segment), segment)
     missing = [name for name in key.names if name not in mapping]
     if complete and missing:
         have = "segment {} of {} has" if len(missing) == 1 else "segments {} of {} have"
@@ -397,7 +364,7 @@ def mapped(
         yield Complaint(at, f"the key cannot be derived: the {named} no column")
 
 
-def _no_segment(key: Pattern, at: Location, name: str) -> Complaint:
+def no_segment(key: Pattern, at: Location, name: str) -> Complaint:
     allowed = ", ".join(key.names) or "none, the key has no segment"
     return Complaint(at, f"{quote(name)} is no segment of {key.text}; allowed: {allowed}"
                      f"{suggest(name, key.names)}")  # fmt: skip

@@ -15,7 +15,7 @@ from typing import Any
 
 from proxy.documents import Mistake, MistakesFound, Node, read_far
 from proxy.errors import PolicyError
-from proxy.policy import attachments, checks, dependencies, schemas, scripts, writes
+from proxy.policy import attachments, checks, dependencies, locks, schemas, scripts, writes
 from proxy.policy.aliases import check_aliases
 from proxy.policy.model import EMPTY, Defaults, File, GlobalCommands, Policies
 from proxy.policy.rights import Vocabulary
@@ -239,7 +239,10 @@ def _schemas(policies: Policies, owners: _Owners, mistakes: list[Mistake]) -> di
 
 def _all(policies: Policies, vocabulary: Vocabulary, owners: _Owners) -> Iterator[checks.Complaint]:
     for name, own in policies.effective.items():
-        for complaint in (*checks.check_keyspace(own), *writes.check_write(own)):
+        # What locks do without comes first: of one place the first complaint is told.
+        found = (*locks.check_lock(own, policies.keyspaces[name]), *checks.check_keyspace(own),
+                 *writes.check_write(own))  # fmt: skip
+        for complaint in found:
             yield complaint._replace(location=("keyspaces", name, *complaint.location))
 
     def place(name: str) -> str:

@@ -121,6 +121,9 @@ _NEEDED = {
     "mine": ("owner",),
 }
 
+# Those that change nothing.
+_TELLING = ("status", "mine")
+
 
 def _check_lock(
     script: Script, shapes: dict[tuple[bytes | None, ...], Keyspace]
@@ -131,6 +134,9 @@ def _check_lock(
             yield Complaint(("on_unavailable",), "PostgreSQL can do what a lock needs, and nothing "
                             "else of a script; say lock: or on_unavailable: error")  # fmt: skip
         return
+    if script.reads and script.lock not in _TELLING:
+        yield Complaint(("reads",), f"{script.lock} changes a lock, and would be open to who may "
+                        "only read; leave it out")  # fmt: skip
     for name in _NEEDED[script.lock]:
         if name not in script.arguments:
             yield Complaint(("arguments",), f"{script.lock} needs the argument {quote(name)}"

@@ -16,30 +16,12 @@ LOCK = "kind: lock\nttl: {default: 600s}\n"
     ("fields", "place", "told"),
     [
         # Locks and state.
-        (LOCK + "write: {mode: behind, sql: UPDATE t}", "6:19", "written by its authority"),
-        (LOCK + "write: {mode: through, sql: UPDATE t}", "6:19", "can be granted twice"),
         (LOCK + "evict: lru", "6:12", "never evicted; allowed: never"),
         (LOCK + "reads: replica", "6:12", "allowed: primary"),
         (LOCK + "transactions: split", "6:19", "done whole or not at all; allowed: single"),
         ("kind: state\ntransactions: split", "5:19", "done whole or not at all"),
         (LOCK + "near: {ttl: 1s}", "6:11", "leave near out"),
-        (LOCK + "fallback: {writes: journal}", "6:24", "allowed: origin, error"),
         (LOCK + "fallback: {reads: stale}", "6:23", "never served stale"),
-        ("kind: lock", "3:5", "a lock needs a time to live"),
-        (LOCK + "lock: {key: {z: z}}", "6:21", '"z" is no segment of a:{x}:{y}; allowed: x, y'),
-        (
-            LOCK + "lock: {table: t, key: {x: x}}",
-            "6:27",
-            "the segment y of a:{x}:{y} has no column",
-        ),
-        (LOCK + "lock: {per_owner: {scope: z, max: 1}}", "6:31", "is no segment"),
-        (LOCK + "lock: {max_hold: 60s}", "6:22", "shorter than ttl.default"),
-        (LOCK + "lock: {authority: redis, max_hold: 20m}", "6:40", "nothing acts on it"),
-        (LOCK + "lock: {per_owner: {scope: x, max: 1}, authority: redis}", "6:23", "nothing acts"),
-        (LOCK + "lock: {queue: {heartbeat: 9s, offer: 9s}, authority: redis}", "6:19", "nothing"),
-        (LOCK + "lock: {authority: redis, blind_del: never}", "6:41", "nothing acts on it"),
-        (LOCK + "lock: {authority: redis, table: t}", "6:37", "nothing acts on it"),
-        ("lock: {gate: on}", "4:11", "only keyspaces of kind lock"),
         ("kind: state\nevict: ttl", "5:12", "of kind state is never evicted"),
         ("kind: state\n" + READ + "freshness: {stale_if_error: 1s}", "6:33", "never served stale"),
         (
@@ -149,10 +131,6 @@ def test_what_cannot_be(folder: Folder, fields: str, place: str, told: str) -> N
 @pytest.mark.parametrize(
     "fields",
     [
-        LOCK + "evict: never\nlock: {per_owner: {scope: x, max: 10}}",
-        LOCK + "lock: {table: t, key: {x: x, y: y}}\non_loss: restore\n"
-        "restore: {sql: 'SELECT x, y, 1 AS value FROM t'}",
-        LOCK + "fallback: {reads: origin, writes: origin}\non_loss: restore",
         READ + "freshness: {stale_if_error: 60s, negative: 5s}\nfallback: {reads: origin}",
         "type: zset\ncollection: {max_items: 100, keep: highest}",
         "hash_tag: {literal: word}",

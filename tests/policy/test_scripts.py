@@ -161,3 +161,31 @@ def test_whose_locks_are_told(
     found = folder.complaints(text)
     assert len(found) == bool(told), found
     assert told in "".join(found)
+
+
+@pytest.mark.parametrize(
+    ("lock", "keys", "told"),
+    [
+        *(
+            (each, "seats:{e}:{s}", f"{each} changes a lock, and would be open to who may only")
+            for each in ("acquire", "extend", "release", "queue", "confirm")
+        ),
+        ("status", "seats:{e}:{s}", ""),
+        ("mine", "seats:{e}:{owner}", ""),
+    ],
+)
+def test_what_changes_a_lock_is_no_read(folder: Folder, lock: str, keys: str, told: str) -> None:
+    """Whoever may only read could take locks by a script that says that it reads."""
+    (folder.path / "lua").mkdir()
+    (folder.path / "lua" / "t.lua").touch()
+    arguments = "e, owner" if lock == "mine" else "e, s, owner, token, booking"
+    keyspace = '"seats:{e}:{s}", kind: lock, ttl: {default: 9s}, hash_tag: e'
+    rows = "lock: {table: t, key: {e: e, s: s}, per_owner: {scope: e, max: 3}}, on_loss: restore"
+    found = folder.complaints(
+        f"keyspaces:\n  seats: {{key: {keyspace}, {rows},\n    restore: {{sql: SELECT 1}}}}\n"
+        f"scripts:\n  one: {{name: ONE, file: t.lua, keys: ['{keys}'], arguments: [{arguments}],\n"
+        f"    lock: {lock}, reads: true}}\n"
+    )
+    assert len(found) == bool(told), found
+    assert told in "".join(found)
+    assert not told or found[0].startswith(f"a.yaml:6:{20 + len(lock)}: ")
