@@ -411,7 +411,9 @@ class LockQueue(Strict):
     """Who waits for a lock, in order."""
 
     heartbeat: PositiveDuration = Field(description="A waiter that is silent longer is dropped.")
-    offer: PositiveDuration = Field(description="How long a free lock is kept for the next.")
+    offer: PositiveDuration = Field(
+        description="How long a free lock is kept for the next. No longer than heartbeat."
+    )
 
 
 class Lock(Strict):

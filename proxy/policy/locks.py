@@ -112,3 +112,6 @@ def _held(own: Keyspace) -> Iterator[Complaint]:
         yield no_segment(own.key, ("lock", "per_owner", "scope"), lock.per_owner.scope)
     if lock.max_hold and own.ttl.default and lock.max_hold < own.ttl.default:
         yield Complaint(("lock", "max_hold"), "is shorter than ttl.default")
+    if lock.queue is not None and lock.queue.offer > lock.queue.heartbeat:
+        yield Complaint(("lock", "queue", "offer"), "is longer than heartbeat: who is silent for "
+                        "that long has lost the place, and what was offered with it")  # fmt: skip

@@ -34,6 +34,11 @@ READ = 'origin: {read: "SELECT 1 AS value WHERE :x = :y"}\n'
         (LOCK + "lock: {key: {x: x, y: y}}", "6:17", "of which table is not said"),
         (LOCK + "lock: {per_owner: {scope: z, max: 1}}", "6:31", "is no segment"),
         (LOCK + "lock: {per_owner: {scope: x, max: 99999999999}}", "6:39", "2147483647"),
+        (
+            LOCK + "lock: {queue: {heartbeat: 1s, offer: 1001ms}}",
+            "6:42",
+            "longer than heartbeat: who is silent for that long has lost the place",
+        ),
         (LOCK + "lock: {max_hold: 60s}", "6:22", "shorter than ttl.default"),
         *(
             (LOCK + f"type: {each}", "6:11", "shown as a string; allowed: string, json")
@@ -81,6 +86,7 @@ def test_what_cannot_be(folder: Folder, fields: str, place: str, told: str) -> N
         LOCK + "fallback: {reads: origin, writes: origin, share: 9%}\non_loss: restore",
         LOCK + "type: json\nvalue: {json: on}\nlock: {owner: $.user_id}",
         "kind: lock\nttl: {default: 9s, missing: reject, refresh: never}",
+        LOCK + "lock: {queue: {heartbeat: 1s, offer: 1s}}",
         REDIS + "type: hash\nfallback: {writes: error}",
     ],
 )
