@@ -22,6 +22,9 @@ from typing import NamedTuple
 from proxy import effects, errors
 from proxy.wire.rules import Command, CountErrors, Grows, KeyKind, Keys, Makes, Path, Pause
 
+# No client may send more: `limits: {arguments: …}` of a role.
+MOST_WORDS = 1 << 20
+
 FAMILIES = ("string", "hash", "list", "set", "zset", "stream", "generic", "connection")
 
 
@@ -668,6 +671,8 @@ def added(name: str, keys: str, write: bool, arity: int | None) -> Row:
     fewest = places.first - places.last if places.last < 0 else places.last + 1
     if arity is not None and abs(arity) < fewest:
         raise ValueError(f"its keys need {fewest} words, so the arity is at least {fewest}")
+    if arity is not None and abs(arity) > MOST_WORDS:
+        raise ValueError(f"no command has more than {MOST_WORDS} words")
     flags = frozenset(["write", "denyoom"] if write else ["readonly"])
     return Row(name.lower().encode(), arity or -fewest, Path.FORWARD, places, flags, ("module",))
 

@@ -33,6 +33,9 @@ SHORTEST = 0.001  # seconds
 # A sidecar has gigabytes, not terabytes; a larger figure is a slip of the unit.
 MAX_SIZE = 1 << 44  # bytes
 
+# No sidecar lets so many commands through in any period; a larger figure is a slip.
+MAX_AMOUNT = 1_000_000_000
+
 _QUANTITY = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([A-Za-z]{1,8})\Z")
 _RATE = re.compile(r"([0-9]{1,15}) ?/ ?([a-z]{1,8})\Z")
 _PERCENT = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,9})?) ?%\Z")
@@ -143,6 +146,8 @@ def parse_rate(value: object) -> Rate:
         raise ValueError(f"{quote(unit)} is no period; allowed: ms, s, min, h, d{hint}")
     if int(number) == 0:
         raise ValueError("a rate of 0 allows nothing; deny the commands instead")
+    if int(number) > MAX_AMOUNT:
+        raise ValueError(f"is more than {MAX_AMOUNT}")
     return Rate(int(number), PERIODS[unit])
 
 

@@ -77,6 +77,7 @@ def _key_places(value: str | int) -> str:
 
 Text = Annotated[str, StringConstraints(min_length=1)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_]*$", max_length=63)]
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 KeyPattern = Annotated[
     Pattern,
     PlainValidator(parse),
@@ -192,7 +193,7 @@ class CommandRights(Strict):
         None, description="Only these. Everything that is offered when not given."
     )
     deny: Commands = Field((), description="Not these, whatever allow says.")
-    bounds: Annotated[dict[str, Annotated[int, Field(ge=0)]], AfterValidator(_bounds)] = Field(
+    bounds: Annotated[dict[str, Count], AfterValidator(_bounds)] = Field(
         {}, description="Limits on arguments. " + "; ".join(f"{k}: {v}" for k, v in BOUNDS.items())
     )
 

@@ -18,6 +18,9 @@ ENDS = {
     "stream": ("newest",),
 }
 
+# Redis' own limit.
+MOST_ITEMS = 2**32 - 1
+
 # Types whose commands have room for a time to live.
 TIMED = ("string", "json")
 
@@ -63,8 +66,8 @@ class Collection(Strict):
     """How large a collection may grow. The trim rides along in the same write."""
 
     max_items: int | None = Field(
-        None, ge=1, description="Most members, fields or entries. Sets and hashes have no order: "
-        "what they have too much of is taken out at random."
+        None, ge=1, le=MOST_ITEMS, description="Most members, fields or entries. Sets and hashes "
+        "have no order: what they have too much of is taken out at random."
     )  # fmt: skip
     max_member_bytes: PositiveSize | None = Field(None, description="Largest member or field.")
     keep: Literal["highest", "lowest", "newest", "oldest"] | None = Field(

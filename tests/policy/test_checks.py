@@ -210,6 +210,7 @@ def test_channels_are_checked(folder: Folder) -> None:
         ("{name: A.B, keys: n1}", "expects the place of the key"),
         ("{name: A.B, keys: '1:-2', arity: 2}", "its keys need 3 words"),
         ("{name: A.B, keys: 2, arity: -2}", "its keys need 3 words"),
+        ("{name: A.B, arity: 1048577}", "no command has more than 1048576 words"),
         ("{name: 'A B'}", "name"),
         ("{keys: 1}", "name"),
     ],

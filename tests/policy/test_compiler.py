@@ -386,3 +386,20 @@ def test_who_listens_hears_of_missing_rights(folder: Folder) -> None:
     side.locate(b"b:3", GET, False)
     shown = b"b:" + b"x" * 254
     assert heard == [("command", b"set"), ("key", b"b:1"), ("key", shown), ("key", b"b:2")]
+
+
+def test_the_largest_numbers_that_are_taken_fit(folder: Folder) -> None:
+    """What check has nothing against the data plane can hold."""
+    ruleset = folder.compile(
+        "keyspaces:\n"
+        "  a:\n"
+        "    key: a\n"
+        "    type: list\n"
+        "    ttl: {default: 3650d}\n"
+        "    value: {max_bytes: 16384GiB}\n"
+        "    collection: {max_items: 4294967295, max_member_bytes: 16384GiB}\n"
+        "    commands: {bounds: {LRANGE span: 9223372036854775807}}\n"
+        "    rate: [{per: client, limit: 1000000000/ms, burst: 1000000}]\n"
+        "commands: {add: [{name: A.B, arity: 1048576}, {name: A.C, arity: -1048576}]}\n"
+    )
+    assert len(ruleset.keyspaces) == 1
