@@ -330,6 +330,12 @@ def invalid_expire(command: str) -> bytes:
     return line(f"ERR invalid expire time in '{command}' command")
 
 
+def unsupported_option(word: bytes) -> bytes:
+    return line(f"ERR Unsupported option {quoted(word)}")
+
+
+NX_AND_OTHERS = line("ERR NX and XX, GT or LT options at the same time are not compatible")
+GT_AND_LT = line("ERR GT and LT options at the same time are not compatible")
 NOT_A_FLOAT = line("ERR value is not a valid float")
 
 

@@ -22,12 +22,11 @@ from proxy import errors, resp, wire
 from proxy.errors import OriginDown, OriginError
 from proxy.handlers import Session
 from proxy.handlers.claims import Claim, Hold, Taken
-from proxy.handlers.connection import integer
 from proxy.handlers.grants import Grants
 from proxy.handlers.held import forget, known, remember
 from proxy.handlers.owners import member, owner_of, said_by, text_of
 from proxy.handlers.targets import Target
-from proxy.handlers.terms import LONGEST, time_of
+from proxy.handlers.terms import kept_for, time_of
 from proxy.plans import Plan
 
 # Of so many locks at a time one command asks PostgreSQL, which leaves room for others.
@@ -260,17 +259,9 @@ async def _expire(
 ) -> bytes:
     """EXPIRE and its kin without conditions, from the connection that holds the lock."""
     target, words = targets[0], resp.decode(request.routed or request.command)
-    name = words[0].lower()
-    if len(words) > 3:
-        return errors.lock_refused(target.plan.name, "command")
-    number = integer(words[2])
-    if number is None:
-        return errors.NOT_AN_INTEGER
-    seconds = number * (0.001 if name.startswith(b"p") else 1.0)
-    if seconds > LONGEST:
-        return errors.invalid_expire(name.decode())
-    if name.endswith(b"at"):
-        seconds -= time.time()
+    seconds = kept_for(words, target.plan)
+    if isinstance(seconds, bytes):
+        return seconds
     ours, locking = known(session, target.key), target.plan.locking
     assert locking is not None
     if ours is None or (seconds <= 0 and not locking.blind):

@@ -73,6 +73,21 @@ async def test_what_means_nothing_to_a_lock(client: Client, words: tuple[str, ..
     assert await told(client, "EXISTS", KEY) == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "told_of"),
+    [
+        ("SET mutex:1 me NX XX", "ERR syntax error"),
+        ("SET mutex:1 me NX EX 5 FOO", "ERR syntax error"),
+        ("EXPIRE mutex:1 10 FOO", "ERR Unsupported option FOO"),
+        ("EXPIRE mutex:1 10 NX XX",
+         "ERR NX and XX, GT or LT options at the same time are not compatible"),
+    ],
+)  # fmt: skip
+async def test_what_redis_would_refuse(client: Client, words: str, told_of: str) -> None:
+    """Words that are wrong for any key are refused as by Redis, not as no words for a lock."""
+    assert str(await told(client, *words.split())) == told_of
+
+
 async def test_what_a_value_says_arrives(desk: LockDesk, client: Client) -> None:
     """Owner, booking and session are in the row; a number is an owner as its digits."""
     value = json.dumps({"user_id": 7, "booking_id": "b1", "session_id": "x1"})
