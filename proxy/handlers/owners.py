@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-# The longest name of an owner or a lock, in bytes: an index of PostgreSQL's takes two of them.
-LONGEST_NAME = 1024
+from proxy.wire import LONGEST_NAME
 
 # Values of locks that crowds ask for, and the longest that is kept.
 READ, READ_BYTES = 1000, 1024

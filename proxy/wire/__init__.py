@@ -9,6 +9,7 @@ from proxy.wire.downstream import BEHIND, Downstream, Request, find_keys
 from proxy.wire.frames import frame_end, pack
 from proxy.wire.json_values import JSON_FAULTS, json_fault
 from proxy.wire.limits import LIMIT_OUTCOMES, Rate
+from proxy.wire.refusals import LONGEST_NAME
 from proxy.wire.sketches import Sketches, Trace
 from proxy.wire.tables import (
     AMENDMENTS,
@@ -30,6 +31,7 @@ __all__ = [
     "JSON_FAULTS",
     "LATENCY_BOUNDS",
     "LIMIT_OUTCOMES",
+    "LONGEST_NAME",
     "LOOKUP_SECONDS",
     "OUTCOMES",
     "Batch",

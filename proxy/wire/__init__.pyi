@@ -20,6 +20,7 @@ BEHIND: int
 OUTCOMES: tuple[str, ...]
 AMENDMENTS: tuple[str, ...]  # how rules change commands, in the place of families in `amended`
 LATENCY_BOUNDS: tuple[float, ...]
+LONGEST_NAME: int  # of an owner or a lock, in bytes
 LOOKUP_SECONDS: float  # how long a look-up waits for a node where PostgreSQL can answer too
 
 def key_slot(key: bytes) -> int:

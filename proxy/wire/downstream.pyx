@@ -42,7 +42,7 @@ from proxy.wire.limits cimport (
     ask, begin, once, refusal, settle,
 )
 from proxy.wire.patterns cimport Match
-from proxy.wire.refusals cimport Refusal, Refusals
+from proxy.wire.refusals cimport Refusal, Refusals, is_name
 from proxy.wire.rules import AWAY_WORDS
 from proxy.wire.sketches cimport COUNTED, MOST_WORDS, SAMPLED, WORD_BYTES, Sketches, Trace
 from proxy.wire.tables cimport (

@@ -1,5 +1,7 @@
 # cython: language_level=3
 
+cdef bint is_name(const char* text, Py_ssize_t size) noexcept
+
 
 cdef class Refusal:
     cdef bytes holder          # who must not be refused; none: everybody is

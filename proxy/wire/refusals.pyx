@@ -17,6 +17,10 @@ from proxy.wire.json_values cimport JSON_FINE, judge_json
 # Locks that are known; of too many all are forgotten, and asked about again.
 MOST = 10_000
 
+# The longest name of an owner or a lock, in bytes: an index of PostgreSQL's takes two of them.
+LONGEST_NAME = 1024
+cdef Py_ssize_t LONGEST = LONGEST_NAME
+
 # How much longer a busy loop makes an answer last at most, seconds.
 cdef double BUSY = 0.2
 
@@ -28,20 +32,39 @@ cdef const char* _find(const char* text, Py_ssize_t size, bytes part) noexcept:
     return <const char*> memmem(text, size, <char*> part, len(part))
 
 
+cdef bint _is_plain(const char* text, Py_ssize_t size) noexcept:
+    """Whether a text is of letters that are ASCII."""
+    cdef Py_ssize_t i
+    for i in range(size):
+        if not 0x20 <= <unsigned char> text[i] < 0x7F:
+            return False
+    return True
+
+
+cdef bint is_name(const char* text, Py_ssize_t size) noexcept:
+    """Whether a text is plain, and no longer than names may be."""
+    return size <= LONGEST and _is_plain(text, size)
+
+
 cdef bint _tells(const char* rest, Py_ssize_t size) noexcept:
-    """Whether behind the name of a member comes a text that is not empty, or a whole number."""
+    """Whether behind the name of a member comes a name, as a text or a whole number."""
     cdef Py_ssize_t i = 0
+    cdef Py_ssize_t first
+    cdef const char* end
     while i < size and (rest[i] == c" " or rest[i] == c":"):
         i += 1
     if i + 1 >= size or i == 0:
         return False
     if rest[i] == c'"':
-        return rest[i + 1] != c'"'
+        i += 1
+        end = <const char*> memchr(rest + i, c'"', size - i)
+        return end != NULL and 0 < end - (rest + i) <= LONGEST
+    first = i
     if not c"0" <= rest[i] <= c"9":
         return False
     while i < size and c"0" <= rest[i] <= c"9":
         i += 1
-    return i < size and rest[i] in (c",", c"}", c" ")
+    return i < size and i - first <= LONGEST and rest[i] in (c",", c"}", c" ")
 
 
 cdef class Refusal:
@@ -60,11 +83,10 @@ cdef class Refusal:
         """
         cdef Py_ssize_t i, at = 0
         cdef const char* found
-        for i in range(size):
-            if not 0x20 <= <unsigned char> value[i] < 0x7F or value[i] == c"\\":
-                return True
+        if not _is_plain(value, size) or memchr(value, c"\\", size) != NULL:
+            return True
         if self.member is None:
-            return size == 0 or self.holds(value, size)
+            return not 0 < size <= LONGEST or self.holds(value, size)
         if not size or value[0] != c"{" or memchr(value + 1, c"{", size - 1) != NULL:
             return True
         if memchr(value, c"[", size) != NULL or judge_json(value, size, &at) != JSON_FINE:

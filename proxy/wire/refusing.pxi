@@ -9,16 +9,20 @@ cdef int _refuse_lock(Downstream client, const char* frame, CommandRow* row, dou
     cdef Refusals refusals = client.router.refusals
     cdef Word* word = &WORDS.items[KEYS.items[0].word]
     cdef Refusal refusal
+    cdef Py_ssize_t i
     if client.capture:
         return PASSED
     refusal = refusals.find(frame + word.at, word.size, now, client.batch.longest)
     if refusal is None:
         return PASSED
     if row.takes == TAKES_NAMED:
-        # Of several locks it is PostgreSQL that knows.
+        # Of several locks it is PostgreSQL that knows, and of what is no text or too long Python.
         word = &WORDS.items[row.owner]
         if WORDS.count != row.alone or not word.size or refusal.holds(frame + word.at, word.size):
             return PASSED
+        for i in range(WORDS.count):
+            if not is_name(frame + WORDS.items[i].at, WORDS.items[i].size):
+                return PASSED
     else:
         word = &WORDS.items[2]
         if row.takes == TAKES_SET and not _only_new(frame):

@@ -1,6 +1,7 @@
 """Operations on locks by name, in front of a real database: replies, refusals and their limits."""
 
 import contextlib
+import math
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ import pytest
 from proxy.embedded.postgres import Postgres
 from proxy.handlers.held import known
 from proxy.handlers.locks import grant
-from proxy.handlers.owners import LONGEST_NAME
 from proxy.handlers.seats import MOST, Order, _acquire
 from proxy.handlers.targets import target_of
+from proxy.wire import LONGEST_NAME
 from tests.handlers.desk import Client
 from tests.handlers.lock_desk import LockDesk, lock_desk, told
 from tests.integration.holds import RULES, held_by
@@ -187,16 +188,20 @@ async def test_a_sale_has_a_booking(client: Client) -> None:
     assert (await seat(client, "STATUS", "s1"))["outcome"] == "locked"
 
 
-async def test_names_that_are_too_long(client: Client) -> None:
-    """What no index of PostgreSQL takes is refused before PostgreSQL is asked."""
+@pytest.mark.parametrize("shut", [False, True])
+async def test_names_that_are_too_long(desk: LockDesk, client: Client, shut: bool) -> None:
+    """What no index of PostgreSQL takes is refused before PostgreSQL is asked, held or not."""
     long = "x" * (LONGEST_NAME + 1)
+    for key, path in ((b"seat_lock:e1:s1", ("user_id",)), (b"mutex:a", ())):
+        if shut:
+            desk.server.router.refusals.close(key, "held", math.inf, "u1", path)
     for words in (
         ("SEAT.ACQUIRE", "e1", "s1", long, "30", "b", "x"), ("SEAT.QUEUE", "e1", "s1", long),
         ("SET", "seat_lock:e1:s1", f'{{"user_id":"{long}"}}', "NX"), ("SETNX", "mutex:a", long),
         ("SETNX", f"mutex:{long}", "me"), ("GET", f"mutex:{long}"),
     ):  # fmt: skip
         assert "too long" in str(reply := await told(client, *words)), (words[0], reply)
-    assert await told(client, "SETNX", "mutex:a", long[1:]) == 1
+    assert await told(client, "SETNX", "mutex:a", long[1:]) == (not shut)
 
 
 async def test_what_a_lock_says_has_a_size(client: Client) -> None:

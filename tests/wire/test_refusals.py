@@ -1,5 +1,6 @@
 """Locks that others hold, refused by the data plane alone."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from proxy import wire
 from proxy.commands import ROWS
 from proxy.wire.rules import Duty
+from tests.policy.rulebook import Folder
 from tests.wire.player import pattern_of
 from tests.wire.stage import Stage, keyspace, ruleset
 
@@ -14,15 +16,24 @@ KEY = b"seat_lock:e:1"
 NULL = b"$-1\r\n"
 HELD = b"*4\r\n$7\r\noutcome\r\n$4\r\nheld\r\n$13\r\nexpires_in_ms\r\n:%d\r\n"
 
+RULES = """
+keyspaces: {seat_lock: {key: "seat_lock:{e}:{s}", kind: lock, ttl: {default: 9s}}}
+scripts:
+  take: {name: SEAT.ACQUIRE, file: any.lua, keys: ["seat_lock:{e}:{s}"], lock: acquire,
+         arguments: [e, s, owner, booking, session], more: seats, reply: map}
+"""
+
 ORIGIN = bytes(Duty.ORIGIN * bool(row.keys.kind) for row in ROWS)
 
 
 class Desk:
     """One client before one keyspace of locks, at a time that stands still."""
 
-    def __init__(self, path: tuple[str, ...] = ("user_id",)) -> None:
+    def __init__(
+        self, path: tuple[str, ...] = ("user_id",), rules: wire.Ruleset | None = None
+    ) -> None:
         space = keyspace("seat_lock", pattern_of("seat_lock:{e}:{s}"), duties=ORIGIN, decided=True)
-        self.stage = Stage(ruleset(keyspaces=(space,)))
+        self.stage = Stage(rules or ruleset(keyspaces=(space,)))
         self.refusals = self.stage.router.refusals
         self.client = self.stage.client()
         self.path = path
@@ -48,6 +59,10 @@ def desk() -> Desk:
 
 
 BOB = b'{"user_id": "bob"}'
+
+# Names of owners that are too long by one letter, and that are not.
+LONG = b"b" * (wire.LONGEST_NAME + 1)
+LONGEST = LONG[1:]
 
 
 @pytest.mark.parametrize(
@@ -87,6 +102,8 @@ def test_resp3_has_a_null_of_its_own(desk: Desk) -> None:
         [b"SET", KEY, b'{"user_id":"bob","user_id":""}', b"NX"],
         [b"SET", KEY, b'{"user_id":"bob"', b"NX"],
         [b"SET", KEY, '{"user_id":"b\u00f6b"}'.encode(), b"NX"],
+        [b"SET", KEY, b'{"user_id":"%b"}' % LONG, b"NX"],
+        [b"SET", KEY, b'{"user_id":%b}' % (b"7" * len(LONG)), b"NX"],
         [b"SETNX", KEY, b'{"user_id": "ann"}'],
         [b"SET", KEY, BOB],
         [b"SET", KEY, BOB, b"XX"],
@@ -116,6 +133,9 @@ def test_all_else_is_for_python(desk: Desk, words: list[bytes]) -> None:
         b'{"user_id":7}',
         b'{ "booking_id" : "b", "user_id" : "bob" }',
         b'{"a":1.5,"user_id":"bob","b":null}',
+        b'{"user_id":"%b"}' % LONGEST,
+        b'{"user_id":%b}' % (b"7" * len(LONGEST)),
+        b'{"a":"%b","user_id":"bob"}' % LONG,
     ],
 )
 def test_plain_values_are_read_here(desk: Desk, value: bytes) -> None:
@@ -137,6 +157,30 @@ def test_a_value_that_is_its_owner() -> None:
     desk.hold("ann")
     assert desk.say(b"SET", KEY, b"annabel", b"NX") == NULL
     assert desk.say(b"SET", KEY, b"ann", b"NX") is None
+    assert desk.say(b"SETNX", KEY, LONGEST) == b":0\r\n"
+    assert desk.say(b"SETNX", KEY, LONG) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        ([b"e", b"1", b"bob", b"b", b"s"], False),
+        ([b"e", b"1", LONGEST, b"", b""], False),
+        ([b"e", b"1", b"ann", b"b", b"s"], True),
+        ([b"e", b"1", b"bob", b"b", b"s", b"2"], True),
+        ([b"e", b"1", LONG, b"b", b"s"], True),
+        ([b"e", b"1", b"b\0b", b"b", b"s"], True),
+        ([b"e", b"1", b"bob", b"\xff", b"s"], True),
+        ([b"e", b"1", b"bob", b"b", LONG], True),
+    ],
+)
+def test_a_script_that_takes_a_lock(tmp_path: Path, words: list[bytes], asked: bool) -> None:
+    """It is refused by its outcome; of several, and of what may be no text, Python is asked."""
+    (tmp_path / "lua").mkdir()
+    (tmp_path / "lua" / "any.lua").touch()
+    desk = Desk(("user_id",), Folder(tmp_path).compile(RULES))
+    desk.hold()
+    assert desk.say(b"SEAT.ACQUIRE", *words) == (None if asked else HELD % 99000)
 
 
 def test_what_is_known_ends(desk: Desk) -> None:
