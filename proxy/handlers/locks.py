@@ -223,6 +223,7 @@ async def _ttl(
     if left is None:
         return resp.integer(-2)
     if request.name.endswith(b"expiretime"):
+        # A date by the client's own clock, see `terms`.
         left += time.time()
     return resp.integer(round(left * 1000) if request.name.startswith(b"p") else round(left))
 

@@ -1,6 +1,11 @@
 """On what terms locks are asked for: how many, for how long, and how much they may say.
 
 Used by `locks`, `lock_runs` and `seats`.
+
+For how long a lock is held PostgreSQL measures, by its clock. A date (EXAT, PXAT, EXPIREAT) is read
+by the clock of this host, and EXPIRETIME tells one by it. That is meant: the application works it
+out by the clock of the pod that it shares with the sidecar, so the difference is what it asks for,
+however wrong both are.
 """
 
 import time
