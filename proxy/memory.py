@@ -1,4 +1,4 @@
-"""What clients make the process hold: replies they have not read, requests they have only begun.
+"""What clients make the process hold: replies they have not read, what they have only begun.
 
 Made by `server`, which hears of both from sessions and has them looked at from time to time. What
 is gathered of a reply that nodes send in parts counts as unread. In no account are the one reply
@@ -8,7 +8,8 @@ Always true:
   * of clients that stop reading no more than `output_total_bytes` is kept for longer than
     `output_seconds`. A FEW at a time may be on their way to replies of any size that a request
     could have brought; what all others leave never comes to more than that total;
-  * requests that are not whole come to `input_total_bytes` at most, beyond one read of each client;
+  * requests that are not whole, and those that wait for an EXEC, come to `input_total_bytes` at
+    most, beyond one read of each client;
   * over a total, who holds most goes first, and one log line says so: one more when it is under it.
 """
 
@@ -31,6 +32,10 @@ class Session(Protocol):
 
     downstream: wire.Downstream
     active: float  # when it last sent something
+
+    @property
+    def begun_bytes(self) -> int:
+        """Return the bytes of a request that is not whole, and of those behind an open MULTI."""
 
     @property
     def unread_bytes(self) -> int:
@@ -139,14 +144,14 @@ class Unread(Account):
 
 
 class Begun(Account):
-    """Requests that are not whole, of clients that hold more than one read of them."""
+    """Requests that are not whole or wait for an EXEC, of clients with more than a read of them."""
 
     def __init__(self, limits: Limits) -> None:
         super().__init__("input", limits.input_total_bytes)
         self._seconds = limits.input_seconds
 
     def count(self, session: Session, size: int) -> None:
-        """Take note of a request that grows; over the total, the largest goes."""
+        """Take note of what a client has begun; over the total, who holds most goes."""
         self._note(session, size)
         if self.total > self._limit:
             self._recount()
@@ -154,17 +159,22 @@ class Begun(Account):
             self.close_largest()
 
     def look(self, now: float) -> None:
-        """Close those whose requests have stopped to grow, unless it is we who do not read."""
+        """Close those whose requests have stopped to grow, unless it is we who do not read.
+
+        An open transaction may wait: it has a time of its own, and its client is told of that.
+        """
         self._recount()
         for session in list(self.sizes):
-            if not session.downstream.blocked and now - session.active > self._seconds:
+            downstream = session.downstream
+            amid = downstream.held_bytes > ONE_READ and not downstream.blocked
+            if amid and now - session.active > self._seconds:
                 self.close(session)
         self.tell()
 
     def _recount(self) -> None:
-        """Forget requests that have become whole since: nobody tells of those."""
+        """Forget what has become whole since, or was executed: nobody tells of that."""
         for session in list(self.sizes):
-            self._note(session, session.downstream.held_bytes)
+            self._note(session, session.begun_bytes)
 
     def _note(self, session: Session, size: int) -> None:
         super().count(session, size if size > ONE_READ else 0)

@@ -87,6 +87,7 @@ class Session(asyncio.BufferedProtocol):
         self.closing = self.failed_auth = False
         self.database = 0
         self.holdings: dict[str, Holding] = {}
+        self.queued_bytes = 0
         self.mode: Mode | None = None
         self.active = loop.time()  # when the client last sent something
         self.stranger_since = 0.0  # when it began to be nobody
@@ -132,6 +133,11 @@ class Session(asyncio.BufferedProtocol):
     def amid_request(self) -> bool:
         """Return whether the client has sent the beginning of a request."""
         return self.downstream.held_bytes > 0 or self.downstream.passing
+
+    @property
+    def begun_bytes(self) -> int:
+        """Return the bytes of a request that is not whole, and of those behind an open MULTI."""
+        return self.downstream.held_bytes + self.queued_bytes
 
     @property
     def unread_bytes(self) -> int:
@@ -298,8 +304,8 @@ class Session(asyncio.BufferedProtocol):
             request = downstream.receive_data(b"", now)
         if downstream.output_bytes > OUTPUT_LOW or downstream.role_name is None:
             self._output.send()
-        if downstream.held_bytes > RECEIVE_BYTES:
-            self.server.begun.count(self, downstream.held_bytes)
+        if (begun := self.begun_bytes) > RECEIVE_BYTES:
+            self.server.begun.count(self, begun)
         if downstream.blocked and self._reading and self._holds_much():
             self._reading = False
             if self._transport is not None:

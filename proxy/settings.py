@@ -335,8 +335,8 @@ class LimitsBlock(Strict):
         10.0, description="How long a client above output_bytes or the total may read nothing."
     )
     input_total_bytes: PositiveSize = Field(
-        640 << 20, description="Requests that are not whole, of all clients together, each beyond "
-        "64 KiB; over it, the largest is closed. More than the longest value that is to pass.",
+        640 << 20, description="Requests that are not whole or wait for EXEC, of all clients, each "
+        "beyond 64 KiB; over it, the largest is closed. More than the longest value that passes.",
     )  # fmt: skip
     input_seconds: PositiveDuration = Field(
         60.0, description="How long a request of more than 64 KiB may stop in its midst."

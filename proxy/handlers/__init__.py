@@ -215,6 +215,7 @@ class Session(Protocol):
     """One client as a handler sees it."""
 
     holdings: dict[str, Holding]  # by kind: one of each; released at RESET and when it goes
+    queued_bytes: int  # of what has been queued since MULTI
     mode: Mode | None  # None: commands mean what the table of handlers says
     database: int  # chosen with SELECT
     name: bytes

@@ -119,13 +119,13 @@ def describe(session: Session, now: float) -> Iterator[tuple[str, object]]:
     yield "qbuf", side.held_bytes
     yield "qbuf-free", 0
     yield "argv-mem", 0
-    yield "multi-mem", 0
+    yield "multi-mem", session.queued_bytes
     yield "rbs", 0
     yield "rbp", 0
     yield "obl", 0
     yield "oll", side.pending
     yield "omem", side.output_bytes
-    yield "tot-mem", side.held_bytes + side.output_bytes
+    yield "tot-mem", side.held_bytes + session.queued_bytes + side.output_bytes
     yield "events", "r"
     yield "cmd", rows[last].name.decode() if 0 <= last < len(rows) else "NULL"
     yield "user", session.user

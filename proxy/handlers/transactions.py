@@ -6,7 +6,8 @@ handlers. Each command is checked as outside - arity, rights, key grammar, slot,
 connection (`execution`), so nothing is pinned.
 
 Always true: a command that was refused while queueing makes EXEC answer EXECABORT, and nothing of
-the transaction has been sent; what a transaction holds is bounded in commands, bytes and time.
+the transaction has been sent; what a transaction holds is bounded in commands, bytes and time, and
+that of all together as requests that are not whole are (`Session.queued_bytes`, `proxy.memory`).
 """
 
 import asyncio
@@ -38,6 +39,10 @@ MOST_COMMANDS = 100_000
 
 # A quarter of what may wait at one node before others are refused.
 MOST_BYTES = 64 * 1024 * 1024
+
+# What a queued command takes beyond its frame: measured, where it is to be answered here. A PING
+# of 14 bytes takes twenty times as many.
+COMMAND_BYTES = 256
 
 # What an open transaction may hold for as long as its client likes: as much as any client may have
 # sent and not been answered. One that holds more is emptied when it stays open for too long.
@@ -98,11 +103,12 @@ class Transaction:
         """Give commands the meaning back that they had before MULTI."""
         self._session.holdings.pop("transaction", None)
         self._session.mode, self._session.downstream.capture = self._before
+        self._session.queued_bytes = 0
         if self._timer is not None:
             self._timer.cancel()
 
     def release(self) -> None:
-        self.plan = Plan()
+        self._empty()
         if self._timer is not None:
             self._timer.cancel()
 
@@ -202,7 +208,7 @@ class Transaction:
     ) -> bytes:
         """Take a command as nodes get it, and what rules send behind it."""
         if self._session.downstream.spoiled:
-            self.plan = Plan()
+            self._empty()
             return QUEUED
         if location is None:
             self.plan.add_here(request)
@@ -220,9 +226,10 @@ class Transaction:
     def _bounded(self, request: wire.Request, size: int) -> bytes:
         """Count a queued command; spoil a transaction that holds too much."""
         self._bytes += size
+        held = self._session.queued_bytes = self._bytes + self.plan.count * COMMAND_BYTES
         if self.plan.count > MOST_COMMANDS:
             return self._spoil(errors.transaction_too_large(MOST_COMMANDS, "commands"))
-        if self._bytes > IDLE_BYTES and self._timer is None:
+        if held > IDLE_BYTES and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(MOST_SECONDS, self._expire)
         if self._bytes > MOST_BYTES:
             return self._spoil(errors.transaction_too_large(MOST_BYTES, "bytes"))
@@ -251,8 +258,13 @@ class Transaction:
 
     def _spoil(self, line: bytes) -> bytes:
         self._session.downstream.spoiled = True
-        self.plan = Plan()
+        self._empty()
         return line
+
+    def _empty(self) -> None:
+        """Let go of what is queued."""
+        self.plan = Plan()
+        self._bytes = self._session.queued_bytes = 0
 
     def _expire(self) -> None:
         self._spoil(b"")

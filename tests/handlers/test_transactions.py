@@ -1,6 +1,7 @@
 """MULTI, EXEC and DISCARD: what is queued, what is refused, and what that does to EXEC."""
 
 import asyncio
+import logging
 
 import pytest
 
@@ -255,6 +256,69 @@ async def test_bytes_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     refused = errors.transaction_too_large(100, "bytes")
     assert client.ask(b"SET", b"a", bytes(100)) == refused
     assert client.ask(b"EXEC") == errors.EXECABORT
+
+
+LARGE = (b"SET", b"a", bytes(60_000))
+
+
+@pytest.mark.parametrize("end", [b"DISCARD", b"RESET", b"EXEC", b"SET"])
+async def test_what_is_queued_counts_as_begun(end: bytes) -> None:
+    """Beyond one read a transaction counts as a request that is not whole does, to its end."""
+    desk = Desk()
+    client = multi(desk)
+    client.ask(*LARGE)
+    assert desk.server.begun.total == 0
+    client.ask(*LARGE)
+    assert 120_000 < desk.server.begun.total == client.session.queued_bytes < 125_000
+    client.send(end)  # without its words a SET spoils the transaction,
+    client.send(*LARGE)  # and what comes next finds nothing queued
+    desk.server.begun.look(0.0)
+    assert desk.server.begun.total == client.session.queued_bytes == 0
+
+
+async def test_small_commands_count_as_what_they_take() -> None:
+    """A command of a few bytes takes hundreds until it is executed."""
+    desk = Desk()
+    client = multi(desk)
+    client.send_all([[b"PING"]] * 1000)
+    assert desk.server.begun.total > 200_000
+    assert b"multi-mem=%d " % client.session.queued_bytes in desk.connect().ask(b"CLIENT", b"LIST")
+
+
+async def test_over_the_total_the_largest_transaction_goes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Transactions that are open come to the total at most; the others are executed."""
+    desk = Desk()
+    limit = desk.server.config.limits.input_total_bytes
+    small, large, last = multi(desk), multi(desk), multi(desk)
+    with caplog.at_level(logging.INFO, "sidecache"):
+        for client, share in ((small, 4), (large, 2), (last, 3)):
+            for _ in range(limit // len(LARGE[2]) // share):
+                client.ask(*LARGE)
+                assert desk.server.begun.total <= limit
+        desk.server.begun.look(0.0)
+    assert [each.transport.closed for each in (small, large, last)] == [False, True, False]
+    assert [each.message for each in caplog.records] == ["input_over_limit", "input_within_limit"]
+    small.send(b"EXEC")
+    assert desk.node(1).commands()[1] == list(LARGE)
+
+
+async def test_an_open_transaction_has_a_time_of_its_own() -> None:
+    """Its client is not closed for what it does not send, but for a request that stays begun is."""
+    desk = Desk()
+    client, amid = multi(desk), multi(desk)
+    for each in (client, amid):
+        each.ask(*LARGE)
+        each.ask(*LARGE)
+    for _ in range(2):
+        data = b"*2\r\n$4\r\nECHO\r\n$500000\r\n" if not amid.session.amid_request else b""
+        data += bytes(60_000)
+        amid.session.get_buffer(-1)[: len(data)] = data
+        amid.session.buffer_updated(len(data))
+    desk.server.begun.look(amid.session.active + 61.0)
+    assert [each.transport.closed for each in (client, amid)] == [False, True]
+    assert client.ask(b"DISCARD") == OK
 
 
 async def test_a_large_one_does_not_stay_open(monkeypatch: pytest.MonkeyPatch) -> None:
