@@ -371,6 +371,9 @@ OVERLOADED = line("TRYAGAIN The node's queue is full")
 # sent again by some, and the command might run twice.
 UNKNOWN_OUTCOME = line("ERR Outcome unknown: the node was lost after the command was sent to it")
 
+# A node that has begun to reply has run the command.
+REPLY_TOO_LARGE = line("ERR The reply is larger than the proxy may keep; the command was run")
+
 
 def partial(error: bytes, succeeded: int, parts: int) -> bytes:
     """Return the error of one part of a split command, telling how many others took effect."""

@@ -1,9 +1,9 @@
 """What clients make the process hold: replies they have not read, what they have only begun.
 
 Made by `server`, which hears of both from sessions and has them looked at from time to time. What
-is gathered of a reply that nodes send in parts counts as unread. In no account are the one reply
-that each connection to a node is receiving (so many of the largest at most), the copy of a gathered
-one while it is made, and requests that wait for their answers.
+is gathered of a reply that nodes send in parts counts as unread; replies that have not come whole
+have an account of their own (`upstream.arriving`). In no account are the copy of a reply while it
+is made or given to its client, and requests that wait for their answers.
 Always true:
   * of clients that stop reading no more than `output_total_bytes` is kept for longer than
     `output_seconds`. A FEW at a time may be on their way to replies of any size that a request
@@ -14,7 +14,8 @@ Always true:
 """
 
 import heapq
-from typing import Protocol
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
 
 from proxy import log, wire
 from proxy.config import Limits
@@ -23,19 +24,23 @@ from proxy.config import Limits
 # later. Of a crowd each may leave its window, so that a crowd cannot be given time.
 FEW = 4
 
-# A request of which no more has come costs no more than any other client, and is not counted.
+# A request or reply of which no more has come costs no more than any other, and is not counted.
 ONE_READ = 64 * 1024
 
 
-class Session(Protocol):
+class Holder(Protocol):
+    """A client, or a connection to a node, as far as something of it grows."""
+
+    @property
+    def begun_bytes(self) -> int:
+        """Return how much has come: of requests until EXEC, or of a reply."""
+
+
+class Session(Holder, Protocol):
     """A client, as far as it holds memory."""
 
     downstream: wire.Downstream
     active: float  # when it last sent something
-
-    @property
-    def begun_bytes(self) -> int:
-        """Return the bytes of a request that is not whole, and of those behind an open MULTI."""
 
     @property
     def unread_bytes(self) -> int:
@@ -47,30 +52,48 @@ class Session(Protocol):
     def close(self, reason: str) -> None: ...
 
 
-class Account:
-    """Bytes that single clients hold, and what they come to."""
+H = TypeVar("H", bound=Holder)
 
-    def __init__(self, reason: str, limit: int) -> None:
-        self.sizes: dict[Session, int] = {}
+
+def _close(session: Session, reason: str) -> None:
+    session.close(reason)
+
+
+def largest(limits: Limits) -> int:
+    """Return how large a reply may be: what could be stored can be read.
+
+    Its request was no larger than all may be together.
+    """
+    return limits.output_total_bytes + limits.input_total_bytes
+
+
+class Account(Generic[H]):
+    """Bytes that single clients hold, or connections to nodes, and what they come to."""
+
+    holders = "clients"
+
+    def __init__(self, reason: str, limit: int, end: Callable[[H, str], None]) -> None:
+        self.sizes: dict[H, int] = {}
         self.total = 0
         self._reason = reason
         self._limit = limit
+        self._end = end
         self._over = False
 
-    def count(self, session: Session, size: int) -> None:
-        """Take note of what a client holds now."""
-        self.total += size - self.sizes.pop(session, 0)
+    def count(self, holder: H, size: int) -> None:
+        """Take note of what somebody holds now."""
+        self.total += size - self.sizes.pop(holder, 0)
         if size:
-            self.sizes[session] = size
+            self.sizes[holder] = size
 
     def close_largest(self) -> None:
-        """Close the client that holds most."""
+        """Close who holds most."""
         self.tell()
         self.close(max(self.sizes, key=self.sizes.__getitem__))
 
-    def close(self, session: Session) -> None:
-        self.count(session, 0)
-        session.close(self._reason)
+    def close(self, holder: H) -> None:
+        self.count(holder, 0)
+        self._end(holder, self._reason)
 
     def tell(self) -> None:
         """Log that the total is over its limit, or under it again."""
@@ -80,18 +103,42 @@ class Account:
             log.event(
                 log.WARNING if over else log.INFO,
                 f"{self._reason}_over_limit" if over else f"{self._reason}_within_limit",
-                bytes=self.total, limit=self._limit, clients=len(self.sizes),
+                bytes=self.total, limit=self._limit, **{self.holders: len(self.sizes)},
             )  # fmt: skip
 
 
-class Unread(Account):
+class Growing(Account[H]):
+    """What is begun and not whole, of those that hold more than one read of it."""
+
+    def count(self, holder: H, size: int) -> None:
+        """Take note of what somebody has by now; over the total, who has most goes."""
+        self._note(holder, size)
+        if self.total > self._limit:
+            self._recount()
+        while self.total > self._limit and self.sizes:
+            self.close_largest()
+
+    def look(self, now: float) -> None:
+        """Find out what has become whole."""
+        self._recount()
+        self.tell()
+
+    def _recount(self) -> None:
+        """Forget what has become whole since, or has gone: nobody tells of that."""
+        for holder in list(self.sizes):
+            self._note(holder, holder.begun_bytes)
+
+    def _note(self, holder: H, size: int) -> None:
+        super().count(holder, size if size > ONE_READ else 0)
+
+
+class Unread(Account[Session]):
     """Replies that clients have not read."""
 
     def __init__(self, limits: Limits) -> None:
-        super().__init__("output", limits.output_total_bytes)
+        super().__init__("output", limits.output_total_bytes, _close)
         self._limits = limits
-        # What could be stored can be read: its request was no larger than all may be together.
-        self._most = limits.output_total_bytes + limits.input_total_bytes
+        self._most = largest(limits)
         # Since when a client has read nothing, and what it owed then.
         self._seen: dict[Session, tuple[float, int]] = {}
 
@@ -143,20 +190,12 @@ class Unread(Account):
         return now - since <= self._limits.output_seconds
 
 
-class Begun(Account):
-    """Requests that are not whole or wait for an EXEC, of clients with more than a read of them."""
+class Begun(Growing[Session]):
+    """Requests that are not whole, or wait for an EXEC."""
 
     def __init__(self, limits: Limits) -> None:
-        super().__init__("input", limits.input_total_bytes)
+        super().__init__("input", limits.input_total_bytes, _close)
         self._seconds = limits.input_seconds
-
-    def count(self, session: Session, size: int) -> None:
-        """Take note of what a client has begun; over the total, who holds most goes."""
-        self._note(session, size)
-        if self.total > self._limit:
-            self._recount()
-        while self.total > self._limit and self.sizes:
-            self.close_largest()
 
     def look(self, now: float) -> None:
         """Close those whose requests have stopped to grow, unless it is we who do not read.
@@ -170,11 +209,3 @@ class Begun(Account):
             if amid and now - session.active > self._seconds:
                 self.close(session)
         self.tell()
-
-    def _recount(self) -> None:
-        """Forget what has become whole since, or was executed: nobody tells of that."""
-        for session in list(self.sizes):
-            self._note(session, session.begun_bytes)
-
-    def _note(self, session: Session, size: int) -> None:
-        super().count(session, size if size > ONE_READ else 0)

@@ -59,7 +59,9 @@ CLOSINGS: Final = (
 )  # fmt: skip
 
 # Why a command had to be sent again or given up: the kinds of `wire.Orphan`.
-REDIRECTS: Final = ("moved", "ask", "tryagain", "unavailable", "readonly", "lost", "overdue")
+REDIRECTS: Final = (
+    "moved", "ask", "tryagain", "unavailable", "readonly", "lost", "overdue", "oversized",
+)  # fmt: skip
 
 NODE_STATES: Final = ("connecting", "up", "down")
 NODE_ERRORS: Final = ("name", "refused", "timeout", "reset", "protocol", "authentication", "tls")

@@ -42,6 +42,7 @@ from proxy.origin.behind import WriteBehind
 from proxy.origin.postgres import Postgres
 from proxy.session import Session
 from proxy.sight import Sight
+from proxy.upstream.arriving import Arriving
 from proxy.upstream.pool import Pools
 
 # Descriptors that are never given to clients: nodes and their spares, PostgreSQL, admin visitors,
@@ -124,6 +125,8 @@ class Server:
         self._forgotten = Counter[str]()  # what was counted when statistics were last reset
         self.unread = Unread(config.limits)
         self.begun = Begun(config.limits)
+        self.arriving = Arriving(config.limits)
+        batch.on_arriving = self.arriving.count
         self._unix_inode = 0
         self._strangers: set[Session] = set()
 
@@ -200,6 +203,7 @@ class Server:
                     session.close("unauthenticated")
         self.unread.look(now)
         self.begun.look(now)
+        self.arriving.look(now)
         for session in list(self.sessions.values()):
             # Of who has sent too much behind its wait nothing is read, its end neither.
             if (wait := blocked_by(session)) is not None and session.gone:

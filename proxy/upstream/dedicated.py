@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any, Final, Protocol
 
-from proxy import wire
+from proxy import errors, wire
 from proxy.tallies import PinMetrics
 from proxy.upstream.connection import Endpoint, Loss, UpstreamConnection
 from proxy.upstream.redirects import Hint
@@ -134,7 +134,9 @@ class Pin:
     def orphaned(self, connection: UpstreamConnection, orphans: list[wire.Orphan]) -> None:
         for orphan in orphans:
             self._sent = orphan.sent
-            orphan.answer(b"", self._loop.time())  # no node answers nothing
+            # No node answers nothing.
+            reply = errors.REPLY_TOO_LARGE if orphan.kind == "oversized" else b""
+            orphan.answer(reply, self._loop.time())
         if any(orphan.kind == "overdue" for orphan in orphans):
             # The node may still be at it: nobody else must get this connection.
             self.close()

@@ -76,6 +76,7 @@ class Redirector:
             "readonly": self._later,
             "lost": self._lost,
             "overdue": self._give_up,
+            "oversized": self._refuse,
         }
 
     def place(self, source: UpstreamConnection, orphans: list[wire.Orphan]) -> None:
@@ -228,6 +229,10 @@ class Redirector:
                     self._park(orphan, source, asked)
             elif not self._resubmit(orphan, source):
                 self._park(orphan, source)
+
+    def _refuse(self, orphan: wire.Orphan, source: UpstreamConnection) -> None:
+        # Sent again it would have the same reply.
+        orphan.answer(errors.REPLY_TOO_LARGE, self._loop.time())
 
     def _give_up(self, orphan: wire.Orphan, source: UpstreamConnection) -> None:
         """Answer in the node's own words, or in ours where it said nothing."""

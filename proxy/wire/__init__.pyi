@@ -375,6 +375,8 @@ class Batch:
     """Called with every command that is let through, and the owner of its Downstream."""
     on_denied: Callable[[Any, str, bytes], None] | None
     """Called where a right is missing: the owner, what is refused ("command" "key"), its name."""
+    on_arriving: Callable[[Upstream, int], None] | None
+    """Called with what has come of a large reply, whenever more of it has and not its end."""
     def __init__(self, schedule: Callable[[], None]) -> None:
         """schedule() is called once per iteration, when the first side has something to say."""
     def take_ready(self) -> list[Downstream]:
@@ -511,7 +513,7 @@ class Downstream(Sink):
 class Orphan:
     """A command that its connection will not answer, and why."""
 
-    kind: str  # "moved" "ask" "tryagain" "unavailable" "readonly" "lost" "overdue"
+    kind: str  # "moved" "ask" "tryagain" "unavailable" "readonly" "lost" "overdue" "oversized"
     address: str  # "host:port" of moved and ask, else ""
     redirect_slot: int  # the slot that moved and ask name, else -1
     reply: bytes | None  # the node's own words, where it said why
@@ -574,6 +576,9 @@ class Upstream:
     @property
     def unsent_bytes(self) -> int: ...
     @property
+    def begun_bytes(self) -> int:
+        """Return how much has come of a reply that is not whole."""
+    @property
     def overloaded(self) -> bool: ...
     def submit(
         self,
@@ -592,6 +597,8 @@ class Upstream:
         """Return what is queued and not handed out yet, and count it as sent."""
     def receive_data(self, data: Buffer, now: float) -> list[Orphan] | None:
         """Take bytes from the node; return the commands that must go elsewhere, in order."""
+    def refuse(self) -> None:
+        """Make the command whose reply is arriving an orphan; the connection must be closed."""
     def next_deadline(self) -> float:
         """Return when `expire` may have something to do, or infinity.
 

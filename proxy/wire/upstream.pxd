@@ -78,11 +78,13 @@ cdef class Batch:
     cdef public Sketches sketches
     cdef public object observer
     cdef public object on_denied
+    cdef public object on_arriving
     cdef int touch(self, Upstream upstream) except -1
     cdef int wake(self, object downstream) except -1
     cdef int begin(self) except -1
     cdef int end(self) except -1
     cdef double now(self) except? -1.0
+    cdef int arriving(self, Upstream upstream) except -1
     cdef int tell(self, object owner, list traces) except -1
 
 

@@ -30,6 +30,8 @@ cdef enum:
     MOST_UNSENT = 256 * 1024 * 1024
     # A queue that grew larger is given back when it is empty, so one burst is not paid for ever.
     KEPT_CAPACITY = 256 * 1024
+    # A reply of which more has come, and not its end, is told of: one read of a node.
+    LARGE_PART = 256 * 1024
 
 cdef enum:
     QUEUE_PART = 0
@@ -147,6 +149,11 @@ cdef class Batch:
 
     cdef double now(self) except? -1.0:
         return self.clock() if self.clock is not None else 0.0
+
+    cdef int arriving(self, Upstream upstream) except -1:
+        if self.on_arriving is not None:
+            self.on_arriving(upstream, upstream.begun_bytes)
+        return 0
 
     cdef int tell(self, object owner, list traces) except -1:
         """Tell of commands whose replies are about to be written to their client."""
@@ -337,6 +344,10 @@ cdef class Upstream:
         return <Py_ssize_t> (self.first + (self.queue.end - self.queue.start) - self.sent)
 
     @property
+    def begun_bytes(self):
+        return self.partial.end - self.partial.start
+
+    @property
     def overloaded(self):
         return self.crowded()
 
@@ -480,7 +491,20 @@ cdef class Upstream:
             elif self.partial.capacity > KEPT_CAPACITY:
                 octets_free(&self.partial)
         self._release()
+        if kept and self.partial.end - self.partial.start > LARGE_PART:
+            self.batch.arriving(self)
         return 0
+
+    def refuse(self):
+        """Make the command whose reply is arriving an orphan; the owner closes the connection."""
+        cdef Orphan orphan
+        # A push answers nobody, nor does what nobody has asked for.
+        if not self.partial.end or self.partial.data[self.partial.start] == c">":
+            return
+        if self.head is not None and self.head is not self.unsent:
+            orphan = self._orphan(self.head, "oversized")
+            self.pop()
+            self.refused = [*(self.refused or ()), orphan]
 
     cdef void _release(self) noexcept:
         """Drop the bytes of commands that are answered."""

@@ -139,6 +139,58 @@ def test_a_reply_that_arrives_is_not_overdue() -> None:
     assert first.data_to_send() == second.data_to_send() == b""
 
 
+def test_a_large_reply_is_told_of_while_it_grows() -> None:
+    """Whole ones are not, nor what is no more than one read; the callable hears what has come."""
+    stage = Stage()
+    (node,) = stage.upstreams
+    told: list[tuple[wire.Upstream, int]] = []
+    stage.batch.on_arriving = lambda upstream, size: told.append((upstream, size))
+    client = stage.client()
+    client.receive_data(GET * 3, 1.0)
+    node.data_to_send(1.0)
+    node.receive_data(b"$900000\r\n%b\r\n" % bytes(900_000), 1.0)
+    node.receive_data(b"$900000\r\n" + bytes(250_000), 1.0)
+    assert told == []
+    node.receive_data(bytes(250_000), 1.0)
+    assert told == [(node, 500_009)]
+    node.receive_data(bytes(400_000) + b"\r\n$900000\r\n", 1.0)
+    assert len(told) == 1
+    assert node.begun_bytes == 9
+
+
+@pytest.mark.parametrize("part", [b"$1000\r\nx", b"*2\r\n+1\r\n"])
+def test_what_is_refused_is_an_orphan_of_its_own_kind(part: bytes) -> None:
+    """The command whose reply arrives is the first of what the connection leaves unanswered."""
+    stage = Stage()
+    (node,) = stage.upstreams
+    client = stage.client()
+    client.receive_data(GET + INCR, 1.0)
+    node.data_to_send(1.0)
+    node.receive_data(part, 1.0)
+    node.refuse()
+    assert node.pending == 1
+    orphans = node.connection_lost()
+    assert [(o.kind, o.sent) for o in orphans] == [("oversized", True), ("lost", True)]
+    assert node.begun_bytes == 0
+    for orphan in reversed(orphans):
+        orphan.answer(b"-%b\r\n" % orphan.kind.encode(), 1.0)
+    assert client.data_to_send() == b"-oversized\r\n-lost\r\n"
+
+
+@pytest.mark.parametrize("part", [b"", b">2\r\n+x\r\n", b"$9\r\n"])
+def test_what_answers_nobody_refuses_nobody(part: bytes) -> None:
+    """A push, no reply at all, and one before its question are no command's."""
+    stage = Stage()
+    (node,) = stage.upstreams
+    client = stage.client()
+    client.receive_data(GET, 1.0)
+    if part[:1] != b"$":
+        node.data_to_send(1.0)
+    node.receive_data(part, 1.0)
+    node.refuse()
+    assert [orphan.kind for orphan in node.connection_lost()] == ["lost"]
+
+
 def test_a_reply_of_which_no_more_comes_is_overdue() -> None:
     """A node that stops within a reply is stuck a timeout after its last byte."""
     node, _, second = arriving(1.5)
