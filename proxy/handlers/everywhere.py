@@ -42,6 +42,12 @@ def every_cluster(session: Session) -> Iterable[int]:
     return range(session.server.router.slots.clusters)
 
 
+def database_clusters(session: Session) -> Iterable[int]:
+    """Return the indexes of the clusters of a client's database: the one it chooses, or all."""
+    chosen = session.downstream.default_cluster
+    return every_cluster(session) if chosen < 0 else (chosen,)
+
+
 def ask_primaries(
     session: Session, request: wire.Request, words: Sequence[bytes], clusters: Iterable[int]
 ) -> asyncio.Future[list[bytes]]:

@@ -1,7 +1,8 @@
 """Commands over all keys that are no cursor: KEYS, RANDOMKEY, DBSIZE, FLUSHDB, FLUSHALL.
 
 Who may send them is said by roles. What FLUSHDB and FLUSHALL may empty is said by the policies, and
-is never a cluster with locks or state unless it is named there.
+is never a cluster with locks or state unless it is named there. In a database that chooses a
+cluster, FLUSHDB and DBSIZE concern that cluster alone.
 
 Always true: names are those of clients, each once; no reply grows beyond what a client may leave
 unread. DBSIZE counts what the nodes count: keys of the proxy itself too, and those that no client
@@ -17,6 +18,7 @@ from proxy.handlers import Handler, Session
 from proxy.handlers.everywhere import (
     all_succeeded,
     ask_primaries,
+    database_clusters,
     every_cluster,
     merged,
     summed,
@@ -69,7 +71,7 @@ async def _keys(session: Session, walk: Walk) -> bytes:
 
 
 def dbsize(session: Session, request: wire.Request) -> Awaitable[bytes]:
-    return merged(ask_primaries(session, request, [b"DBSIZE"], every_cluster(session)), summed)
+    return merged(ask_primaries(session, request, [b"DBSIZE"], database_clusters(session)), summed)
 
 
 def randomkey(session: Session, request: wire.Request) -> Awaitable[bytes]:
@@ -113,7 +115,10 @@ def flush(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
     words = request.arguments
     if len(words) > 2 or (len(words) == 2 and words[1].upper() not in (b"ASYNC", b"SYNC")):
         return errors.SYNTAX
-    clusters = session.server.router.ruleset.flushable
+    clusters: Sequence[int] = session.server.router.ruleset.flushable
+    if request.name == b"flushdb":
+        own = database_clusters(session)
+        clusters = [cluster for cluster in clusters if cluster in own]
     if not clusters:
         return errors.FLUSH_REFUSED
     return merged(ask_primaries(session, request, words, clusters), all_succeeded)

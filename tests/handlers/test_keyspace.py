@@ -1,5 +1,8 @@
 """KEYS, RANDOMKEY, DBSIZE, FLUSHDB and FLUSHALL."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pytest
 
 from proxy import errors, wire
@@ -15,6 +18,14 @@ def filled(desk: Desk) -> list[Keeper]:
     found[1].keys = [b"a"]
     found[3].keys = [b"seat_lock:{a}:1"]
     return found
+
+
+def numbered(flushable: Sequence[int] = ()) -> Desk:
+    """Return a desk whose database 1 is the first cluster, and 2 the second."""
+    desk = Desk()
+    desk.server.config = replace(desk.server.config, databases={1: 0, 2: 1})
+    desk.server.router.ruleset = ruleset(flushable=flushable)
+    return desk
 
 
 async def test_keys() -> None:
@@ -50,6 +61,15 @@ async def test_dbsize() -> None:
     assert await answered(client, found, b"DBSIZE") == b":5\r\n"
 
 
+@pytest.mark.parametrize(("number", "count"), [(b"0", 5), (b"1", 4), (b"2", 1)])
+async def test_dbsize_of_a_database(number: bytes, count: int) -> None:
+    """DBSIZE in a database that chooses a cluster counts that cluster."""
+    desk = numbered()
+    found, client = filled(desk), desk.connect()
+    client.ask(b"SELECT", number)
+    assert await answered(client, found, b"DBSIZE") == b":%d\r\n" % count
+
+
 async def test_randomkey() -> None:
     """A random key has its client's name, and no node without keys is asked."""
     desk = Desk()
@@ -76,6 +96,43 @@ async def test_flush(words: bytes) -> None:
     found, client = filled(desk), desk.connect()
     assert await answered(client, found, *words.split()) == b"+OK\r\n"
     assert [one.asked for one in found] == [[words.split()], [words.split()], [], []]
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "flushed"),
+    [
+        (b"2", b"FLUSHDB", [2, 3]),
+        (b"1", b"FLUSHDB ASYNC", [0, 1]),
+        (b"0", b"FLUSHDB", [0, 1, 2, 3]),
+        (b"2", b"FLUSHALL", [0, 1, 2, 3]),
+    ],
+)
+@pytest.mark.parametrize("queued", [False, True])
+async def test_a_database_that_chooses_a_cluster_is_flushed_alone(
+    number: bytes, words: bytes, flushed: list[int], queued: bool
+) -> None:
+    """FLUSHDB empties the cluster of its database, in MULTI too; FLUSHALL what policies say."""
+    desk = numbered(flushable=(0, 1))
+    found, client = filled(desk), desk.connect()
+    assert client.ask(b"SELECT", number) == b"+OK\r\n"
+    if queued:
+        assert client.ask(b"MULTI") == b"+OK\r\n"
+        assert client.ask(*words.split()) == b"+QUEUED\r\n"
+        assert await answered(client, found, b"EXEC") == b"*1\r\n+OK\r\n"
+    else:
+        assert await answered(client, found, *words.split()) == b"+OK\r\n"
+    assert [place for place, one in enumerate(found) if one.asked] == flushed
+
+
+async def test_a_database_whose_cluster_may_not_be_flushed() -> None:
+    """FLUSHDB is refused where the policies keep the database's cluster, and nothing is emptied."""
+    desk = numbered(flushable=(0,))
+    found, client = filled(desk), desk.connect()
+    client.ask(b"SELECT", b"2")
+    assert client.ask(b"FLUSHDB") == errors.FLUSH_REFUSED
+    client.ask(b"SELECT", b"1")
+    assert await answered(client, found, b"FLUSHDB") == b"+OK\r\n"
+    assert [place for place, one in enumerate(found) if one.asked] == [0, 1]
 
 
 @pytest.mark.parametrize("words", [b"FLUSHALL NOW", b"FLUSHDB ASYNC SYNC"])
