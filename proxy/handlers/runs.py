@@ -2,7 +2,8 @@
 
 Used by `scripts` and `functions`. A node that was restarted, promoted, added or flushed answers
 NOSCRIPT to what ran yesterday. That proves that nothing ran, so the run is sent again with its
-body, if the body is known here.
+body, if the body is known here. Whether it may be sent can be a question to other nodes; until that
+is answered, the run counts as unanswered.
 
 Always true:
   * a run is repeated at most once, and only behind an answer that proves that it did not run;
@@ -15,27 +16,32 @@ Always true:
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from proxy import wire
 
 Frames = Sequence[bytes]
 
+# From an error line to what is to be sent instead, or nothing: at once, or when it is known.
+Mend = Callable[[bytes], Frames | Awaitable[Frames]]
+
 
 class Run:
     """One command on its way. The last of the frames that mend it is the run itself."""
 
-    __slots__ = ("followers", "frames", "future", "location", "mend", "number", "reply", "request")
+    __slots__ = (
+        "followers", "frames", "future", "inquiry", "location", "mend", "number", "reply",
+        "request",
+    )  # fmt: skip
 
-    def __init__(
-        self, request: wire.Request, location: wire.Location, mend: Callable[[bytes], Frames]
-    ) -> None:
+    def __init__(self, request: wire.Request, location: wire.Location, mend: Mend) -> None:
         self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self.request = request
         self.location = location
         self.mend = mend
         self.frames: Frames = ()
+        self.inquiry: asyncio.Task[None] | None = None
         self.followers: list[bytes] = []  # what rules send behind it
         self.number = -1  # as which of its client's commands it was sent; -1: no node was asked
         self.reply = b""
@@ -59,7 +65,7 @@ class Runs:
         request: wire.Request,
         location: wire.Location,
         frame: bytes,
-        mend: Callable[[bytes], Frames],
+        mend: Mend,
         followers: list[bytes],
     ) -> asyncio.Future[bytes]:
         """Queue a run, and what rules send behind it; return a future of its reply.
@@ -83,14 +89,33 @@ class Runs:
 
     def _take(self, run: Run, reply: bytes) -> None:
         run.reply = reply
-        self._unanswered -= 1
         if reply[:1] == b"-" and self._downstream.owner is not None:
-            run.frames = run.mend(reply)
-            if run.frames and not self._holding:
-                self._holding = True
-                self._downstream.hold()
+            mending = run.mend(reply)
+            if isinstance(mending, Awaitable):
+                self._hold()
+                run.inquiry = asyncio.get_running_loop().create_task(self._inquire(run, mending))
+                return
+            run.frames = mending
+            if run.frames:
+                self._hold()
+        self._answered(run)
+
+    async def _inquire(self, run: Run, mending: Awaitable[Frames]) -> None:
+        try:
+            run.frames = await mending
+        finally:
+            self._answered(run)
+
+    def _hold(self) -> None:
         if not self._holding:
-            run.end(reply)
+            self._holding = True
+            self._downstream.hold()
+
+    def _answered(self, run: Run) -> None:
+        """Take note that all is known of a run."""
+        self._unanswered -= 1
+        if not self._holding:
+            run.end(run.reply)
         elif not self._unanswered:
             self._settle()
         while self._runs and self._runs[0].reply and not self._holding:

@@ -14,7 +14,7 @@ the keys under their names there. Keys that a script does not declare are the no
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 
 from proxy import errors, resp, wire
 from proxy.handlers import Handler, Session
@@ -31,7 +31,8 @@ from proxy.handlers.everywhere import (
     succeeded,
 )
 from proxy.handlers.forward import followers, locate_all
-from proxy.handlers.runs import Frames
+from proxy.handlers.runs import Frames, Mend
+from proxy.handlers.shelf import Arrival
 
 NOSCRIPT = b"-NOSCRIPT No matching script"  # Redis and Valkey go on differently
 
@@ -89,7 +90,7 @@ def run(
     request: wire.Request,
     words: list[bytes],
     name: bytes,
-    mend: Callable[[bytes], Frames],
+    mend: Mend,
 ) -> bytes | Awaitable[bytes]:
     """Send a script or function to where its keys live; without keys, to where its name says.
 
@@ -120,14 +121,14 @@ def load(session: Session, request: wire.Request) -> Awaitable[bytes]:
     later. Otherwise one cluster that is away would keep the clients of the others from starting.
     """
     words = request.arguments
-    return _load(session, words[2], ask_primaries(session, request, words, every_cluster(session)))
+    arrival = session.server.scripts.expect()
+    replies = ask_primaries(session, request, words, every_cluster(session))
+    return merged(replies, lambda told: _loaded(session, words[2], arrival, told))
 
 
-async def _load(session: Session, body: bytes, asked: Awaitable[list[bytes]]) -> bytes:
-    replies = await asked
+def _loaded(session: Session, body: bytes, arrival: Arrival, replies: Sequence[bytes]) -> bytes:
     told = [reply for reply in replies if reply not in _UNASKED]
-    if succeeded(told):
-        session.server.scripts.put(sha1(body), body)
+    session.server.scripts.arrive(arrival, {sha1(body): body} if succeeded(told) else {})
     return all_succeeded(told or replies)
 
 
@@ -160,15 +161,19 @@ async def _exists(
 
 
 def flush(session: Session, request: wire.Request) -> Awaitable[bytes]:
-    """SCRIPT FLUSH: forgotten here and by every primary."""
+    """SCRIPT FLUSH: forgotten here at once, so that nothing behind it brings any back.
+
+    Where no primary has flushed, they are known here as before.
+    """
+    shelf = session.server.scripts
+    kept, arrival = shelf.forget_all(), shelf.expect()
+
+    def conclude(replies: Sequence[bytes]) -> bytes:
+        shelf.arrive(arrival, {} if succeeded(replies) else kept)
+        return all_succeeded(replies)
+
     replies = ask_primaries(session, request, request.arguments, every_cluster(session))
-    return merged(replies, lambda told: _flushed(session, told))
-
-
-def _flushed(session: Session, replies: Sequence[bytes]) -> bytes:
-    if succeeded(replies):
-        session.server.scripts.clear()
-    return all_succeeded(replies)
+    return merged(replies, conclude)
 
 
 def kill(session: Session, request: wire.Request) -> Awaitable[bytes]:

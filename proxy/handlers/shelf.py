@@ -3,12 +3,15 @@
 `scripts` puts in what EVAL and SCRIPT LOAD bring, `functions` what FUNCTION LOAD does. A server has
 one shelf for each.
 
+What a client has deleted must not come back from here: it is forgotten before the nodes are asked,
+and a load that was under way then leaves nothing behind (`Arrival`).
+
 Always true: a shelf holds at most so many bodies of at most so many bytes together; what was used
 least lately makes room. Then a client hears NOSCRIPT and sends the body, as with any Redis.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 # Redis itself keeps 500 scripts that came by EVAL. A job queue brings 50 of 10 KiB each.
 MOST_BODIES = 1_000
@@ -19,6 +22,14 @@ MOST_LIBRARIES = 100
 LIBRARY_BYTES = 4 * 1024 * 1024
 
 
+class Arrival:
+    """Bodies that are kept once nodes have answered, unless they are forgotten until then."""
+
+    def __init__(self) -> None:
+        self.forgotten: set[bytes] = set()
+        self.void = False  # all were forgotten
+
+
 class Shelf:
     """Bodies by name."""
 
@@ -27,6 +38,7 @@ class Shelf:
         self._most = most
         self._most_bytes = most_bytes
         self._bodies: OrderedDict[bytes, bytes] = OrderedDict()
+        self._arrivals: set[Arrival] = set()
 
     def __len__(self) -> int:
         return len(self._bodies)
@@ -50,10 +62,36 @@ class Shelf:
     def drop(self, name: bytes) -> None:
         self.bytes -= len(self._bodies.pop(name, b""))
 
-    def clear(self) -> None:
+    def bodies(self) -> Mapping[bytes, bytes]:
+        """Return all bodies by name, those used least lately first."""
+        return self._bodies
+
+    def expect(self) -> Arrival:
+        """Begin to ask nodes for what may change what is kept; `arrive` ends it."""
+        arrival = Arrival()
+        self._arrivals.add(arrival)
+        return arrival
+
+    def arrive(self, arrival: Arrival, bodies: Mapping[bytes, bytes]) -> None:
+        """Keep what nodes have after all, unless it was forgotten meanwhile."""
+        self._arrivals.discard(arrival)
+        for name, body in bodies.items():
+            if not arrival.void and name not in arrival.forgotten:
+                self.put(name, body)
+
+    def forget(self, name: bytes) -> dict[bytes, bytes]:
+        """Let go of one body by a client's word; return it."""
+        for arrival in self._arrivals:
+            arrival.forgotten.add(name)
+        body = self._bodies.get(name)
+        self.drop(name)
+        return {} if body is None else {name: body}
+
+    def forget_all(self) -> dict[bytes, bytes]:
+        """Let go of all by a client's word; return them."""
+        for arrival in self._arrivals:
+            arrival.void = True
+        found = dict(self._bodies)
         self._bodies.clear()
         self.bytes = 0
-
-    def bodies(self) -> Iterable[bytes]:
-        """Return all bodies, those used least lately first."""
-        return self._bodies.values()
+        return found

@@ -1,11 +1,20 @@
 """FCALL and FUNCTION: where they go, and what is made of many replies."""
 
+import asyncio
+from array import array
+
+import pytest
+
+from proxy import errors, wire
 from proxy.handlers.functions import running
-from tests.handlers.desk import Desk
+from tests.handlers.desk import Client, Desk
 
 CODE = b"#!lua name=l\nredis.register_function('Add', function() return 1 end)"
 NOT_FOUND = b"-ERR Function not found\r\n"
 NAME = b"$1\r\nl\r\n"
+LISTED, UNLISTED = b"*1\r\n*0\r\n", b"*0\r\n"
+GONE = b"-ERR Library not found\r\n"
+CALL = [b"FCALL", b"add", b"1", b"a", b"v"]  # to node 1
 
 
 async def loaded(desk: Desk, *replies: bytes) -> bytes:
@@ -21,7 +30,7 @@ async def test_a_library_is_loaded_on_every_primary() -> None:
     """All of both clusters take it, and it is known afterwards."""
     desk = Desk()
     assert await loaded(desk, NAME, NAME, NAME, NAME) == NAME
-    assert list(desk.server.libraries.bodies()) == [CODE]
+    assert dict(desk.server.libraries.bodies()) == {b"l": CODE}
 
 
 async def test_a_primary_that_refuses_is_reported() -> None:
@@ -30,20 +39,93 @@ async def test_a_primary_that_refuses_is_reported() -> None:
     assert reply == b"-ERR no (3 of 4 parts succeeded)\r\n"
 
 
-async def test_a_node_without_the_library_gets_it_before_the_call() -> None:
-    """The library goes out without REPLACE, and the call behind it, once."""
+def knowing() -> tuple[Desk, Client]:
+    """Return a desk whose server has seen the library loaded, and a client."""
     desk = Desk()
     desk.server.libraries.put(b"l", CODE)
     desk.server.libraries.put(b"other", b"#!lua name=other")
-    client = desk.connect()
-    client.send(b"FCALL", b"add", b"1", b"a", b"v")
-    desk.node(1).commands()
+    return desk, desk.connect()
+
+
+async def not_found(desk: Desk, client: Client) -> None:
+    """Call the function at node 1, which does not know it."""
+    client.send(*CALL)
+    assert desk.node(1).commands() == [CALL]
     desk.node(1).answer(NOT_FOUND)
-    desk.settle()
-    call = [b"FCALL", b"add", b"1", b"a", b"v"]
-    assert desk.node(1).commands() == [[b"FUNCTION", b"LOAD", CODE], call]
+    await turns(desk)
+
+
+async def turns(desk: Desk) -> None:
+    """Let the handlers go on until they wait for nodes."""
+    for _ in range(8):
+        await asyncio.sleep(0)
+        desk.settle()
+
+
+async def listed(desk: Desk, *replies: bytes) -> None:
+    """Let each primary say whether it has the library, when it is asked."""
+    for number, reply in enumerate(replies):
+        asked = desk.node(number).commands()
+        assert asked == [[b"FUNCTION", b"LIST", b"LIBRARYNAME", b"l"]]
+        desk.node(number).answer(reply)
+    await turns(desk)
+
+
+@pytest.mark.parametrize("others", [(LISTED, LISTED, LISTED), (LISTED, UNLISTED, LISTED)])
+async def test_a_node_without_the_library_gets_it_before_the_call(others: tuple[bytes]) -> None:
+    """Where half of the others have it, it goes out without REPLACE, and the call behind it."""
+    desk, client = knowing()
+    await not_found(desk, client)
+    await listed(desk, others[0], UNLISTED, *others[1:])
+    assert desk.node(1).commands() == [[b"FUNCTION", b"LOAD", CODE], CALL]
     desk.node(1).answer(NAME, b":1\r\n")
     assert await client.reply() == b":1\r\n"
+
+
+@pytest.mark.parametrize(
+    ("others", "kept"),
+    [
+        ((UNLISTED, UNLISTED, UNLISTED), False),
+        ((UNLISTED, LISTED, UNLISTED), True),
+        ((b"-ERR away\r\n",) * 3, True),
+    ],
+)
+async def test_a_library_that_others_lack_is_not_brought_back(
+    others: tuple[bytes], kept: bool
+) -> None:
+    """Another sidecar has deleted it: the client hears the node, and what none has is forgotten."""
+    desk, client = knowing()
+    await not_found(desk, client)
+    await listed(desk, others[0], UNLISTED, *others[1:])
+    assert client.take() == NOT_FOUND
+    assert not any(desk.node(number).commands() for number in range(4))
+    assert (desk.server.libraries.get(b"l") is not None) is kept
+
+
+async def test_a_lone_primary_gets_its_library() -> None:
+    """Where there is no other primary, what was loaded and not deleted here is sent again."""
+    desk, client = knowing()
+    owners = [(True, array("h", [number] * 16384)) for number in (0, -1)]
+    lone = tuple(node.upstream for node in desk.nodes[1])
+    desk.server.router.slots = wire.SlotMap(owners, [[(upstream,) for upstream in lone]])
+    await not_found(desk, client)
+    assert desk.node(1).commands() == [[b"FUNCTION", b"LIST", b"LIBRARYNAME", b"l"]]
+    desk.node(1).answer(UNLISTED)
+    await turns(desk)
+    assert desk.node(1).commands() == [[b"FUNCTION", b"LOAD", CODE], CALL]
+
+
+async def test_a_library_deleted_while_others_are_asked_is_not_brought_back() -> None:
+    """A deletion by another client, between the question and its answer, holds."""
+    desk, client = knowing()
+    await not_found(desk, client)
+    asked = [desk.node(number).commands() for number in range(4)]
+    assert all(asked)
+    desk.connect().send(b"FUNCTION", b"DELETE", b"l")
+    for number in range(4):
+        desk.node(number).answer(UNLISTED if number == 1 else LISTED, b"+OK\r\n")
+    await turns(desk)
+    assert client.take() == NOT_FOUND
 
 
 async def test_an_unknown_function_loads_nothing() -> None:
@@ -59,17 +141,53 @@ async def test_an_unknown_function_loads_nothing() -> None:
         assert desk.node(1).commands() == []
 
 
-async def test_what_is_deleted_is_forgotten() -> None:
-    """FUNCTION DELETE forgets one library; FLUSH and RESTORE leave none that is known."""
-    for words in ([b"DELETE", b"l"], [b"FLUSH"], [b"RESTORE", b"payload"]):
-        desk = Desk()
-        desk.server.libraries.put(b"l", CODE)
-        client = desk.connect()
-        client.send(b"FUNCTION", *words)
-        for number in range(4):
-            desk.node(number).answer(b"+OK\r\n")
-        assert await client.reply() == b"+OK\r\n"
-        assert len(desk.server.libraries) == 0
+DELETIONS = [[b"DELETE", b"l"], [b"FLUSH"], [b"RESTORE", b"payload"]]
+
+
+@pytest.mark.parametrize("words", DELETIONS)
+async def test_what_is_deleted_is_forgotten_at_once(words: list[bytes]) -> None:
+    """A call behind FUNCTION DELETE, FLUSH or RESTORE brings nothing back, nor a load before it."""
+    desk, client = knowing()
+    client.send_all([[b"FUNCTION", b"LOAD", b"REPLACE", CODE], [b"FUNCTION", *words], CALL])
+    assert desk.server.libraries.get(b"l") is None
+    for number in range(4):
+        desk.node(number).commands()
+        desk.node(number).answer(NAME, b"+OK\r\n")
+    desk.node(1).answer(NOT_FOUND)
+    await turns(desk)
+    assert client.take() == NAME + b"+OK\r\n" + NOT_FOUND
+    assert desk.server.libraries.get(b"l") is None
+
+
+@pytest.mark.parametrize("words", DELETIONS)
+async def test_what_no_primary_deleted_is_still_known(words: list[bytes]) -> None:
+    """After a deletion that failed everywhere new primaries get the library as before."""
+    desk, client = knowing()
+    client.send(b"FUNCTION", *words)
+    for number in range(4):
+        desk.node(number).answer(b"-OOM no\r\n")
+    assert await client.reply() == b"-OOM no\r\n"
+    assert desk.server.libraries.get(b"l") == CODE
+
+
+@pytest.mark.parametrize(
+    ("replies", "expected"),
+    [
+        ([GONE, b"+OK\r\n", GONE, GONE], b"+OK\r\n"),
+        ([GONE] * 4, GONE),
+        ([GONE, b"+OK\r\n", b"-OOM no\r\n", b"+OK\r\n"], errors.partial(b"-OOM no\r\n", 2, 3)),
+    ],
+)
+async def test_a_primary_without_the_library_fails_no_deletion(
+    replies: list[bytes], expected: bytes
+) -> None:
+    """FUNCTION DELETE succeeds where all that had the library have deleted it."""
+    desk, client = knowing()
+    client.send(b"FUNCTION", b"DELETE", b"l")
+    for number, reply in enumerate(replies):
+        desk.node(number).answer(reply)
+    assert await client.reply() == expected
+    assert desk.server.libraries.get(b"l") is None
 
 
 async def test_libraries_are_listed_by_one_primary() -> None:

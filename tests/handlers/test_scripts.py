@@ -140,15 +140,35 @@ async def _turn(desk: Desk) -> None:
 
 
 async def test_a_flush_forgets_everywhere() -> None:
-    """SCRIPT FLUSH reaches every primary, and nothing is repaired from then on."""
+    """SCRIPT FLUSH reaches every primary, and neither EVAL nor LOAD before it repairs any later."""
+    desk = Desk()
+    client = desk.connect()
+    run = [b"EVALSHA", SHA, b"1", b"a"]  # at node 1
+    client.send_all([
+        [b"EVAL", BODY, b"1", b"a"], [b"SCRIPT", b"LOAD", BODY], [b"SCRIPT", b"FLUSH"], run,
+    ])  # fmt: skip
+    assert len(desk.server.scripts) == 0
+    desk.node(1).answer(b":1\r\n")
+    for number in range(4):
+        desk.node(number).commands()
+        desk.node(number).answer(b"$40\r\n%b\r\n" % SHA, b"+OK\r\n")
+    desk.node(1).answer(FORGOTTEN)
+    for _ in range(8):
+        await _turn(desk)
+    assert client.take().endswith(b"+OK\r\n" + FORGOTTEN)
+    assert len(desk.server.scripts) == 0
+
+
+async def test_what_no_primary_flushed_is_still_known() -> None:
+    """After a SCRIPT FLUSH that every primary refused, runs are repaired as before."""
     desk = Desk()
     desk.server.scripts.put(SHA, BODY)
     client = desk.connect()
-    client.send(b"SCRIPT", b"FLUSH", b"ASYNC")
+    client.send(b"SCRIPT", b"FLUSH", b"NOW")
     for number in range(4):
-        desk.node(number).answer(b"+OK\r\n")
-    assert await client.reply() == b"+OK\r\n"
-    assert len(desk.server.scripts) == 0
+        desk.node(number).answer(b"-ERR syntax\r\n")
+    assert await client.reply() == b"-ERR syntax\r\n"
+    assert desk.server.scripts.get(SHA) == BODY
 
 
 def test_whoever_had_nothing_to_kill_does_not_count() -> None:

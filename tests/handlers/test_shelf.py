@@ -32,9 +32,26 @@ def test_a_body_has_one_place() -> None:
     shelf.put(b"a", b"1")
     shelf.put(b"a", b"333")
     shelf.put(b"b", b"22")
-    assert (list(shelf.bodies()), shelf.bytes) == ([b"333", b"22"], 5)
+    assert (list(shelf.bodies().values()), shelf.bytes) == ([b"333", b"22"], 5)
     shelf.drop(b"a")
     shelf.drop(b"a")
     assert shelf.bytes == 2
-    shelf.clear()
+    shelf.forget_all()
     assert (len(shelf), shelf.bytes) == (0, 0)
+
+
+def test_what_is_forgotten_meanwhile_does_not_arrive() -> None:
+    """A body on its way is not kept when it, or all, were forgotten since; another one is."""
+    shelf = Shelf()
+    shelf.put(b"a", b"0")
+    arrival = shelf.expect()
+    assert shelf.forget(b"a") == {b"a": b"0"}
+    assert shelf.forget(b"a") == {}
+    shelf.arrive(arrival, {b"a": b"1", b"b": b"2"})
+    assert dict(shelf.bodies()) == {b"b": b"2"}
+    arrival = shelf.expect()
+    assert shelf.forget_all() == {b"b": b"2"}
+    shelf.arrive(arrival, {b"b": b"2"})
+    assert len(shelf) == 0
+    shelf.arrive(shelf.expect(), {b"b": b"2"})
+    assert len(shelf) == 1

@@ -170,10 +170,37 @@ async def test_functions_are_on_every_primary(caller: Caller, clusters: Clusters
 async def test_a_primary_without_the_library_gets_it(caller: Caller, clusters: Clusters) -> None:
     """A call that a new primary does not know is repeated there, with the library."""
     await caller.call("FUNCTION", "LOAD", LIBRARY)
-    await forget(clusters, "FUNCTION", "FLUSH")
-    replies = await caller.pipeline([("FCALL", "count_up", 1, "n")] * 50)
-    assert replies == list(range(1, 51))
+    for node in clusters.cache.primaries:
+        await node.ask("FUNCTION", "FLUSH")
+        calls = [("FCALL", "count_up", 1, f"n{key}") for key in range(50)]
+        assert len(set(await caller.pipeline(calls))) == 1
     assert str(await caller.call("FCALL", "count_down", 1, "n")) == "ERR Function not found"
+
+
+async def test_what_was_deleted_in_a_pipeline_stays_deleted(caller: Caller) -> None:
+    """Calls and runs behind the deletion hear that there is nothing, as from Redis."""
+    load, call = ("FUNCTION", "LOAD", LIBRARY), ("FCALL", "count_up", 1, "n")
+    for deletion in (("FUNCTION", "FLUSH"), ("FUNCTION", "DELETE", "counting")):
+        replies = await caller.pipeline([load, call, deletion, call])
+        assert str(replies[3]) == "ERR Function not found"
+        assert await caller.call("FUNCTION", "LIST") == []
+    run, sha = ("EVAL", "return 1", 0), hashlib.sha1(b"return 1").hexdigest()
+    replies = await caller.pipeline([run, ("SCRIPT", "FLUSH"), ("EVALSHA", sha, 0)])
+    assert str(replies[2]).startswith("NOSCRIPT")
+
+
+async def test_what_another_sidecar_deleted_stays_deleted(
+    caller: Caller, clusters: Clusters, proxy_process: StartProxy
+) -> None:
+    """Who loaded a library does not bring it back, and a part of it can be deleted."""
+    other = await Caller.open((await proxy_process()).port)
+    assert await caller.call("FUNCTION", "LOAD", LIBRARY) == b"counting"
+    assert await other.call("FUNCTION", "DELETE", "counting") == b"OK"
+    assert str(await caller.call("FCALL", "count_up", 1, "n")) == "ERR Function not found"
+    await clusters.cache.primaries[0].ask("FUNCTION", "LOAD", LIBRARY)
+    assert await other.call("FUNCTION", "DELETE", "counting") == b"OK"
+    refused = await other.call("FUNCTION", "DELETE", "counting")
+    assert str(refused) == "ERR Library not found"
 
 
 async def test_a_part_of_the_primaries_is_told(caller: Caller, clusters: Clusters) -> None:
