@@ -312,7 +312,7 @@ function|kill                   2 local     -       -                      scrip
 function|list                  -2 local     -       -                      scripting
 function|load                  -3 local     -       write,denyoom          scripting
 function|restore               -3 local     -       write,denyoom          scripting
-function|stats                  2 local     -       -                      scripting
+function|stats                  2 barrier   -       -                      scripting
 script                         -2 container -       -                      -
 script|debug                   -3 refused   -       -                      scripting
 script|exists                  -3 local     -       -                      scripting

@@ -68,6 +68,11 @@ class Blocked:
         self.gone = True
         self.call_off(TIMEOUT)
 
+    def abandon(self) -> asyncio.Future[bool]:
+        """End the wait of a client that is closed; return what is done when it has ended."""
+        self.release()
+        return self._outcome
+
     def leave_soon(self) -> None:
         """Hear that the client has closed its end: it gets what comes in a moment, and is gone."""
         self._loop.call_at(self._began + MOMENT, self.leave)

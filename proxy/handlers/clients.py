@@ -2,17 +2,23 @@
 
 Always true: a client sees and closes connections of its own user only, unless its role is `admin`,
 so one tenant learns nothing about another. Names in the list have no spaces or line ends, or they
-could forge an entry.
+could forge an entry. Who has been told that a client is closed finds nothing waiting for it.
 """
 
+import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from proxy import errors, resp, wire
 from proxy.handlers import Handler, Session
+from proxy.handlers.blocked import blocked_by
 from proxy.handlers.connection import LONGEST_NAME, bad_name, integer, printable
 from proxy.handlers.tenants import sees
+
+# How long CLIENT KILL waits for nodes to end what clients waited for, in seconds. A node needs a
+# round trip; one that needs longer is silent, and its connection is closed in time anyway.
+ENDING = 1.0
 
 
 def client_id(session: Session, request: wire.Request) -> bytes:
@@ -135,15 +141,12 @@ def describe(session: Session, now: float) -> Iterator[tuple[str, object]]:
     yield "lib-ver", session.library[1].decode("latin-1")
 
 
-def kill(session: Session, request: wire.Request) -> bytes:
+def kill(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
     words = request.arguments[2:]
     if len(words) == 1:
         address = words[0].decode("latin-1")
         found = [other for other in _visible(session) if other.peer == address]
-        if not found:
-            return errors.NO_SUCH_CLIENT
-        _close(session, found)
-        return resp.OK
+        return _close(session, found, resp.OK) if found else errors.NO_SUCH_CLIENT
     filters = _filters(session, words)
     if isinstance(filters, bytes):
         return filters
@@ -152,17 +155,33 @@ def kill(session: Session, request: wire.Request) -> bytes:
         for other in _visible(session)
         if all(fits(other) for fits in filters.tests) and not (other is session and filters.skip_me)
     ]
-    _close(session, found)
-    return resp.integer(len(found))
+    return _close(session, found, resp.integer(len(found)))
 
 
-def _close(session: Session, found: Sequence[Session]) -> None:
-    """Close clients; the one that asks gets its reply first."""
+def _close(session: Session, found: Sequence[Session], reply: bytes) -> bytes | Awaitable[bytes]:
+    """Close clients; the one that asks gets its reply first, once no node waits for the others."""
+    ends = []
     for other in found:
         if other is session:
             session.closing = True
-        else:
-            other.close()
+            continue
+        other.close()
+        wait = blocked_by(other)
+        if wait is not None:
+            ends.append(wait.abandon())
+    if not ends:
+        return reply
+    # What the same client writes behind it must not be taken for one that is gone.
+    session.downstream.hold()
+    return _closed(session, ends, reply)
+
+
+async def _closed(session: Session, ends: Sequence[asyncio.Future[bool]], reply: bytes) -> bytes:
+    try:
+        await asyncio.wait(ends, timeout=ENDING)
+    finally:
+        session.downstream.release()
+    return reply
 
 
 @dataclass

@@ -25,6 +25,7 @@ from proxy.handlers.everywhere import (
     ask_aside_everywhere,
     ask_primaries,
     every_cluster,
+    merge_of,
     merged,
     succeeded,
 )
@@ -137,9 +138,21 @@ def describe(session: Session, request: wire.Request) -> bytes | Awaitable[bytes
 
 
 def stats(session: Session, request: wire.Request) -> Awaitable[bytes]:
-    """FUNCTION STATS: what runs, wherever that is, and the libraries of any primary."""
-    replies = ask_aside_everywhere(session, request.arguments, every_cluster(session))
-    return merged(replies, lambda told: running(told, session.protocol))
+    """FUNCTION STATS: what runs, wherever that is, and the libraries of any primary.
+
+    On connections of their own, as in SCRIPT KILL. So it is asked when all before it is answered,
+    and nothing behind it is taken until it is answered itself.
+    """
+    session.downstream.hold()
+    return _stats(session, request.arguments)
+
+
+async def _stats(session: Session, words: Sequence[bytes]) -> bytes:
+    try:
+        replies = await ask_aside_everywhere(session, words, every_cluster(session))
+    finally:
+        session.downstream.release()
+    return merge_of(replies, lambda told: running(told, session.protocol))
 
 
 def running(replies: Sequence[bytes], protocol: int) -> bytes:

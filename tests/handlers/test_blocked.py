@@ -127,6 +127,45 @@ async def test_a_node_that_does_not_end_the_wait(monkeypatch: pytest.MonkeyPatch
         assert str(await caller.next()).encode() == errors.UNKNOWN_OUTCOME[1:-2]
 
 
+@pytest.mark.parametrize("skip_me", ["yes", "no"])
+async def test_a_kill_is_answered_when_the_wait_has_ended(skip_me: str) -> None:
+    """What who kills writes behind it, or after the answer, goes to nobody who is gone."""
+    async with house() as made:
+        order: list[str] = []
+
+        def late(connection: FakeConnection, words: list[bytes]) -> Answer:
+            wait = waiting_on(made)
+            asyncio.get_running_loop().call_later(0.05, wait.put, b"*-1\r\n")
+            asyncio.get_running_loop().call_later(0.05, order.append, "ended")
+            return Answer(b":1\r\n")
+
+        def push(connection: FakeConnection, words: list[bytes]) -> bytes:
+            order.append("pushed")
+            return b":1\r\n"
+
+        made.node.answers |= {"CLIENT UNBLOCK": late, "RPUSH": push}
+        await blocked(made)
+        other = await made.connect()
+        kill = pack("CLIENT", "KILL", "TYPE", "normal", "SKIPME", skip_me)
+        other.writer.write(kill + pack("RPUSH", "q", "x"))
+        assert await other.next() == (1 if skip_me == "yes" else 2)
+        assert order[0] == "ended"
+        assert await other.next() == 1 if skip_me == "yes" else await other.rest() == []
+        assert order == (["ended", "pushed"] if skip_me == "yes" else ["ended"])
+
+
+async def test_a_kill_does_not_wait_for_a_silent_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is answered in a bounded time, whatever the node does about the wait."""
+    monkeypatch.setattr("proxy.handlers.clients.ENDING", 0.05)
+    async with house() as made:
+        made.node.answers["CLIENT UNBLOCK"] = Answer(b"")
+        await blocked(made)
+        other = await made.connect()
+        async with asyncio.timeout(2.0):
+            assert await other.call("CLIENT", "KILL", "ID", number(made)) == 1
+            assert await other.call("PING") == b"PONG"
+
+
 @pytest.mark.parametrize("how", ["finish", "reset", "half", "killed"])
 async def test_a_client_that_goes(how: str) -> None:
     """Its wait is ended at the node at once, however it leaves."""

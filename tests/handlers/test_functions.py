@@ -7,6 +7,8 @@ import pytest
 
 from proxy import errors, wire
 from proxy.handlers.functions import running
+from tests.fakenode import Answer, FakeConnection
+from tests.front import front
 from tests.handlers.desk import Client, Desk
 
 CODE = b"#!lua name=l\nredis.register_function('Add', function() return 1 end)"
@@ -208,3 +210,23 @@ def test_whoever_runs_something_is_reported() -> None:
     assert running([b"-ERR away\r\n", idle, busy, idle], 3) == busy
     assert running([idle, idle], 3) == idle
     assert running([b"-ERR away\r\n"], 3) == b"-ERR away\r\n"
+
+
+@pytest.mark.integration
+async def test_statistics_wait_for_what_was_sent_before() -> None:
+    """FUNCTION STATS goes beside the client's connection, so not before it is all answered."""
+    async with front() as made:
+        order: list[bytes] = []
+
+        def late(connection: FakeConnection, words: list[bytes]) -> Answer:
+            asyncio.get_running_loop().call_later(0.05, order.append, b"answered")
+            return Answer(b"$-1\r\n", delay=0.05)
+
+        def statistics(connection: FakeConnection, words: list[bytes]) -> bytes:
+            order.append(words[1])
+            return b"*4\r\n+running_script\r\n$-1\r\n+engines\r\n*0\r\n"
+
+        made.node.answers |= {"GET": late, "FUNCTION STATS": statistics}
+        caller = await made.connect()
+        assert (await caller.pipeline([("GET", "k"), ("FUNCTION", "STATS")]))[0] is None
+        assert order == [b"answered", b"STATS"]

@@ -155,3 +155,17 @@ async def test_a_primary_freezes_while_clients_wait(
         primary.resume()
     with contextlib.suppress(AssertionError):
         await cluster.wait_ready()
+
+
+async def test_a_killed_client_takes_no_element(
+    start_cluster: StartCluster, proxy_process: StartProxy
+) -> None:
+    """What is pushed behind CLIENT KILL, in the same pipeline, stays in its list."""
+    sidecar = await proxy_process({"cache": await start_cluster(shape=Shape(3, 0))})
+    caller = await Caller.open(sidecar.port)
+    for number in range(20):
+        (waiter,) = await waiting(sidecar, ["BLPOP", f"list:{number}", "0"])
+        push = ("RPUSH", f"list:{number}", "kept")
+        assert await caller.pipeline([("CLIENT", "KILL", "TYPE", "normal"), push]) == [1, 1]
+        assert await caller.call("LRANGE", f"list:{number}", 0, -1) == [b"kept"]
+        waiter.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import re
 from typing import Any
 
 import pytest
@@ -175,6 +176,15 @@ async def test_a_primary_without_the_library_gets_it(caller: Caller, clusters: C
         calls = [("FCALL", "count_up", 1, f"n{key}") for key in range(50)]
         assert len(set(await caller.pipeline(calls))) == 1
     assert str(await caller.call("FCALL", "count_down", 1, "n")) == "ERR Function not found"
+
+
+async def test_function_stats_keeps_the_order(caller: Caller) -> None:
+    """It counts what was loaded before it in a pipeline, and nothing that is deleted behind it."""
+    load, stats, flush = ("FUNCTION", "LOAD", LIBRARY), ("FUNCTION", "STATS"), ("FUNCTION", "FLUSH")
+    for _ in range(10):
+        replies = await caller.pipeline([stats, load, stats, flush, stats])
+        told = [re.search(r"'libraries_count'\W+(\d)", str(reply)) for reply in replies[::2]]
+        assert [found and found[1] for found in told] == ["0", "1", "0"]
 
 
 async def test_what_was_deleted_in_a_pipeline_stays_deleted(caller: Caller) -> None:
