@@ -18,6 +18,7 @@ from proxy import commands, log, repairs, wire
 from proxy.admin import Admin, Heartbeat
 from proxy.backing import backing_for
 from proxy.config import Config
+from proxy.control.eviction import Eviction
 from proxy.control.states import States
 from proxy.errors import PolicyError, StartError
 from proxy.explain import Explainer
@@ -33,11 +34,6 @@ from proxy.trials import Trials
 from proxy.upstream.connection import Flusher
 from proxy.upstream.pool import Plumbing, Pools
 from proxy.upstream.reservations import Reservations
-
-# What every cluster of the house is expected to run with, shown by INFO to clients that look for
-# it: job queues refuse to start where their keys may be evicted.
-EVICTION = {"locks": "noeviction"}
-OTHER_EVICTION = "allkeys-lfu"
 
 # A file of some kilobytes; longer than a busy machine takes for it.
 REREAD_SECONDS = 10.0
@@ -120,6 +116,7 @@ class App:
             None if self._backing is None else self._backing.postgres,
             plumbing.states, self._metrics.states,
         )  # fmt: skip
+        self._eviction = Eviction(self._pools)
         if self._backing is not None:
             self._backing.returned.changed = self._states.look_soon
         self._pools.pins.room = self._server.room_for_pins
@@ -175,6 +172,7 @@ class App:
                 self._spawn(loop)
         self._spawn(self._server.watch())
         self._spawn(self._states.watch())
+        self._spawn(self._eviction.watch())
         self._spawn(self._reservations.watch())
         self._spawn(Trials(self._router).watch())
         try:
@@ -219,7 +217,7 @@ class App:
         return tuple(
             ClusterStatistics(
                 cluster.config.name, cluster.available, self._states.said(cluster),
-                len(cluster.nodes), EVICTION.get(cluster.config.name, OTHER_EVICTION), invalidation,
+                len(cluster.nodes), self._eviction.said(cluster), invalidation,
             )
             for cluster, invalidation in zip_longest(self._pools.clusters, applied)
         )  # fmt: skip

@@ -409,3 +409,20 @@ async def test_two_clusters_with_slots(tmp_path: Path) -> None:
     finally:
         await locks.stop()
         await cache.stop()
+
+
+async def test_info_says_what_nodes_say(tmp_path: Path, node: FakeNode) -> None:
+    """Job queues read whether keys may be evicted: each reply is the node's own word."""
+    text = b"# Memory\r\nmaxmemory_policy:volatile-ttl\r\n"
+    node.answers["INFO"] = b"$%d\r\n%b\r\n" % (len(text), text)
+    async with running(configured(tmp_path, node)) as it:
+        caller = await it.connect()
+
+        async def known() -> bool:
+            return b"maxmemory_policy:volatile-ttl" in await caller.call("INFO", "memory")
+
+        await wait_for(known, "the answer of the node")
+        assert await caller.call("CONFIG", "GET", "maxmemory-policy") == [
+            b"maxmemory-policy", b"volatile-ttl",
+        ]  # fmt: skip
+        assert b"maxmemory_policy=volatile-ttl" in await caller.call("INFO", "sidecache")

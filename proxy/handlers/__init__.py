@@ -63,7 +63,7 @@ class ClusterStatistics:
     available: bool
     state: str  # "up", or what it is and how many of its shards are
     nodes: int
-    maxmemory_policy: str
+    maxmemory_policy: str  # what its primaries say, or "unknown"
     invalidation: Applied | None = None  # None where no database is configured
 
 

@@ -22,12 +22,14 @@ NO_STATISTICS = "Stats not supported for the current allocator"
 
 
 def memory_doctor(session: Session, request: wire.Request) -> bytes:
-    text = DOCTOR.format(used=human(resident()), peak=human(most_resident()))
+    used = resident()
+    text = DOCTOR.format(used=human(used), peak=human(max(used, most_resident())))
     return resp.encode(resp.Verbatim(text), session.protocol)
 
 
 def memory_stats(session: Session, request: wire.Request) -> bytes:
-    used, peak = resident(), most_resident()
+    used = resident()
+    peak = max(used, most_resident())
     unread = sum(other.downstream.output_bytes for other in session.server.sessions.values())
     fields: dict[str, object] = {
         "peak.allocated": peak,

@@ -77,7 +77,8 @@ def _clients(session: Session, statistics: Statistics) -> Fields:
 
 
 def _memory(session: Session, statistics: Statistics) -> Fields:
-    used, peak = resident(), most_resident()
+    used = resident()
+    peak = max(used, most_resident())
     total = os.sysconf("SC_PHYS_PAGES") * _PAGE
     # The proxy limits what clients may cost, not itself; data and its limit are the nodes'.
     sizes = {
@@ -224,8 +225,8 @@ def _cluster(session: Session, statistics: Statistics) -> Fields:
 
 
 def _keyspace(session: Session, statistics: Statistics) -> Fields:
-    # Libraries read which databases there are, and a database without keys is not shown.
-    return {"db0": "keys=0,expires=0,avg_ttl=0"}
+    # How many keys there are only nodes know: DBSIZE asks them.
+    return {}
 
 
 def _sidecache(session: Session, statistics: Statistics) -> Fields:

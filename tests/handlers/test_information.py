@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from proxy.handlers import information
 from proxy.handlers.information import human, percentile
 from tests.handlers.backed_desk import nobody
 from tests.handlers.desk import Client, Desk
@@ -12,7 +13,7 @@ from tests.handlers.desk import Client, Desk
 LOOKED_FOR = {
     b"redis_version:7.0.15", b"redis_mode:standalone", b"loading:0", b"role:master",
     b"connected_slaves:0", b"maxmemory_policy:allkeys-lfu", b"cluster_enabled:0",
-    b"tcp_port:6379", b"db0:keys=0,expires=0,avg_ttl=0", b"# Server", b"# CPU", b"# sidecache",
+    b"tcp_port:6379", b"# Keyspace", b"# Server", b"# CPU", b"# sidecache",
     b"cluster_cache:state=up,nodes=2,maxmemory_policy=allkeys-lfu",
     b"cluster_locks:state=redis_down(1/3),nodes=2,maxmemory_policy=noeviction",
     b"connected_clients:1",
@@ -26,6 +27,18 @@ async def test_info_has_what_clients_look_for(words: bytes) -> None:
     lines = set(text.split(b"\r\n"))
     assert lines >= LOOKED_FOR
     assert any(line.startswith(b"run_id:") and len(line) == 47 for line in lines)
+
+
+async def test_no_key_is_counted() -> None:
+    """Keys are the nodes': no database is said to have none."""
+    assert _fields(Desk().connect(), b"keyspace") == {}
+
+
+async def test_the_peak_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system counts the peak later than the present, the peak is the present."""
+    monkeypatch.setattr(information, "most_resident", lambda: 1)
+    fields = _fields(Desk().connect(), b"memory")
+    assert int(fields[b"used_memory_peak"]) >= int(fields[b"used_memory"]) > 1
 
 
 @dataclass(frozen=True)
