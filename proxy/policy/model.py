@@ -236,8 +236,9 @@ class Role(Strict):
         None,
         description="Patterns of the keys that may be named; others are refused, and not shown by "
         "SCAN, KEYS and RANDOMKEY. All when not given. With this or keyspaces, what reaches keys "
-        "without naming them (EVAL, SCRIPT LOAD, FUNCTION LOAD, FLUSHALL, MONITOR and the like) is "
-        "denied unless commands: allow names it.",
+        "without naming them, or other clients (EVAL, EVAL_RO, SCRIPT LOAD, FLUSH and KILL, "
+        "FUNCTION but for HELP, CLIENT PAUSE and UNPAUSE, FLUSHALL, FLUSHDB, MONITOR), is denied "
+        "unless commands: allow names it.",
     )
     keyspaces: tuple[Text, ...] | None = Field(
         None,

@@ -14,10 +14,15 @@ from proxy.policy.blocks import CommandRights
 from proxy.policy.model import Policies
 from proxy.wire.rules import Command
 
-# What reaches keys that the command does not name. Nobody can judge those by the name of a key, so
-# a role that may not use all keys has these only where `allow` names them.
-UNNAMED = ("EVAL", "EVAL_RO", "SCRIPT LOAD", "FUNCTION LOAD", "FUNCTION RESTORE", "FLUSHALL",
-           "FLUSHDB", "MONITOR")  # fmt: skip
+# What reaches keys that the command does not name, what stops other clients, and what takes away,
+# ends or shows scripts of others. Nobody can judge those by the name of a key, so a role that may
+# not use all keys has these only where `allow` names them.
+UNNAMED = (
+    "EVAL", "EVAL_RO", "SCRIPT LOAD", "SCRIPT FLUSH", "SCRIPT KILL", "FUNCTION LOAD",
+    "FUNCTION RESTORE", "FUNCTION DELETE", "FUNCTION FLUSH", "FUNCTION KILL", "FUNCTION LIST",
+    "FUNCTION DUMP", "FUNCTION STATS", "CLIENT PAUSE", "CLIENT UNPAUSE", "FLUSHALL", "FLUSHDB",
+    "MONITOR",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -365,6 +365,22 @@ def test_what_names_no_key_is_closed_to_roles_of_some(folder: Folder) -> None:
     assert roles["patterns"].allowed[INDEX[b"evalsha"]]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"CLIENT PAUSE 1", b"CLIENT UNPAUSE", b"FUNCTION DELETE a", b"FUNCTION FLUSH",
+        b"FUNCTION LIST WITHCODE", b"FUNCTION DUMP", b"FUNCTION STATS", b"FUNCTION KILL",
+        b"SCRIPT FLUSH", b"SCRIPT KILL",
+    ],
+)  # fmt: skip
+def test_what_reaches_other_clients_is_closed_to_roles_of_some(folder: Folder, line: bytes) -> None:
+    """Stopping others, and their scripts and libraries, is for roles of all keys."""
+    side = as_role(folder, "patterns")
+    assert side.receive_data(line + b"\r\n", 0.0) is None
+    assert side.data_to_send().startswith(b"-NOPERM ")
+    assert as_role(folder, "default").receive_data(line + b"\r\n", 0.0) is not None
+
+
 def test_key_bytes_of_a_role(folder: Folder) -> None:
     """A role's keys may be shorter than those of its keyspaces."""
     side = as_role(folder, "short")
