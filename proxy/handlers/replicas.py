@@ -1,9 +1,10 @@
 """WAIT and WAITAOF: how many replicas have what this client was told is written.
 
 A node answers them for the last write of the connection that asks, and a client's writes travel on
-shared ones. So each primary of every cluster is asked on a connection of its own, behind a write
-there that is younger than everything the client was acknowledged, and the least of the answers is
-the reply. Which shards the client wrote to is not known: one without replicas counts as well.
+shared ones. So each primary of the clusters that it has written to is asked on a connection of its
+own, behind a write there that is younger than everything the client was acknowledged, and the least
+of the answers is the reply. Of a client that has written nothing the default cluster is asked. To
+which shards the client wrote is not known: one without replicas counts as well.
 
 Always true: the number is never higher than what a node said about a later write than the client's.
 """
@@ -119,8 +120,11 @@ def shards(slots: wire.SlotMap, cluster: int, sharded: bool) -> list[wire.Locati
 
 
 def wait(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:
-    slots, clusters = session.server.router.slots, session.server.pools.clusters
-    places = [place for c in clusters for place in shards(slots, c.index, c.sharded)]
+    slots, side = session.server.router.slots, session.downstream
+    clusters = session.server.pools.clusters
+    written = [each for each in clusters if side.has_written(each.index)]
+    asked = written or [clusters[session.default_cluster]]
+    places = [place for each in asked for place in shards(slots, each.index, each.sharded)]
     if not places:
         return errors.CLUSTERDOWN
     if crowded(session, len(places)):

@@ -423,6 +423,8 @@ class Downstream(Sink):
     @property
     def resumable(self) -> bool:
         """Return whether parsing was blocked and may go on: call receive_data with no bytes."""
+    def has_written(self, cluster: int) -> bool:
+        """Return whether a write of this client may have gone to a cluster."""
     def receive_data(self, data: Buffer, now: float) -> Request | None:
         """Take bytes from the client.
 

@@ -64,6 +64,7 @@ cdef class Downstream(Sink):
     cdef readonly int last_row     # of the command that was let through last, -1 for none
     cdef readonly int pending
     cdef readonly uint64_t sent    # commands given to nodes
+    cdef uint64_t written          # a bit for each cluster that writes go to
     cdef readonly int following    # commands of ours behind the client's that are not answered
     cdef readonly bint blocked     # parsing waits
     cdef readonly bint closing     # no further command is taken
@@ -97,6 +98,7 @@ cdef class Downstream(Sink):
     cdef list traces               # of commands whose replies are about to be written
     cdef int empty_frames
     cdef double empty_since
+    cdef void note_write(self, int cluster) noexcept
     cdef bint _may_go_on(self) noexcept
     cdef int _window(self) noexcept
     cdef bint _is_stale(self) noexcept

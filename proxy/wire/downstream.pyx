@@ -157,6 +157,13 @@ cdef class Downstream(Sink):
         """Return whether parsing was blocked and may go on."""
         return self.blocked and self._may_go_on()
 
+    cdef void note_write(self, int cluster) noexcept:
+        # Clusters beyond the 64th share bits, so one more than needed may be taken for written.
+        self.written |= <uint64_t> 1 << (cluster & 63)
+
+    def has_written(self, int cluster):
+        return bool(self.written >> (cluster & 63) & 1)
+
     cdef bint _may_go_on(self) noexcept:
         if self.held or self.paused or self.closing:
             return False
@@ -417,6 +424,8 @@ cdef class Downstream(Sink):
                 _tell_of_key(self, refusal, <char*> key, 0, row)
             return refusal
         cluster = _cluster_of(self, found.keyspace)
+        if row >= 0 and self.ruleset.rows[row].write:
+            self.note_write(cluster)
         location = Location.__new__(Location)
         location.cluster = cluster
         location.keyspace = found.keyspace

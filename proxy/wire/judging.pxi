@@ -200,6 +200,8 @@ cdef int _route(Downstream client, const char* frame, Py_ssize_t size, int index
         verdict = _limit(client, frame, index, &found, now)
         if verdict != PASSED:
             return verdict
+    if row.write:
+        client.note_write(cluster)
     if duties & ORIGIN_DUTY and not client.capture:
         return _back(client, frame, size, index, row, cluster, slot, split, renamed, now)
     if split:

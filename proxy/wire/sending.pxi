@@ -139,6 +139,9 @@ cdef int _send_part(Downstream client, Location location, bytes command, int row
     if client.found is not None:
         # Its handler queues the parts of a command before the next one is taken.
         (<Delivery> pending.sink).whole = client.found.pending
+    # What has no row is what a handler makes of a write.
+    if row < 0 or client.ruleset.rows[row].write:
+        client.note_write(location.cluster)
     pending.row = row
     pending.keyspace = location.keyspace
     pending.repeatable = row >= 0 and client.ruleset.rows[row].repeatable

@@ -1,15 +1,17 @@
 """WAIT and WAITAOF: the least that any primary says about a write younger than the client's."""
 
 from array import array
+from pathlib import Path
 
 import pytest
 
 from proxy import errors, wire
-from proxy.embedded.redis import Cluster
+from proxy.embedded.programs import Program
+from proxy.embedded.redis import Cluster, Single
 from proxy.embedded.sidecar import Sidecar
 from proxy.handlers.replicas import least, shards
 from proxy.upstream.dedicated import Missing, Reply
-from tests.conftest import Clusters
+from tests.conftest import Clusters, StartProxy
 from tests.fakenode import Answer
 from tests.front import front
 from tests.integration.rig import Caller, wait_for
@@ -115,3 +117,44 @@ async def test_a_replica_that_is_behind(proxy: Sidecar, empty_clusters: Clusters
         replica.resume()
     assert await caller.call("WAIT", "1", "2000") == 1
     caller.close()
+
+
+async def test_only_clusters_that_were_written_to(
+    proxy_process: StartProxy, empty_clusters: Clusters, redis_binary: Program, tmp_path: Path
+) -> None:
+    """A cluster without replicas says nothing about writes to another, until it is written to."""
+    (tmp_path / "rules.yaml").write_text(
+        "keyspaces:\n  lone: {key: 'lone:{n}', cluster: alone, type: string}\n"
+    )
+    async with Single("alone", redis_binary, tmp_path / "alone") as alone:
+        sidecar = await proxy_process(
+            {"cache": empty_clusters.cache, "alone": alone}, policies=str(tmp_path / "rules.yaml")
+        )
+        reader, writer = await Caller.open(sidecar.port), await Caller.open(sidecar.port)
+        assert await writer.pipeline([("SET", "a", "1"), ("WAIT", "1", "5000")]) == [b"OK", 1]
+        assert await writer.pipeline([("SET", "lone:1", "1"), ("WAIT", "1", "50")]) == [b"OK", 0]
+        # Without a write it is the number of replicas where the client's other keys are.
+        assert await reader.pipeline([("GET", "lone:1"), ("WAIT", "1", "5000")]) == [b"1", 1]
+        reader.close()
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"SET a v", b"MSET a 1 b 2", b"DEL a", b"EVAL x 1 a", b"EVAL x 0", b"FCALL f 0",
+        b"BLPOP a 0", b"BLMOVE a a LEFT LEFT 0", b"MULTI\r\nSET a v", b"COPY a a REPLACE",
+        b"FUNCTION FLUSH", b"XREADGROUP GROUP g c STREAMS a >",
+    ],
+)  # fmt: skip
+async def test_what_counts_as_a_write(line: bytes) -> None:
+    """Whatever way a write takes to its node, its cluster has been written to; a read is none."""
+    async with front() as made:
+        made.node.answers |= {"CLIENT ID": b":7\r\n", "BLPOP": Answer(b""), "BLMOVE": Answer(b"")}
+        caller = await made.connect()
+        await caller.pipeline([("GET", "a"), ("EXISTS", "a"), ("EVAL_RO", "x", "1", "a")])
+        side = made.session.downstream
+        assert not side.has_written(0)
+        caller.writer.write(line + b"\r\n")
+        await wait_for(lambda: side.has_written(0), "the write")
+        assert not side.has_written(1)
