@@ -99,6 +99,9 @@ def line(text: str) -> bytes:
 # --- Commands
 
 SYNTAX = line("ERR syntax error")
+UNBALANCED = line(
+    "ERR Unbalanced XREAD list of streams: for each stream key an ID or '$' must be specified."
+)
 NOT_AN_INTEGER = line("ERR value is not an integer or out of range")
 NUMKEYS = line("ERR numkeys should be greater than 0")
 TOO_MANY_KEYS = line("ERR Number of keys can't be greater than number of args")
@@ -500,6 +503,7 @@ DATA_PLANE = Errors(
     cross_cluster=CROSS_CLUSTER,
     clusterdown=CLUSTERDOWN,
     syntax=SYNTAX,
+    unbalanced=UNBALANCED,
     overloaded=OVERLOADED,
     unmatched=key_refused(None, "a key must belong to a keyspace"),
     wrong_type=line("WRONGTYPE Operation against a key holding the wrong kind of value"),

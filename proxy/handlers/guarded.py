@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from proxy import errors, wire
 from proxy.handlers import Handler, Session
+from proxy.handlers.connection import integer
 from proxy.handlers.forward import locate_all, send_followed
 
 
@@ -19,7 +20,8 @@ def copy_refusal(words: list[bytes], database: int) -> bytes | None:
             case b"REPLACE":
                 position += 1
             case b"DB" if position + 1 < len(words):
-                # Any other spelling of zero is left to nobody: "00" is no number for Redis either.
+                if integer(words[position + 1]) is None:
+                    return errors.NOT_AN_INTEGER
                 # Nodes know no other database, whichever the client has selected.
                 if words[position + 1] != b"0" or database:
                     return errors.COPY_DB_REFUSED

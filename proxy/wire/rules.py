@@ -418,6 +418,7 @@ class Errors(NamedTuple):
     cross_cluster: bytes  # keys of one command live in different clusters
     clusterdown: bytes  # no node for the slot, or the node is not available
     syntax: bytes
+    unbalanced: bytes  # streams without an id each
     overloaded: bytes  # a node's queue is full
     unmatched: bytes  # key of no keyspace while defaults.unmatched is reject
     wrong_type: bytes  # a command of another type than the keyspace's

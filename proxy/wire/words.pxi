@@ -5,6 +5,7 @@ cdef enum:
     KEYS_UNSURE = -1
     KEYS_BLOCKING = -2
     KEYS_UNPAIRED = -3
+    KEYS_UNBALANCED = -4
 
 cdef struct KeyPlaces:
     KeyPlace* items
@@ -73,6 +74,8 @@ cdef bytes _keys_error(Ruleset rules, const char* frame, int index):
     """The line for a command whose keys are not certain, which _find_keys has said of it."""
     cdef CommandRow* row = &rules.rows[index]
     cdef bytes text, digits
+    if row.kind == KEYS_STREAMS and _find_streams(frame, row) == KEYS_UNBALANCED:
+        return rules.errors.unbalanced
     words = rules.commands[index].count_errors
     if words is None or row.first >= WORDS.count:
         return rules.errors.syntax
@@ -145,7 +148,9 @@ cdef int _find_streams(const char* frame, CommandRow* row) except -100:
     while i < WORDS.count:
         if _word_is(frame, i, "STREAMS", 7):
             names = WORDS.count - i - 1
-            if names == 0 or names % 2 or (row.write and i < 4):
+            if names % 2:
+                return KEYS_UNBALANCED
+            if names == 0 or (row.write and i < 4):
                 return KEYS_UNSURE
             names //= 2
             while names > 0:

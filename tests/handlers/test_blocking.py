@@ -13,6 +13,7 @@ from proxy.handlers.blocking import _last_id, _number, block_at
 from tests.conftest import Clusters, StartProxy
 from tests.fakenode import Answer, key_slot
 from tests.front import Front, front
+from tests.handlers.desk import Desk
 from tests.handlers.test_blocked import blocked, waiting_on
 from tests.integration.rig import Caller, wait_for
 from tests.replies import pack
@@ -278,3 +279,18 @@ async def test_renamed_keys(
         words = ["XREADGROUP", "GROUP", "g", "c", "BLOCK", "10", "STREAMS", "jobs:a:4", ">"]
         assert "'jobs:a:4'" in str(await caller.call(*words))
         assert str(await caller.call("BLPOP", "jobs:a:1", "jobs:b:1", "0")).startswith("CROSSSLOT")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"XREAD STREAMS a b 0", b"XREADGROUP GROUP g c STREAMS a b 0",
+        b"XREAD COUNT 1 BLOCK 0 STREAMS a b 0",
+    ],
+)  # fmt: skip
+async def test_streams_without_an_id_each(line: bytes) -> None:
+    """The error has Redis' words, whether the command waits or not."""
+    assert Desk().connect().ask(*line.split()) == (
+        b"-ERR Unbalanced XREAD list of streams: "
+        b"for each stream key an ID or '$' must be specified.\r\n"
+    )

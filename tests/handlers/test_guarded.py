@@ -10,7 +10,8 @@ from tests.handlers.desk import Desk
     ("words", "line"),
     [
         (b"COPY a {a}b DB 3", errors.COPY_DB_REFUSED),
-        (b"COPY a {a}b REPLACE DB 00", errors.COPY_DB_REFUSED),
+        (b"COPY a {a}b REPLACE DB 00", errors.NOT_AN_INTEGER),
+        (b"COPY a {a}b DB x", errors.NOT_AN_INTEGER),
         (b"COPY a {a}b DB", errors.SYNTAX),
         (b"COPY a {a}b OVER", errors.SYNTAX),
         (b"COPY a b", errors.CROSSSLOT),
