@@ -11,6 +11,7 @@ import asyncio
 import math
 
 from proxy import wire
+from proxy.upstream.aside import ask_aside
 from proxy.upstream.pool import ClusterPool, Node, Pools
 
 # CONFIG GET would say it too, but fewer users of nodes may send that.
@@ -48,24 +49,19 @@ class Eviction:
             primaries = [node for each in self._pools.clusters for node in each.primaries()]
             self._said = {node: self._said[node] for node in primaries if node in self._said}
             self._asked = {node: self._asked[node] for node in primaries if node in self._asked}
-            for node in primaries:
-                if self._loop.time() >= self._asked.get(node, -math.inf) + AGE:
-                    self._ask(node)
+            now = self._loop.time()
+            due = [node for node in primaries if now >= self._asked.get(node, -math.inf) + AGE]
+            await asyncio.gather(*map(self._ask, due))
             asked = primaries and len(self._asked) == len(primaries)
             await asyncio.sleep(PERIOD if asked else SOON)
 
-    def _ask(self, node: Node) -> None:
+    async def _ask(self, node: Node) -> None:
         connection = next((each for each in node.all() if each.ready), None)
         if connection is None:
             return
-
-        def heard(reply: bytes) -> None:
-            self._said[node] = policy_in(reply)
-
-        now = self._loop.time()
-        self._asked[node] = now
-        timeout = connection.endpoint.timeout
-        connection.upstream.submit(QUESTION, 1, now, now + timeout, heard)
+        self._asked[node] = self._loop.time()
+        # Aside: what nobody has asked for must not stand among the commands of clients.
+        self._said[node] = policy_in(await ask_aside(connection.endpoint, QUESTION, 2))
 
 
 def policy_in(reply: bytes) -> str:
