@@ -31,7 +31,7 @@ from proxy.handlers.everywhere import (
 )
 from proxy.handlers.forward import send
 from proxy.handlers.runs import Frames
-from proxy.handlers.scripts import kill, run
+from proxy.handlers.scripts import emptied, kill, run
 from proxy.upstream.errands import Errands
 
 NOT_FOUND = b"-ERR Function not found\r\n"
@@ -117,15 +117,7 @@ def delete(session: Session, request: wire.Request) -> Awaitable[bytes]:
 
 def replace(session: Session, request: wire.Request) -> Awaitable[bytes]:
     """FUNCTION FLUSH and RESTORE: what nodes have afterwards, is not known here."""
-    shelf = session.server.libraries
-    kept, arrival = shelf.forget_all(), shelf.expect()
-
-    def conclude(replies: Sequence[bytes]) -> bytes:
-        shelf.arrive(arrival, {} if succeeded(replies) else kept)
-        return all_succeeded(replies)
-
-    replies = ask_primaries(session, request, request.arguments, every_cluster(session))
-    return merged(replies, conclude)
+    return emptied(session, request, session.server.libraries)
 
 
 def describe(session: Session, request: wire.Request) -> bytes | Awaitable[bytes]:

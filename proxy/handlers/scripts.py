@@ -32,7 +32,7 @@ from proxy.handlers.everywhere import (
 )
 from proxy.handlers.forward import followers, locate_all
 from proxy.handlers.runs import Frames, Mend
-from proxy.handlers.shelf import Arrival
+from proxy.handlers.shelf import Arrival, Shelf
 
 NOSCRIPT = b"-NOSCRIPT No matching script"  # Redis and Valkey go on differently
 
@@ -161,11 +161,15 @@ async def _exists(
 
 
 def flush(session: Session, request: wire.Request) -> Awaitable[bytes]:
-    """SCRIPT FLUSH: forgotten here at once, so that nothing behind it brings any back.
+    return emptied(session, request, session.server.scripts)
 
-    Where no primary has flushed, they are known here as before.
+
+def emptied(session: Session, request: wire.Request, shelf: Shelf) -> Awaitable[bytes]:
+    """Send every primary what ends all that is kept on a shelf.
+
+    It is forgotten here at once, so that nothing behind the command brings any back. Where no
+    primary has done it, all is known here as before.
     """
-    shelf = session.server.scripts
     kept, arrival = shelf.forget_all(), shelf.expect()
 
     def conclude(replies: Sequence[bytes]) -> bytes:
